@@ -1,0 +1,3 @@
+"""SSD300 for blood cells: the package behind the course's six notebooks."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,29 @@
+"""Errors that a user can act on.
+
+Each message says what is wrong, where (file, image, box) and what to do. The command line prints the
+message alone; a traceback is kept for faults of ours.
+"""
+
+
+class SsdError(Exception):
+    """Base of every error that the user, not the programmer, can mend."""
+
+
+class ConfigError(SsdError):
+    """An unknown or impossible setting."""
+
+
+class DataError(SsdError):
+    """Images or annotations that are missing, damaged or contradictory."""
+
+
+class CheckpointError(SsdError):
+    """Weights that are missing, damaged, unsafe, or made for another network."""
+
+
+class TrainingError(SsdError):
+    """Training that cannot go on, such as a loss that is no longer finite."""
+
+
+class StageError(SsdError):
+    """A notebook of the chain that failed or lacks what an earlier one writes."""
