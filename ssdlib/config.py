@@ -26,13 +26,14 @@ class Settings:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Build from plain values. Raises ConfigError that names an unknown key and the nearest known ones."""
+        """Build from plain values. Raises ConfigError that names an unknown key and the known ones."""
         hints = typing.get_type_hints(cls)
         known = {f.name for f in dataclasses.fields(cls) if f.init}
         unknown = sorted(set(values) - known)
         if unknown:
             raise ConfigError(
-                f"{cls.__name__} has no setting {', '.join(map(repr, unknown))}; it has: {', '.join(sorted(known))}"
+                f"{cls.__name__} has no setting {', '.join(map(repr, unknown))}; "
+                f"it has: {', '.join(sorted(known))}"
             )
         try:
             return cls(
@@ -88,7 +89,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 @dataclass(frozen=True)
 class PriorConfig(Settings):
-    """Default boxes ("priors") of SSD300. Liu et al. 2016, section 2.2; sizes as fractions of the image side."""
+    """Default boxes ("priors"), sizes as fractions of the image side. Liu et al. 2016, section 2.2."""
 
     feature_maps: tuple[int, ...] = (38, 19, 10, 5, 3, 1)
     scales: tuple[float, ...] = (0.1, 0.2, 0.375, 0.55, 0.725, 0.9)
@@ -172,7 +173,7 @@ class ModelConfig(Settings):
 
 @dataclass(frozen=True)
 class AugmentConfig(Settings):
-    """Training-time augmentation; SSD section 2.2 and 3.6 unless the field says otherwise. 0 switches a part off."""
+    """Training-time augmentation; SSD sections 2.2 and 3.6 unless the field says otherwise."""
 
     photometric: float = 0.5
     """Chance of each photometric distortion (brightness, contrast, saturation, hue)."""

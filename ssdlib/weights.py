@@ -1,0 +1,258 @@
+"""Where weights come from and how they are kept. Only tensors are ever read: no file can run code here."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torchvision.models import VGG16_BN_Weights, VGG16_Weights
+from torchvision.models.detection import SSD300_VGG16_Weights
+
+from ssdlib.config import ModelConfig
+from ssdlib.errors import CheckpointError, ConfigError
+from ssdlib.files import write_bytes
+from ssdlib.model import SSD300
+
+SOURCES = ("scratch", "imagenet", "coco")
+StateDict = Mapping[str, Tensor]
+
+COCO_MEAN = (0.48235, 0.45882, 0.40784)
+COCO_STD = (1 / 255, 1 / 255, 1 / 255)
+"""torchvision's SSD300 was trained on images normalised like this (Caffe's VGG16 before it)."""
+
+
+def build_model(
+    config: ModelConfig | None = None, initial_weights: str | Path = "scratch", seed: int = 0
+) -> SSD300:
+    """A network ready to train.
+
+    initial_weights: `scratch`; `imagenet` (torchvision's VGG16 in the backbone); `coco` (torchvision's
+    SSD300, all but the class heads; the network then takes over COCO's normalisation); or a checkpoint file
+    of this project, whose heads are kept where they fit. The rest is initialised from `seed`.
+    Raises ConfigError where config and weights cannot go together, CheckpointError for a bad file.
+    """
+    config = config or ModelConfig()
+    if initial_weights == "coco":
+        config = config.replace(mean=COCO_MEAN, std=COCO_STD)
+    model = SSD300(config)
+    initialise(model, seed)
+    if initial_weights == "scratch":
+        return model
+    if initial_weights not in SOURCES:
+        stored = load_model(initial_weights)
+        if (stored.config.batch_norm, stored.config.width) != (config.batch_norm, config.width):
+            raise ConfigError(
+                f"{initial_weights} holds a network with batch_norm={stored.config.batch_norm}, "
+                f"width={stored.config.width}; asked for was batch_norm={config.batch_norm}, "
+                f"width={config.width}. Use a recipe with the same model, or start from scratch."
+            )
+        _load_fitting(model, stored.state_dict())
+        return model
+    if config.width != 1:
+        raise ConfigError(f"{initial_weights} weights need width 1, not {config.width}; start from scratch")
+    if initial_weights == "imagenet":
+        weights = VGG16_BN_Weights.IMAGENET1K_V1 if config.batch_norm else VGG16_Weights.IMAGENET1K_V1
+        load_imagenet(model, _fetch(weights))
+    else:
+        if config.batch_norm:
+            raise ConfigError("torchvision's COCO SSD300 has no BatchNorm: use a model with batch_norm=False")
+        _load_fitting(model, convert_torchvision_ssd(_fetch(SSD300_VGG16_Weights.COCO_V1)))
+    return model
+
+
+def _fetch(weights: Any) -> StateDict:
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except OSError as error:  # URLError is one
+        raise CheckpointError(
+            f"cannot download {weights}: {error}. Go online, put the file into torch's hub folder "
+            f"({torch.hub.get_dir()}/checkpoints), or start with initial_weights='scratch'."
+        ) from error
+
+
+def initialise(model: SSD300, seed: int = 0) -> None:
+    """Fill every layer from `seed`, the same on any device and whatever else drew random numbers.
+
+    Convolutions before a ReLU keep the variance of what flows through them (He et al. 2015). The heads start
+    small and near indifference: every class about as likely, every box its prior.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    heads = {*model.loc_heads.modules(), *model.class_heads.modules()}
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            if module in heads:
+                nn.init.normal_(module.weight, std=0.01, generator=generator)
+            else:
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+            module.reset_running_stats()
+
+
+def _load_fitting(model: SSD300, state: StateDict) -> None:
+    """Load what fits; class heads for other classes or other priors stay as initialised."""
+    own = model.state_dict()
+    fitting = {name: t for name, t in state.items() if name in own and own[name].shape == t.shape}
+    missing = [name for name in own if name not in fitting and not _is_head(name)]
+    if missing:
+        raise CheckpointError(f"the weights lack {len(missing)} tensors of this network: {missing[:3]} ...")
+    model.load_state_dict(fitting, strict=False)
+
+
+def _is_head(name: str) -> bool:
+    return name.startswith(("loc_heads.", "class_heads."))
+
+
+# --- torchvision's layouts -------------------------------------------------------------------------------
+
+
+def _vgg_layers(model: SSD300) -> Iterator[tuple[str, nn.Module]]:
+    """conv and norm layers of conv1_1 ... conv5_3 by full name, in torchvision's order."""
+    for part in ("to_conv4_3", "to_conv7"):
+        for name, layer in getattr(model.backbone, part).named_children():
+            if isinstance(layer, nn.Conv2d | nn.BatchNorm2d) and name[4] not in "67":
+                yield f"backbone.{part}.{name}", layer
+
+
+def load_imagenet(model: SSD300, state: StateDict) -> None:
+    """Put a torchvision `vgg16` or `vgg16_bn` state dict into the backbone, in place.
+
+    fc6 (4096, 512*7*7) becomes conv6 (1024, 512, 3, 3) by keeping each third row and column of the 7x7 grid,
+    which dilation 6 spreads again, and each fourth output; fc7 becomes conv7 likewise. SSD, section 3.
+    """
+    features = [name for name in state if name.startswith("features.")]
+    positions = sorted({int(name.split(".")[1]) for name in features})
+    layers = list(_vgg_layers(model))
+    if len(positions) != len(layers) or "classifier.0.weight" not in state:
+        raise CheckpointError(
+            f"these are not the weights of torchvision's vgg16{'_bn' if model.config.batch_norm else ''}: "
+            f"{len(positions)} feature layers where {len(layers)} are needed, or no classifier"
+        )
+    new = {}
+    for (name, layer), position in zip(layers, positions, strict=True):
+        for key in layer.state_dict():
+            source = f"features.{position}.{key}"
+            if source in state:
+                new[f"{name}.{key}"] = state[source]
+        if isinstance(layer, nn.BatchNorm2d):
+            # Convolutions followed by BatchNorm have no bias here: what a bias adds, the mean takes off.
+            new[f"{name}.running_mean"] = (
+                state[f"features.{position}.running_mean"] - state[f"features.{position - 1}.bias"]
+            )
+    fc6 = state["classifier.0.weight"].reshape(4096, 512, 7, 7)[::4, :, ::3, ::3]
+    fc7 = state["classifier.3.weight"].reshape(4096, 4096, 1, 1)[::4, ::4]
+    new |= {"backbone.to_conv7.conv6.weight": fc6, "backbone.to_conv7.conv7.weight": fc7}
+    if not model.config.batch_norm:
+        new["backbone.to_conv7.conv6.bias"] = state["classifier.0.bias"][::4]
+        new["backbone.to_conv7.conv7.bias"] = state["classifier.3.bias"][::4]
+    _, unexpected = model.load_state_dict(new, strict=False)
+    if unexpected:
+        raise CheckpointError(f"tensors without a place in this network: {unexpected[:3]} ...")
+
+
+def convert_torchvision_ssd(state: StateDict) -> dict[str, Tensor]:
+    """Rename the tensors of torchvision's `ssd300_vgg16` to ours; any number of classes."""
+    blocks = zip((2, 2, 3, 3), ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21)), strict=True)
+    names = {}
+    for stage, (_, positions) in enumerate(blocks, start=1):
+        for i, position in enumerate(positions, start=1):
+            names[f"backbone.features.{position}"] = f"backbone.to_conv4_3.conv{stage}_{i}"
+    for i, position in enumerate((1, 3, 5), start=1):
+        names[f"backbone.extra.0.{position}"] = f"backbone.to_conv7.conv5_{i}"
+    names["backbone.extra.0.7.1"] = "backbone.to_conv7.conv6"
+    names["backbone.extra.0.7.3"] = "backbone.to_conv7.conv7"
+    for block in range(4):
+        names[f"backbone.extra.{block + 1}.0"] = f"extras.blocks.{block}.conv{block + 8}_1"
+        names[f"backbone.extra.{block + 1}.2"] = f"extras.blocks.{block}.conv{block + 8}_2"
+    for level in range(6):
+        names[f"head.regression_head.module_list.{level}"] = f"loc_heads.convs.{level}"
+        names[f"head.classification_head.module_list.{level}"] = f"class_heads.convs.{level}"
+    converted = {}
+    for key, tensor in state.items():
+        layer, _, kind = key.rpartition(".")
+        if key == "backbone.scale_weight":
+            converted["norm4_3.scale"] = tensor
+        elif layer in names:
+            converted[f"{names[layer]}.{kind}"] = tensor
+        else:
+            raise CheckpointError(f"{key!r} is no tensor of torchvision's ssd300_vgg16")
+    return converted
+
+
+# --- our own files ---------------------------------------------------------------------------------------
+
+FORMAT = "ssdlib-1"
+
+
+def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
+    """Write the weights to a safetensors file, atomically; `half` keeps floating-point ones as fp16.
+
+    The header carries the model's config and `metadata` (JSON values), so that the file alone rebuilds the
+    network. Raises SsdError where the disk refuses; what was there before then stays.
+    """
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().to("cpu", memory_format=torch.contiguous_format)
+        tensors[name] = (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(model.config.to_dict()),
+        "metadata": json.dumps(metadata, allow_nan=False),
+    }
+    write_bytes(path, safetensors.torch.save(tensors, header))
+
+
+def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError, struct.error, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}). Use another checkpoint of the run."
+        ) from error
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `save_model` was told to keep, and `config`. Raises CheckpointError as `load_model` does."""
+    header, _ = _open(Path(path))
+    return _read_header(Path(path), header)[1]
+
+
+def _read_header(path: Path, header: Mapping[str, str]) -> tuple[ModelConfig, dict[str, Any]]:
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} holds tensors, but was not written by ssdlib.weights.save_model")
+    try:
+        config = ModelConfig.from_dict(json.loads(header["config"]))
+        metadata = json.loads(header["metadata"])
+    except (KeyError, json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its header cannot be read ({error})") from error
+    return config, {"config": config.to_dict(), **metadata}
+
+
+def load_model(path: str | Path) -> SSD300:
+    """Rebuild a network from a file of `save_model`, on the CPU, in float32 and evaluation mode.
+
+    Raises CheckpointError that names the file if it is missing, damaged, half written, or not ours.
+    """
+    path = Path(path)
+    header, tensors = _open(path)
+    config, _ = _read_header(path, header)
+    model = SSD300(config)
+    own = model.state_dict()
+    wrong = [n for n in own if n not in tensors or tensors[n].shape != own[n].shape]
+    if wrong or len(tensors) != len(own):
+        raise CheckpointError(f"{path}: its tensors are not those of its own config ({wrong[:3]} ...)")
+    model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    return model.eval()
