@@ -1,0 +1,645 @@
+"""Synthetic blood smears: a stand-in for BCCD that needs no download and is never mistaken for data.
+
+Each image is drawn by the Beer-Lambert law: cells add amounts of four dyes to a map, the dyes absorb red,
+green and blue light by their own coefficients, and overlapping red cells come out darker by themselves.
+Counts, sizes, colours and sharpness follow what was measured on BCCD (github.com/Shenggan/BCCD_Dataset).
+A network that does well here has learnt to find drawings; say so wherever a number from them is shown.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from lxml import etree
+from tqdm.auto import tqdm
+
+from ssdlib.errors import ConfigError, DataError, SsdError
+from ssdlib.files import read_json, write_json
+
+SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels or boxes
+WIDTH, HEIGHT = 640, 480
+MARKER = "smears.json"
+NAMES = ("background", "WBC", "RBC", "Platelets")
+WBC, RBC, PLATELETS = 1, 2, 3
+
+# BCCD's pictures are soft (upsampled by the camera), so everything is drawn at half size and enlarged:
+# four times faster, and the edges come out as wide as the real ones. Lengths below are full-size pixels.
+_STEP = 2
+_ROWS, _COLUMNS = HEIGHT // _STEP, WIDTH // _STEP
+_ANGLES = 256
+_THETA = np.arange(_ANGLES, dtype=np.float32) * np.float32(2 * np.pi / _ANGLES)
+_COS, _SIN = np.cos(_THETA), np.sin(_THETA)
+_STRETCH = 1.015  # cells in BCCD are about 3 % wider than tall
+
+# Red, green and blue absorbance of one unit of each dye. The camera's white balance lets the violet dyes
+# come out bluer than the background, hence the negative figures.
+_HAEMOGLOBIN_BROWN = (0.105, 0.300, 0.290)
+_HAEMOGLOBIN_PINK = (0.100, 0.275, 0.165)
+_NUCLEUS = (0.720, 1.150, 0.020)
+_LILAC = (0.060, 0.260, -0.030)
+_BLUE = (0.420, 0.230, -0.050)
+
+
+class Smear(NamedTuple):
+    """One drawn field of view."""
+
+    image: np.ndarray  # (480, 640, 3) uint8 RGB
+    boxes: np.ndarray  # (G, 4) float32 xyxy pixels, whole numbers, 1..640 and 1..480 as in BCCD
+    labels: np.ndarray  # (G,) int64: 1 WBC, 2 RBC, 3 Platelets
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A closed outline around a centre: `radii[k]` is the distance to the edge at angle k * 2 pi / 256."""
+
+    label: int
+    x: float
+    y: float
+    radii: np.ndarray
+    kind: str = ""
+
+    @property
+    def extent(self) -> tuple[float, float, float, float]:
+        """Uncropped xyxy."""
+        across, down = self.radii * _COS, self.radii * _SIN
+        return (
+            self.x + float(across.min()),
+            self.y + float(down.min()),
+            self.x + float(across.max()),
+            self.y + float(down.max()),
+        )
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The extent cut to the image, in whole pixels; like BCCD's annotation tool, never below 1."""
+        left, top, right, bottom = self.extent
+        return (
+            float(max(1, round(left))),
+            float(max(1, round(top))),
+            float(min(WIDTH, round(right))),
+            float(min(HEIGHT, round(bottom))),
+        )
+
+    @property
+    def visible(self) -> float:
+        """The smaller of the visible shares of width and height, 0 to 1."""
+        left, top, right, bottom = self.extent
+        x1, y1, x2, y2 = self.box
+        return min((x2 - x1) / (right - left), (y2 - y1) / (bottom - top))
+
+    def distance(self, x: float, y: float) -> float:
+        """Distance of a point from the edge in pixels, positive outside, along the ray from the centre."""
+        angle = np.arctan2(y - self.y, x - self.x) % (2 * np.pi)
+        edge = self.radii[int(angle / (2 * np.pi) * _ANGLES) % _ANGLES]
+        return float(np.hypot(x - self.x, y - self.y) - edge)
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one slide under one lamp has in common."""
+
+    dyes: np.ndarray  # (3, 4) absorbance of haemoglobin, nucleus, lilac, blue
+    light: tuple[float, float, float]
+    depth: float  # how much haemoglobin a typical red cell holds
+    pallor: float  # how pale the centres are, 0 to 1
+    edge: float  # half width of a cell's edge
+    blur: float  # extra defocus, sigma at half size
+    crowding: float  # chance that a red cell is put beside another
+
+
+def draw_smear(seed: int) -> Smear:
+    """Draw one smear. The same seed gives the same pixels, boxes and labels, whatever the thread count.
+
+    Every white cell, red cell and platelet in the picture has its box, cut at the border of the image; dust
+    and bubbles have none. Raises ConfigError for a negative seed.
+    """
+    if seed < 0:
+        raise ConfigError(f"smear seed {seed} is negative: choose 0 or more.")
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    look = _choose_look(rng)
+    cells = _place_cells(rng, look)
+    boxes = np.array([cell.box for cell in cells], np.float32).reshape(-1, 4)
+    labels = np.array([cell.label for cell in cells], np.int64)
+    return Smear(_photograph(rng, look, _stain(rng, look, cells)), boxes, labels)
+
+
+# What is there -------------------------------------------------------------------------------------------
+
+
+def _choose_look(rng: np.random.Generator) -> _Look:
+    pink = rng.beta(1.2, 1.6)
+    haemoglobin = (1 - pink) * np.array(_HAEMOGLOBIN_BROWN) + pink * np.array(_HAEMOGLOBIN_PINK)
+    dyes = np.stack([haemoglobin, _NUCLEUS, _LILAC, _BLUE], axis=1)
+    dyes = dyes * rng.normal(1, (0.05, 0.09, 0.10, 0.12), (3, 4))
+    grey = rng.normal(200, 5.5)
+    light = (grey + rng.normal(0, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 2.5))
+    return _Look(
+        dyes=dyes.astype(np.float32),
+        light=light,
+        depth=float(np.clip(rng.normal(0.80, 0.16), 0.45, 1.2)),
+        pallor=float(rng.uniform(0.15, 0.8)),
+        edge=float(rng.uniform(2.6, 4.2)),
+        blur=float(rng.choice([0.0, 0.6, 0.9, 1.6], p=[0.40, 0.35, 0.18, 0.07])),
+        crowding=float(rng.uniform(0.1, 0.75)),
+    )
+
+
+def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
+    """White cells first, then red ones around them, then platelets in the gaps."""
+    white: list[_Cell] = []
+    for _ in range(rng.choice(3, p=[0.016, 0.945, 0.039])):
+        _try_to_place(rng, white, _new_white, lambda cell: not _crowded(cell, white, -10))
+
+    red: list[_Cell] = []
+    wanted = 0 if rng.random() < 0.025 else round(float(np.clip(rng.normal(11.9, 4.0), 3, 27)))
+    for _ in range(wanted):
+        beside = red if red and rng.random() < look.crowding else None
+        _try_to_place(
+            rng,
+            red,
+            lambda rng, beside=beside: _new_red(rng, beside),
+            lambda cell: cell.visible > 0.62 and not _crowded(cell, white, -16) and not _piled(cell, red),
+        )
+
+    platelets: list[_Cell] = []
+    for _ in range(rng.choice(7, p=[0.448, 0.264, 0.189, 0.058, 0.033, 0.005, 0.003])):
+        others = white if rng.random() < 0.10 else white + red
+        _try_to_place(
+            rng,
+            platelets,
+            _new_platelet,
+            lambda cell, others=others: cell.visible > 0.5 and not _crowded(cell, others + platelets, 0),
+        )
+    return white + red + platelets
+
+
+def _try_to_place(
+    rng: np.random.Generator,
+    placed: list[_Cell],
+    propose: Callable[[np.random.Generator], _Cell],
+    fits: Callable[[_Cell], bool],
+) -> None:
+    """Add a proposed cell that fits. In a field too full for it the cell is left out, label and all."""
+    for _ in range(60):
+        cell = propose(rng)
+        if fits(cell):
+            placed.append(cell)
+            return
+
+
+def _crowded(cell: _Cell, others: list[_Cell], gap: float) -> bool:
+    """Whether the cell comes nearer than `gap` pixels to another; a negative gap allows some overlap."""
+    reach = float(cell.radii.mean())
+    return any(other.distance(cell.x, cell.y) < reach + gap for other in others)
+
+
+def _piled(cell: _Cell, others: list[_Cell]) -> bool:
+    """Whether the cell lies so much upon another that even a person could not tell the two apart."""
+    return any(np.hypot(cell.x - other.x, cell.y - other.y) < 58 for other in others)
+
+
+def _outline(
+    rng: np.random.Generator, diameter: float, aspect: float, roughness: float, tail: float = 0.0
+) -> np.ndarray:
+    """Radii (256,) of an ellipse at a random angle, made uneven by a few low harmonics, maybe with a tail."""
+    turned = _THETA - rng.uniform(0, 2 * np.pi)
+    long, short = diameter / 2 * np.sqrt(aspect), diameter / 2 / np.sqrt(aspect)
+    radii = 1 / np.hypot(np.cos(turned) / long, np.sin(turned) / short)
+    orders = np.arange(2, 8)
+    sizes = rng.normal(0, roughness, 6) / np.sqrt(orders)
+    phases = rng.uniform(0, 2 * np.pi, 6)
+    radii *= 1 + (sizes[:, None] * np.cos(orders[:, None] * _THETA + phases[:, None])).sum(0)
+    if tail:
+        off = np.angle(np.exp(1j * turned))
+        radii *= 1 + tail * np.exp(-((off / 0.38) ** 2))
+    # Stretching across turns every point a little; at 3 % the angle's change is below what can be seen.
+    return (radii * (1 + (_STRETCH - 1 / _STRETCH) / 2 * np.cos(2 * _THETA))).astype(np.float32)
+
+
+_WHITE_KINDS = {  # mean diameter, its spread, aspect's spread, roughness, share
+    "neutrophil": (212, 24, 0.09, 0.016, 0.52),
+    "eosinophil": (186, 26, 0.08, 0.012, 0.22),
+    "lymphocyte": (142, 18, 0.09, 0.018, 0.17),
+    "monocyte": (212, 26, 0.12, 0.040, 0.09),
+}
+
+
+def _new_white(rng: np.random.Generator) -> _Cell:
+    shares = [figures[-1] for figures in _WHITE_KINDS.values()]
+    kind = list(_WHITE_KINDS)[rng.choice(len(shares), p=shares)]
+    mean, spread, aspect, roughness, _ = _WHITE_KINDS[kind]
+    diameter = float(np.clip(rng.normal(mean, spread), 100, 270))
+    radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, aspect)))), roughness)
+    x = float(np.clip(rng.normal(300, 118), 40, WIDTH - 40))
+    y = float(np.clip(rng.normal(262, 105), 35, HEIGHT - 35))
+    return _Cell(WBC, x, y, radii, kind)
+
+
+def _new_red(rng: np.random.Generator, beside: list[_Cell] | None) -> _Cell:
+    diameter = float(np.clip(rng.normal(102, 8.5), 74, 140))
+    tail = float(rng.uniform(0.2, 0.4)) if rng.random() < 0.03 else 0.0
+    radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.19)))), 0.020, tail)
+    if beside:
+        neighbour = beside[rng.integers(len(beside))]
+        angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.62, 1.02) * diameter
+        return _Cell(RBC, neighbour.x + far * np.cos(angle), neighbour.y + far * np.sin(angle), radii)
+    return _Cell(RBC, rng.uniform(-15, WIDTH + 15), rng.uniform(-15, HEIGHT + 15), radii)
+
+
+def _new_platelet(rng: np.random.Generator) -> _Cell:
+    diameter = float(np.clip(rng.normal(40, 8.0), 22, 75))
+    radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.18)))), 0.06)
+    return _Cell(PLATELETS, rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT), radii)
+
+
+# How much dye it holds -----------------------------------------------------------------------------------
+
+
+@cache
+def _noise(sigma: float) -> np.ndarray:
+    """A (384, 448) float32 field of unit variance, smooth on the scale of `sigma`; the same each time."""
+    rng = np.random.default_rng(np.random.SeedSequence(round(sigma * 1000) + 7))
+    field = rng.standard_normal((384, 448), dtype=np.float32)
+    field = cv2.GaussianBlur(field, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
+    return (field - field.mean()) / field.std()
+
+
+def _texture(rng: np.random.Generator, sigma: float, rows: int, columns: int) -> np.ndarray:
+    """A window at a random place of a ready-made field: much cheaper than drawing fresh noise."""
+    field = _noise(sigma)
+    row = rng.integers(field.shape[0] - rows + 1)
+    column = rng.integers(field.shape[1] - columns + 1)
+    return field[row : row + rows, column : column + columns]
+
+
+def _ramp(x: np.ndarray) -> np.ndarray:
+    """Smooth step from 0 at x <= 0 to 1 at x >= 1."""
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """The part of the half-size map that one cell covers, and where its pixels lie from its centre."""
+
+    place: tuple[slice, slice]
+    dx: np.ndarray  # full-size pixels right of the centre
+    dy: np.ndarray
+    inside: np.ndarray  # full-size pixels inside the edge; negative outside
+    share: np.ndarray  # distance from the centre as a share of the edge's
+
+
+def _window(cell: _Cell, margin: float) -> _Window:
+    left, top, right, bottom = cell.extent
+    c1, c2 = (max(0, int((left - margin) / _STEP)), min(_COLUMNS, int((right + margin) / _STEP) + 1))
+    r1, r2 = (max(0, int((top - margin) / _STEP)), min(_ROWS, int((bottom + margin) / _STEP) + 1))
+    across = (np.arange(c1, c2, dtype=np.float32) + 0.5) * _STEP - np.float32(cell.x)
+    down = (np.arange(r1, r2, dtype=np.float32) + 0.5) * _STEP - np.float32(cell.y)
+    dx, dy = np.meshgrid(across, down)
+    far, angle = cv2.cartToPolar(dx, dy)
+    edge = cell.radii[(angle * np.float32(_ANGLES / (2 * np.pi))).astype(np.int32) % _ANGLES]
+    return _Window((slice(r1, r2), slice(c1, c2)), dx, dy, edge - far, far / edge)
+
+
+def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndarray:
+    """The dye map (240, 320, 4) float32 that the cells give."""
+    dye = np.zeros((_ROWS, _COLUMNS, 4), np.float32)
+    for cell in cells:
+        if cell.label == RBC:
+            _add_red(rng, look, dye, cell)
+    # Stacked cells press each other flat: twice the cells is less than twice the dye.
+    dye[..., 0] /= 1 + 0.30 * dye[..., 0]
+    for cell in cells:
+        if cell.label == WBC:
+            _add_white(rng, look, dye, cell)
+    for cell in cells:
+        if cell.label == PLATELETS:
+            _add_platelet(rng, look, dye, cell)
+    return dye
+
+
+def _add_red(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
+    """A disc with a pale centre, seldom quite in the middle, and a thin violet rim."""
+    window = _window(cell, 8)
+    rows, columns = window.dx.shape
+    radius = float(cell.radii.mean())
+    body = _ramp(window.inside / (2 * look.edge) + 0.5)
+
+    pallor = float(np.clip(look.pallor + rng.normal(0, 0.22), 0, 0.92))
+    slant, squeeze = rng.uniform(0, np.pi), np.exp(abs(rng.normal(0, 0.28)))
+    ox, oy = rng.normal(0, 0.09 * radius, 2)
+    u = (window.dx - ox) * np.cos(slant) + (window.dy - oy) * np.sin(slant)
+    v = (window.dy - oy) * np.cos(slant) - (window.dx - ox) * np.sin(slant)
+    width = radius * rng.uniform(0.25, 0.60)
+    from_hollow = cv2.magnitude(u / np.float32(squeeze), v * np.float32(squeeze)) / np.float32(width)
+    hollow = _ramp((1.35 - from_hollow) / rng.uniform(0.5, 1.0))
+
+    # Dense cells often have no hollow; a few ghosts have lost most of their haemoglobin.
+    depth = look.depth * float(np.clip(rng.normal(1, 0.17), 0.55, 1.5)) * (1.22 - 0.45 * pallor)
+    if rng.random() < 0.05:
+        depth *= 0.55
+    thickness = 1 - pallor * hollow + 0.035 * _texture(rng, 4.0, rows, columns)
+    tilt = rng.normal(0, 0.07, 2).astype(np.float32) / np.float32(radius)
+    thickness += tilt[0] * window.dx + tilt[1] * window.dy
+    rim = _ramp(1 - np.abs(window.inside - 5) / 9)
+    dye[(*window.place, 0)] += body * np.float32(depth) * (thickness + 0.06 * rim)
+    dye[(*window.place, 2)] += body * rim * np.float32(rng.uniform(0.05, 0.22))
+
+
+def _add_white(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
+    """Granular cytoplasm and a violet nucleus; what lies below the cell is hidden."""
+    window = _window(cell, 8)
+    rows, columns = window.dx.shape
+    body = _ramp(window.inside / (2 * look.edge + 1.5) + 0.5)
+    nucleus = _nucleus(rng, cell, window)
+    grain = _texture(rng, 0.9, rows, columns) + 0.8 * _texture(rng, 4.0, rows, columns)
+    chromatin = _texture(rng, 2.2, rows, columns) + 0.8 * _texture(rng, 6.0, rows, columns)
+    pink, lilac, blue, strength = {
+        "neutrophil": (0.12, 0.62, 0.06, 0.17),
+        "eosinophil": (0.52, 0.60, 0.02, 0.20),
+        "lymphocyte": (0.00, 0.30, 0.62, 0.10),
+        "monocyte": (0.04, 0.55, 0.40, 0.20),
+    }[cell.kind]
+    amount = float(np.clip(rng.normal(1, 0.2), 0.6, 1.5))
+    cytoplasm = (1 + strength * grain) * np.float32(amount)
+    # The edge of the cytoplasm is thinner, and bluish where it is out of focus.
+    thin = 0.65 + 0.35 * _ramp(window.inside / 26)
+    deep = float(np.clip(rng.normal(0.95, 0.20), 0.5, 1.5))
+    own = np.empty((rows, columns, 4), np.float32)
+    outside_nucleus = 1 - 0.6 * nucleus
+    own[..., 0] = pink * cytoplasm * outside_nucleus
+    own[..., 1] = nucleus * np.float32(deep) * (1 + 0.10 * chromatin)
+    own[..., 2] = lilac * cytoplasm * thin * outside_nucleus
+    own[..., 3] = blue * cytoplasm * outside_nucleus + 0.10 * _ramp(1 - np.abs(window.inside) / 8)
+    under = dye[window.place]
+    under += (own - under) * body[..., None]
+
+
+def _nucleus(rng: np.random.Generator, cell: _Cell, window: _Window) -> np.ndarray:
+    """The nucleus as a soft mask (rows, columns) in 0..1: lobes on a bow, a kidney, or one large disc."""
+    rows, columns = window.dx.shape
+    mask = np.zeros((rows, columns), np.uint8)
+    middle = np.array([-window.dx[0, 0], -window.dy[0, 0]]) / _STEP
+    radius = float(cell.radii.mean()) / _STEP
+    start = rng.uniform(0, 2 * np.pi)
+
+    def at(angle: float, far: float) -> tuple[int, int]:
+        x, y = middle + far * radius * np.array([np.cos(angle), np.sin(angle)])
+        return round(float(x) * 16), round(float(y) * 16)
+
+    def lobe(centre: tuple[int, int], long: float, short: float, turn: float) -> None:
+        axes = (max(1, round(long * radius * 16)), max(1, round(short * radius * 16)))
+        cv2.ellipse(mask, centre, axes, float(np.degrees(turn)), 0, 360, 255, -1, cv2.LINE_AA, 4)
+
+    def bridge(points: list[tuple[int, int]], width: float) -> None:
+        line = np.array(points, np.int32).reshape(-1, 1, 2)
+        cv2.polylines(mask, [line], False, 255, max(1, round(width * radius)), cv2.LINE_AA, 4)
+
+    if cell.kind in ("neutrophil", "eosinophil"):
+        lobes = int(rng.integers(3, 6) if cell.kind == "neutrophil" else rng.integers(2, 4))
+        size = {2: 0.40, 3: 0.33, 4: 0.285, 5: 0.25}[lobes]
+        bend = rng.uniform(0.75, 1.0) * (5.2 if lobes > 3 else 4.0 if lobes == 3 else 2.6)
+        angles = start + np.linspace(0, bend, lobes) + rng.normal(0, 0.10, lobes)
+        far = rng.uniform(0.42, 0.54, lobes)
+        centres = [at(a, f) for a, f in zip(angles, far, strict=True)]
+        for angle, centre in zip(angles, centres, strict=True):
+            long = size * rng.uniform(1.0, 1.35)
+            lobe(centre, long, size * rng.uniform(0.78, 1.0), angle + np.pi / 2 + rng.normal(0, 0.4))
+        steps = np.linspace(0, 1, 9)
+        bow = np.interp(steps, np.linspace(0, 1, lobes), angles)
+        reach = np.interp(steps, np.linspace(0, 1, lobes), far)
+        bridge([at(a, f) for a, f in zip(bow, reach, strict=True)], rng.uniform(0.10, 0.26))
+    elif cell.kind == "monocyte":
+        bow = start + np.linspace(0, rng.uniform(2.2, 3.6), 9)
+        bridge([at(a, 0.36 + 0.05 * np.sin(2 * a)) for a in bow], rng.uniform(0.52, 0.66))
+        lobe(at(float(bow[4]), 0.30), 0.42, 0.36, float(bow[4]))
+    else:
+        off = rng.uniform(0.02, 0.12)
+        lobe(at(start, off), rng.uniform(0.80, 0.90), rng.uniform(0.70, 0.84), rng.uniform(0, np.pi))
+
+    soft = cv2.GaussianBlur(mask, (0, 0), 2.0).astype(np.float32) / 255
+    uneven = soft + 0.085 * _texture(rng, 2.2, rows, columns) + 0.05 * _texture(rng, 6.0, rows, columns)
+    # Kept inside the cell, so that the box around the outline holds all of it.
+    return _ramp((uneven - 0.26) / 0.48) * _ramp((1.0 - window.share) / 0.10)
+
+
+def _add_platelet(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
+    """A violet core that fades outwards into a blue-grey halo; the box holds the halo."""
+    window = _window(cell, 4)
+    rows, columns = window.dx.shape
+    core = _ramp((1.0 - window.share) / rng.uniform(0.55, 0.85))
+    halo = _ramp((1.04 - window.share) / 0.5)
+    core = core * np.clip(1 + 0.22 * _texture(rng, 2.2, rows, columns), 0.2, 2)
+    violet = float(rng.beta(1.8, 1.8))
+    strength = float(np.clip(rng.normal(0.62, 0.2), 0.28, 1.1))
+    dye[(*window.place, 0)] *= 1 - 0.5 * halo
+    dye[(*window.place, 1)] += np.float32(strength * (0.12 + 0.42 * violet)) * core
+    dye[(*window.place, 3)] += np.float32(strength * (1.05 - 0.55 * violet)) * core + 0.13 * halo
+
+
+# How it is seen ------------------------------------------------------------------------------------------
+
+
+@cache
+def _field() -> tuple[np.ndarray, np.ndarray]:
+    """Places across and down the half-size image, each (240, 320) float32 in -1..1."""
+    return tuple(
+        np.meshgrid(
+            np.linspace(-1, 1, _COLUMNS, dtype=np.float32), np.linspace(-1, 1, _ROWS, dtype=np.float32)
+        )
+    )
+
+
+@cache
+def _grain() -> np.ndarray:
+    """Sensor noise about 128, (544, 704, 3) uint8: mostly common to the three channels, a little smeared."""
+    rng = np.random.default_rng(np.random.SeedSequence(11))
+    common = rng.standard_normal((544, 704, 1), dtype=np.float32)
+    noise = common + 0.55 * rng.standard_normal((544, 704, 3), dtype=np.float32)
+    noise = cv2.GaussianBlur(noise, (0, 0), 0.8)
+    return np.clip(np.round(128 + 1.75 * noise / noise.std()), 0, 255).astype(np.uint8)
+
+
+def _photograph(rng: np.random.Generator, look: _Look, dye: np.ndarray) -> np.ndarray:
+    """The dye map seen through lamp, lens and camera: (480, 640, 3) uint8 RGB."""
+    across, down = _field()
+    slope = rng.normal(0, (0.012, 0.010)).astype(np.float32)
+    fall = np.float32(rng.uniform(0.005, 0.045))
+    lamp = 1 + slope[0] * across + slope[1] * down - fall * (across * across + down * down)
+    lamp = lamp + np.float32(0.004) * _texture(rng, 12.0, _ROWS, _COLUMNS)
+    _add_specks(rng, lamp)
+    seen = cv2.exp(-cv2.transform(dye, look.dyes))
+    seen *= lamp[..., None] * np.array(look.light, np.float32)
+    seen = cv2.GaussianBlur(seen, (0, 0), 0.55 + look.blur)
+    # Lateral colour error: red and blue lie half a small pixel apart, which tints the edges.
+    shift = float(rng.uniform(0.15, 0.5))
+    seen[1:, :, 0] += shift * (seen[:-1, :, 0] - seen[1:, :, 0])
+    seen[:-1, :, 2] += shift * (seen[1:, :, 2] - seen[:-1, :, 2])
+    small = cv2.convertScaleAbs(seen)
+    large = cv2.resize(small, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    row, column = rng.integers(65, size=2)
+    grain = _grain()[row : row + HEIGHT, column : column + WIDTH]
+    return cv2.addWeighted(large, 1.0, grain, 1.0, -128)
+
+
+def _add_specks(rng: np.random.Generator, lamp: np.ndarray) -> None:
+    """Small round bubbles with a bright middle, and now and then a smudge of dust on the lens."""
+    for smudge in [False] * int(rng.poisson(9)) + [True] * int(rng.random() < 0.4):
+        size = rng.uniform(5, 10) if smudge else rng.uniform(1.6, 3.4)
+        x, y = rng.uniform(14, _COLUMNS - 14), rng.uniform(14, _ROWS - 14)
+        c, r = int(x), int(y)
+        across, down = _field()[0][:1, :29] * _COLUMNS / 2, _field()[1][:29, :1] * _ROWS / 2
+        far = np.hypot(across - across[0, 14] - (x - c), down - down[14, 0] - (y - r)) / size
+        if smudge:
+            change = -rng.uniform(0.05, 0.16) * np.exp(-(far**2))
+        else:
+            change = rng.uniform(0.03, 0.14) * (0.9 * np.exp(-(far**2) * 4) - np.exp(-(((far - 0.9) / 0.3) ** 2)))
+        lamp[r - 14 : r + 15, c - 14 : c + 15] *= (1 + change).astype(np.float32)
+
+
+# A data set of them --------------------------------------------------------------------------------------
+
+
+def write_dataset(
+    root: str | Path, *, train: int = 205, val: int = 87, test: int = 72, seed: int = 0, progress: bool = True
+) -> Path:
+    """Write smears to the folder `root` in BCCD's layout and return it.
+
+    `Annotations/*.xml` (Pascal VOC), `JPEGImages/*.jpg`, `ImageSets/Main/{train,val,test,trainval}.txt`, and
+    `smears.json`, which says what the folder holds. The folder is built beside and renamed when whole, so an
+    interrupted run leaves nothing that could be taken for a data set. Where `root` already holds exactly
+    this data set, nothing is written. Raises ConfigError for negative numbers, DataError if `root` holds
+    something else or is incomplete, SsdError if the disk refuses.
+    """
+    root = Path(root)
+    contents = {"version": SMEARS_VERSION, "seed": seed, "train": train, "val": val, "test": test}
+    if min(seed, train, val, test) < 0:
+        raise ConfigError(f"cannot write smears with {contents}: seed and counts must be 0 or more.")
+    if _already_there(root, contents):
+        return root
+    temporary: Path | None = None
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.", suffix=".partial"))
+        os.chmod(temporary, 0o777 & ~_umask())
+        _fill(temporary, contents, progress)
+        _publish(temporary, root, contents)
+    except OSError as error:
+        raise SsdError(
+            f"cannot write the synthetic smears to {root}: {error.strerror or error}. "
+            "Free some space or choose another folder."
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return root
+
+
+def _already_there(root: Path, contents: dict) -> bool:
+    """True if `root` holds the data set, False if it is absent or empty; DataError for anything else."""
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        return False
+    if not (root / MARKER).is_file():
+        raise DataError(f"{root} exists and is not a set of synthetic smears: choose another folder.")
+    found = read_json(root / MARKER, hint="Delete the folder and run again.")
+    if found != contents:
+        raise DataError(
+            f"{root} holds other smears ({found}) than asked for ({contents}): "
+            "choose another folder, or delete this one to have it written again."
+        )
+    images = contents["train"] + contents["val"] + contents["test"]
+    for folder, pattern in (("JPEGImages", "*.jpg"), ("Annotations", "*.xml")):
+        count = sum(1 for _ in (root / folder).glob(pattern))
+        if count != images:
+            raise DataError(
+                f"{root / folder} holds {count} files and should hold {images}: "
+                "delete the whole data set to have it written again."
+            )
+    return True
+
+
+def _fill(folder: Path, contents: dict, progress: bool) -> None:
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    splits: dict[str, list[str]] = {}
+    total = 0
+    for split in ("train", "val", "test"):
+        splits[split] = [f"SmearImage_{total + i:05d}" for i in range(contents[split])]
+        total += contents[split]
+    names = [name for ids in splits.values() for name in ids]
+    for index, name in enumerate(tqdm(names, desc="drawing smears", unit="image", disable=not progress)):
+        state = np.random.SeedSequence([contents["seed"], index]).generate_state(2, np.uint64)
+        smear = draw_smear(int(state[0]))
+        quality = 73 + int(state[1] % 6)
+        _write_jpeg(folder / "JPEGImages" / f"{name}.jpg", smear.image, quality)
+        _write_xml(folder / "Annotations" / f"{name}.xml", f"{name}.jpg", smear)
+    splits["trainval"] = sorted(splits["train"] + splits["val"])
+    for split, ids in splits.items():
+        path = folder / "ImageSets" / "Main" / f"{split}.txt"
+        path.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    write_json(folder / MARKER, contents)  # last: a folder without it is not whole
+
+
+def _publish(temporary: Path, root: Path, contents: dict) -> None:
+    """Rename into place. If another process was quicker with the same data set, its copy stays."""
+    with suppress(FileNotFoundError):
+        root.rmdir() if root.is_dir() and not any(root.iterdir()) else None
+    try:
+        temporary.rename(root)
+    except OSError:
+        if not _already_there(root, contents):
+            raise
+
+
+def _write_jpeg(path: Path, rgb: np.ndarray, quality: int) -> None:
+    done, content = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise SsdError(f"cannot encode {path} as JPEG: this build of OpenCV lacks the encoder.")
+    path.write_bytes(content.tobytes())
+
+
+def _write_xml(path: Path, filename: str, smear: Smear) -> None:
+    """Pascal VOC with the same elements in the same order as BCCD's files."""
+
+    def child(parent: etree._Element, tag: str, text: object = None) -> etree._Element:
+        element = etree.SubElement(parent, tag)
+        element.text = None if text is None else str(text)
+        return element
+
+    annotation = etree.Element("annotation")
+    child(annotation, "folder", "JPEGImages")
+    child(annotation, "filename", filename)
+    child(annotation, "path", f"JPEGImages/{filename}")
+    child(child(annotation, "source"), "database", "Synthetic smears, not real blood")
+    size = child(annotation, "size")
+    for tag, value in (("width", WIDTH), ("height", HEIGHT), ("depth", 3)):
+        child(size, tag, value)
+    child(annotation, "segmented", 0)
+    for box, label in zip(smear.boxes, smear.labels, strict=True):
+        item = child(annotation, "object")
+        child(item, "name", NAMES[label])
+        child(item, "pose", "Unspecified")
+        cut = box[0] <= 1 or box[1] <= 1 or box[2] >= WIDTH or box[3] >= HEIGHT
+        child(item, "truncated", int(cut))
+        child(item, "difficult", 0)
+        bounds = child(item, "bndbox")
+        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            child(bounds, tag, int(value))
+    etree.indent(annotation, space="\t")
+    path.write_bytes(etree.tostring(annotation) + b"\n")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
