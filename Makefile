@@ -1,0 +1,41 @@
+# make run                      the six notebooks on BCCD (or synthetic smears), then a report
+# make run PROFILE=smoke        smoke | quick | full
+# make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
+# make test                     ruff, the unit tests and every notebook
+PYTHON  ?= python3
+PROFILE ?= quick
+DATA    ?= auto
+RUN     ?=
+ARGS    ?=
+
+BIN       := .venv/bin
+NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
+
+.PHONY: run setup test bench clean
+.DEFAULT_GOAL := run
+
+run: .venv/.stamp
+	$(BIN)/python -m ssdlib run --profile "$(PROFILE)" --data "$(DATA)" $(if $(RUN),--run "$(RUN)") $(ARGS)
+
+setup: .venv/.stamp
+
+# Done once, and again whenever the project's requirements or the pins change.
+.venv/.stamp: pyproject.toml .ci/constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: try make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" % v[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	$(BIN)/python -m ssdlib.setup_check --constraints .ci/constraints.txt
+	@touch $@
+
+test: .venv/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --nbval tests $(NOTEBOOKS)
+
+bench: .venv/.stamp
+	$(BIN)/python -m ssdlib.bench
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find ssdlib tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +

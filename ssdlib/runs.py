@@ -1,0 +1,322 @@
+"""A run is a folder: what was asked, where it ran, and everything that each stage wrote.
+
+    runs/NAME/config.json        profile, recipe, seed and data, all resolved
+              environment.json   versions, device, git revision, data fingerprint
+              metrics.json       one section for each stage that measures something
+              stages.json        state and duration of each notebook
+              checkpoints/  events/  figures/  notebooks/  report.html
+
+A stage reads only what an earlier stage wrote here, so any stage can be run again alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssdlib import files
+from ssdlib.config import Profile
+from ssdlib.errors import ConfigError, StageError
+from ssdlib.profiles import find_profile
+
+if TYPE_CHECKING:
+    from ssdlib.data.bccd import DataSource
+    from ssdlib.data.dataset import DetectionDataset
+    from ssdlib.train import History
+
+CONFIG_FORMAT = 1
+RUN_FOLDER_VARIABLE = "SSDLIB_RUN_DIR"
+
+
+def project_root() -> Path:
+    """The checkout that the package lies in, or the working folder if it is installed elsewhere."""
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: `runs/` of the checkout, or of the working folder."""
+    return project_root() / "runs"
+
+
+def new_run_name(profile: str, data: str) -> str:
+    """Such as `20260131-142501-quick-bccd`: sorts by time, says what it is."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{profile}-{_data_word(data)}"
+
+
+def _data_word(data: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(data).name).strip("-").lower() or "data"
+
+
+def locate(path: str | Path, *, profile: str, data: str) -> Path:
+    """The absolute folder that a notebook's RUN_DIR means.
+
+    A relative path starts at the checkout, not at the notebook. An empty one is `$SSDLIB_RUN_DIR`, else
+    `runs/lab-PROFILE-DATA`, so that notebooks opened by hand one after the other share a run.
+    """
+    text = str(path) if str(path) not in ("", ".") else os.environ.get(RUN_FOLDER_VARIABLE, "")
+    if not text:
+        text = f"runs/lab-{profile}-{_data_word(data)}"
+    return (project_root() / Path(text).expanduser()).resolve()
+
+
+class RunFolder:
+    """One run on disk. Make it with `RunFolder.open`."""
+
+    def __init__(self, path: Path, profile: Profile, source: DataSource, config: dict[str, Any]) -> None:
+        self.path = path
+        self.profile = profile
+        self.source = source
+        self.config = config
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path = "",
+        *,
+        profile: str = "smoke",
+        data: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+        force: bool = False,
+        progress: bool = True,
+    ) -> RunFolder:
+        """Create the run, or come back to it.
+
+        `overrides` change single settings of the profile by dotted name, such as {"recipe.epochs": 3,
+        "train_images": 8}; None keeps those that the run was made with. A run already made with other
+        settings or other data raises ConfigError that lists what differs, unless `force`, which makes
+        the new settings the run's own (its checkpoints stay).
+        """
+        from ssdlib.data import bccd
+
+        folder = locate(path, profile=profile, data=str(data))
+        config_file = folder / "config.json"
+        hint = "Remove the run folder or choose another name."
+        stored = files.read_json(config_file, hint=hint) if config_file.exists() else None
+        if stored is not None and not isinstance(stored, dict):
+            raise ConfigError(f"{config_file} is not a run's configuration. {hint}")
+        if overrides is None:
+            overrides = (stored or {}).get("overrides", {})
+        source = bccd.resolve(str(data), progress=progress)
+        resolved = apply_overrides(find_profile(profile), overrides)
+        # The network must have the classes of the data, whatever the profile was written for.
+        model = resolved.recipe.model.replace(class_names=tuple(source.class_names))
+        resolved = resolved.replace(recipe=resolved.recipe.replace(model=model))
+        config = {
+            "format": CONFIG_FORMAT,
+            "profile": resolved.to_dict(),
+            "overrides": dict(overrides),
+            "data": {"request": str(data), **source.describe()},
+        }
+        if stored is None or force:
+            run = cls(folder, resolved, source, config)
+            run._write_config(previous=stored)
+            return run
+        changes = _differences(_identity(stored), _identity(config))
+        if changes:
+            listed = "\n  ".join(changes)
+            raise ConfigError(
+                f"the run {folder} was made with other settings (then -> now):\n  {listed}\n"
+                "Choose another run name, or give --force (force=True) to take the new settings."
+            )
+        return cls(folder, resolved, source, stored)
+
+    def _write_config(self, previous: dict[str, Any] | None) -> None:
+        from ssdlib.runtime import environment
+
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.config["created"] = (previous or {}).get("created", now)
+        self.config["changed"] = now
+        files.write_json(self.path / "config.json", self.config)
+        files.write_json(
+            self.path / "environment.json", {**environment(), "data_fingerprint": self.source.fingerprint}
+        )
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def seed(self) -> int:
+        return self.profile.seed
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; it need not exist yet."""
+        return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights with the best val mAP. Raises StageError that says how to get them."""
+        return self.require("checkpoints/best.safetensors", stage="04_train")
+
+    def require(self, name: str, *, stage: str) -> Path:
+        """The path of what `stage` writes in this run. Raises StageError with the remedy if it is missing."""
+        path = self.path / name
+        if not path.is_file():
+            raise StageError(
+                f"{path} is missing: the stage {stage} writes it. Run that notebook first with the same "
+                f"RUN_DIR, or: python -m ssdlib run --only {stage[:2]} --profile {self.profile.name} "
+                f"--data {self.config['data']['request']} --run {self.path}"
+            )
+        return path
+
+    def dataset(self, split: str, transform: Callable | None = None) -> DetectionDataset:
+        """The images of train, val or test that this profile uses, from the split's start."""
+        limit = {
+            "train": self.profile.train_images,
+            "val": self.profile.val_images,
+            "test": self.profile.test_images,
+        }.get(split)
+        return self.source.dataset(split, limit=limit, transform=transform)
+
+    def train(
+        self, *, resume: bool = False, device: str = "auto", workers: Any = "auto", on_epoch: Any = None
+    ) -> History:
+        """Train this run's recipe on its data; checkpoints, history and events land in the folder."""
+        from ssdlib.train import Trainer
+        from ssdlib.weights import build_model
+
+        recipe = self.profile.recipe
+        trainer = Trainer(
+            build_model(recipe.model, recipe.initial_weights, seed=self.seed),
+            recipe,
+            self.dataset("train"),
+            self.dataset("val"),
+            run_dir=self.path,
+            precision=self.profile.precision,
+            device=device,
+            seed=self.seed,
+            workers=workers,
+            data_description=self.source.describe(),
+        )
+        return trainer.fit(resume=resume, on_epoch=on_epoch)
+
+    def ensure_trained(self) -> Path:
+        """The best checkpoint, trained on the spot if need be under the profile smoke.
+
+        So every notebook runs alone in a test. The other profiles take too long for a surprise: they
+        raise StageError with the command to run.
+        """
+        try:
+            return self.best_checkpoint
+        except StageError:
+            if self.profile.name != "smoke":
+                raise
+        print(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
+        self.train()
+        return self.best_checkpoint
+
+    def metrics(self) -> dict[str, Any]:
+        """All sections measured so far; `data` says what on, with the notice if it is synthetic."""
+        path = self.path / "metrics.json"
+        stored = files.read_json(path, hint="Remove it and run the stages again.") if path.exists() else {}
+        return {**stored, "profile": self.profile.name, "data": self.source.describe()}
+
+    def update_metrics(self, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace one section of metrics.json and return the whole."""
+        if section in ("profile", "data"):
+            raise ConfigError(
+                f"the section {section!r} of metrics.json is the run's own; choose another name"
+            )
+        metrics = {**self.metrics(), section: dict(values)}
+        files.write_json(self.path / "metrics.json", metrics)
+        return metrics
+
+    def save(self, name: str, content: Any) -> Path:
+        """Atomically write one file of the run and return its path.
+
+        Bytes and text are written as they are, a matplotlib figure in the format that the name ends in,
+        and any other plain value as JSON.
+        """
+        path = (self.path / name).resolve()
+        if not path.is_relative_to(self.path):
+            raise ConfigError(f"{name!r} leads out of the run folder {self.path}")
+        if hasattr(content, "savefig"):
+            form = path.suffix.lstrip(".") or "png"
+            files.write_with(path, lambda stream: content.savefig(stream, format=form, bbox_inches="tight"))
+        elif isinstance(content, bytes):
+            files.write_bytes(path, content)
+        elif isinstance(content, str):
+            files.write_text(path, content)
+        else:
+            files.write_json(path, content)
+        return path
+
+    def saved_files(self) -> list[tuple[str, int]]:
+        """(path inside the run, bytes) of every file in it, by name."""
+        found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".tmp"))
+        return sorted((p.relative_to(self.path).as_posix(), p.stat().st_size) for p in found)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({self.name!r}, profile={self.profile.name!r}, data={self.source.kind!r})"
+
+
+def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
+    """A copy of `profile` with settings changed by dotted name. Raises ConfigError for a name it lacks."""
+    values = profile.to_dict()
+    for name, value in overrides.items():
+        *parents, last = name.split(".")
+        node = values
+        for part in parents:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            known = sorted(_leaves(profile.to_dict()))
+            raise ConfigError(f"the profile has no setting {name!r}; it has: {', '.join(known)}")
+        node[last] = value
+    return Profile.from_dict(values)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """("recipe.epochs", 3) from "recipe.epochs=3"; a value that is not JSON is taken as text."""
+    name, separator, value = text.partition("=")
+    if not separator or not name.strip():
+        raise ConfigError(f"--set wants NAME=VALUE such as recipe.epochs=3, not {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value
+
+
+def newest_checkpoint(folder: Path | None = None) -> Path:
+    """The most recently written `*/checkpoints/best.safetensors` under `runs/`. Raises StageError if none."""
+    folder = folder or runs_folder()
+    found = list(folder.glob("*/checkpoints/best.safetensors"))
+    if not found:
+        raise StageError(
+            f"no trained weights under {folder}. Train some with `python -m ssdlib run --profile quick`, "
+            "or name a file with --weights."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: settings and data, not when, nor under which name the data were found."""
+    fingerprint = (config.get("data") or {}).get("fingerprint")
+    return {**(config.get("profile") or {}), "data fingerprint": fingerprint}
+
+
+def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries flattened to dotted names."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        name: leaf
+        for key, value in values.items()
+        for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    old, new = _leaves(before), _leaves(after)
+    return [
+        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
