@@ -1,0 +1,56 @@
+"""Run notebooks in place and save them with fresh outputs and clean metadata.
+
+    python .ci/refresh_notebooks.py [notebooks/02_prior_boxes.ipynb ...]     (all of them by default)
+
+Outputs are those of the saved parameters (profile smoke, synthetic smears). Progress bars, timings of cells,
+widget states and the kernel's patch version are left out: they differ from one machine to the next.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
+
+
+def refresh(path: Path) -> None:
+    """Execute one notebook from its own folder and write it back."""
+    notebook = nbformat.read(path, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=1800,
+        kernel_name="python3",
+        record_timing=False,
+        store_widget_state=False,
+        resources={"metadata": {"path": str(path.parent)}},
+    )
+    client.execute()
+    clean(notebook)
+    nbformat.validate(notebook)
+    nbformat.write(notebook, path)
+
+
+def clean(notebook: nbformat.NotebookNode) -> None:
+    """Keep what the course needs: sources, tags, outputs; drop what one machine left behind."""
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number:02d}"
+        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        if cell.cell_type == "code":
+            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "metadata" in output:
+                    output.metadata = {}
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or sorted(map(str, FOLDER.glob("[0-9][0-9]_*.ipynb"))):
+        print(f"running {name}", flush=True)
+        refresh(Path(name).resolve())
