@@ -1,0 +1,1 @@
+"""Images and annotations: read, checked, drawn, augmented and loaded. Nothing here knows the model."""

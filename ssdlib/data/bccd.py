@@ -1,0 +1,335 @@
+"""Where the data comes from: the one place that chooses BCCD, a folder of yours or synthetic smears."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import random
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssdlib.config import BCCD_CLASSES
+from ssdlib.data import download
+from ssdlib.data.dataset import DetectionDataset, Sample, label_array
+from ssdlib.data.images import IMAGE_SUFFIXES, image_size, list_images
+from ssdlib.data.voc import VocAnnotation, read_voc
+from ssdlib.errors import DataError
+
+SPLITS = ("train", "val", "test", "trainval")
+
+LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
+
+_SPLIT_SHARES = {"train": 0.56, "val": 0.24, "test": 0.20}  # as BCCD's 205, 87 and 72
+_SPLIT_SEED = 0
+
+_SMEAR_PREFIX = "SmearImage_"
+_SMEAR_NOTICE = (
+    "SYNTHETIC DATA: these are drawn blood smears, not BCCD. Results say nothing about real cells."
+)
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A folder in the Pascal VOC layout, and what is known about it."""
+
+    kind: str
+    """bccd, smears or voc."""
+    root: Path
+    """Holds Annotations, JPEGImages and, usually, ImageSets/Main."""
+    class_names: tuple[str, ...]
+    """In label order, from label 1."""
+    synthetic: bool = False
+    notice: str = ""
+    """What everyone who reads a result must know; empty for real data with splits of its own."""
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over the names and contents of all annotations, images and splits.
+
+        It is the sum of the list that `sha256sum` prints of them in sorted order, so two copies with the
+        same content agree wherever they lie. Computed once in a process while sizes and times stay the same.
+        """
+        files = _data_files(self.root)
+        stamp = tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+        return _fingerprint(self.root, tuple(files), stamp)
+
+    def split_ids(self, split: str) -> list[str]:
+        """Image ids of train, val, test or trainval, in the file's order. Raises DataError if empty."""
+        if split not in SPLITS:
+            raise DataError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
+        ids = list(_read_splits(self.root).get(split, ()))
+        if not ids:
+            raise DataError(
+                f"split {split} of {self.root} is empty. List image names, one a line, in "
+                f"{_split_file(self.root, split)}, or remove ImageSets to have the images divided for you."
+            )
+        return ids
+
+    def dataset(
+        self,
+        split: str,
+        limit: int | None = None,
+        transform: Callable[[Any, dict], tuple[Any, dict]] | None = None,
+    ) -> DetectionDataset:
+        """The images of a split (the first `limit` of them) with their ground truth.
+
+        Annotations and image headers are read now, pixels when asked for. Raises DataError, naming the file
+        and the remedy, for a missing or damaged file or an unknown class.
+        """
+        ids = self.split_ids(split)
+        images = _images_by_id(self.root)
+        samples = [_sample(self.root, image_id, images, self.class_names) for image_id in ids[:limit]]
+        return DetectionDataset(samples, self.class_names, transform).subset(limit)
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values for a run's files: source, root, synthetic, notice, fingerprint."""
+        return {
+            "source": self.kind,
+            "root": str(self.root),
+            "synthetic": self.synthetic,
+            "notice": self.notice,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def resolve(
+    data: str | Path = "auto",
+    *,
+    cache_dir: str | Path | None = None,
+    progress: bool = True,
+    download: bool = True,
+) -> DataSource:
+    """Find the data that `data` asks for.
+
+    - "bccd": the folder in $BCCD_ROOT; else data/BCCD; else the published commit is downloaded there.
+    - "smears": synthetic smears, drawn once into data/cache.
+    - "auto": BCCD, or, where it cannot be had, the smears, with a notice on stderr.
+    - anything else: a folder in the Pascal VOC layout (or its parent, if it is named BCCD).
+
+    `cache_dir` stands in for the data folder (of the checkout, else of the working directory).
+    SSDLIB_OFFLINE=1 or `download=False` keeps off the network. Raises DataError saying what to do.
+    """
+    if str(data) not in ("auto", "bccd", "smears"):
+        return open_folder(data)
+    homes = [Path(cache_dir)] if cache_dir is not None else _data_folders()
+    if str(data) == "smears":
+        return _smears(homes[0], progress, "You asked for them with DATA=smears.")
+    try:
+        return _bccd(homes, progress, download)
+    except DataError as error:
+        if str(data) == "bccd" or os.environ.get("BCCD_ROOT"):
+            raise
+        return _smears(homes[0], progress, f"BCCD cannot be had: {error}")
+
+
+def open_folder(path: str | Path) -> DataSource:
+    """A folder of yours as a data source; its classes are BCCD's if it has no others, else its own."""
+    root = _voc_root(Path(path).expanduser())
+    if root is None:
+        raise DataError(
+            f"{path} is not a dataset: there must be {LAYOUT}. Give the folder that holds them, "
+            "or one of auto, bccd, smears."
+        )
+    names, ids = _discover(root)
+    if not names:
+        raise DataError(f"no annotation in {root / 'Annotations'} has an object. Label some images first.")
+    class_names = BCCD_CLASSES if names <= set(BCCD_CLASSES) else tuple(sorted(names))
+    if (root / "smears.json").is_file() or all(image_id.startswith(_SMEAR_PREFIX) for image_id in ids):
+        return DataSource("smears", root, class_names, synthetic=True, notice=_SMEAR_NOTICE)
+    source = DataSource("voc", root, class_names, notice=_split_notice(root))
+    if set(ids) == {Path(name).stem for name in download.manifest() if name.endswith(".xml")}:
+        return DataSource("bccd", root, BCCD_CLASSES, notice=source.notice)
+    if source.notice:
+        _say_once(source.notice)
+    return source
+
+
+def _bccd(homes: Sequence[Path], progress: bool, may_download: bool) -> DataSource:
+    if variable := os.environ.get("BCCD_ROOT"):
+        root = _voc_root(Path(variable).expanduser())
+        if root is None:
+            raise DataError(
+                f"BCCD_ROOT is {variable}, which is not BCCD: there must be {LAYOUT}. "
+                "Correct the variable, or unset it."
+            )
+        return DataSource("bccd", root, BCCD_CLASSES, notice=_split_notice(root))
+    for home in homes:
+        if root := _voc_root(home / "BCCD"):
+            return DataSource("bccd", root, BCCD_CLASSES, notice=_split_notice(root))
+    remedy = f"Put Annotations, JPEGImages and ImageSets into {homes[0] / 'BCCD'}, or set BCCD_ROOT to them."
+    if not may_download or os.environ.get("SSDLIB_OFFLINE", "") not in ("", "0"):
+        raise DataError(f"it is not on this machine, and downloading is switched off. {remedy}")
+    try:
+        return DataSource("bccd", _download_once(homes[0] / "BCCD", progress), BCCD_CLASSES)
+    except DataError as error:
+        raise DataError(f"{error}. {remedy}") from error
+
+
+def _download_once(target: Path, progress: bool) -> Path:
+    """Download; a failure is remembered, so that being offline costs its seconds once in a process."""
+    if message := _failures.get(target):
+        raise DataError(message)
+    try:
+        return download.download_bccd(target, progress=progress)
+    except DataError as error:
+        _failures[target] = str(error).rstrip(".")
+        raise DataError(_failures[target]) from error
+
+
+_failures: dict[Path, str] = {}
+
+
+def _smears(home: Path, progress: bool, reason: str) -> DataSource:
+    from ssdlib.data import smears
+
+    root = home / "cache" / f"smears-{smears.SMEARS_VERSION}"
+    smears.write_dataset(root, progress=progress)
+    _say_once(f"{_SMEAR_NOTICE}\n{reason}")
+    return DataSource("smears", root, BCCD_CLASSES, synthetic=True, notice=_SMEAR_NOTICE)
+
+
+def _data_folders() -> list[Path]:
+    """The data folder of the checkout this package lies in, if it does, and of the working directory."""
+    checkout = Path(__file__).resolve().parents[2]
+    here = Path.cwd() / "data"
+    return list(
+        dict.fromkeys([checkout / "data", here] if (checkout / "pyproject.toml").is_file() else [here])
+    )
+
+
+def _voc_root(path: Path) -> Path | None:
+    for root in (path, path / "BCCD"):
+        if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
+            return root.resolve()
+    return None
+
+
+def _split_file(root: Path, split: str) -> Path:
+    return root / "ImageSets" / "Main" / f"{split}.txt"
+
+
+def _split_notice(root: Path) -> str:
+    if any(_split_file(root, split).is_file() for split in SPLITS):
+        return ""
+    shares = " / ".join(f"{share:.0%} {split}" for split, share in _SPLIT_SHARES.items())
+    return f"{root} has no ImageSets/Main: its images are divided by a fixed seed ({shares})."
+
+
+def _read_splits(root: Path) -> dict[str, list[str]]:
+    """Ids by split, from ImageSets/Main or, without it, divided by a fixed seed."""
+    if _split_notice(root):
+        return _divide([file.stem for file in _annotations(root)])
+    splits = {split: _read_ids(_split_file(root, split)) for split in SPLITS}
+    if not splits["trainval"]:
+        splits["trainval"] = splits["train"] + splits["val"]
+    return splits
+
+
+def _read_ids(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    ids = list(
+        dict.fromkeys(line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip())
+    )
+    for image_id in ids:
+        if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
+            raise DataError(f"{file} lists {image_id!r}: a plain image name without a folder is expected.")
+    return ids
+
+
+def _divide(ids: Sequence[str]) -> dict[str, list[str]]:
+    ids = sorted(ids)
+    random.Random(_SPLIT_SEED).shuffle(ids)
+    first = round(len(ids) * _SPLIT_SHARES["train"])
+    second = first + round(len(ids) * _SPLIT_SHARES["val"])
+    parts = {"train": ids[:first], "val": ids[first:second], "test": ids[second:], "trainval": ids[:second]}
+    return {split: sorted(part) for split, part in parts.items()}
+
+
+def _annotations(root: Path) -> list[Path]:
+    return sorted((root / "Annotations").glob("*.xml"))
+
+
+def _images_by_id(root: Path) -> dict[str, Path]:
+    return {file.stem: file for file in list_images(root / "JPEGImages")}
+
+
+def _discover(root: Path) -> tuple[set[str], list[str]]:
+    """All class names and image ids of a folder."""
+    annotations = [read_voc(file) for file in _annotations(root)]
+    names = {name for annotation in annotations for name in annotation.written_names}
+    return names, [annotation.image_id for annotation in annotations]
+
+
+def find_image(root: Path, annotation: VocAnnotation, images: dict[str, Path]) -> Path:
+    """The image of an annotation: of the same name, else the one it states; DataError if there is none."""
+    stated = root / "JPEGImages" / annotation.filename
+    if image := images.get(annotation.image_id):
+        return image
+    if annotation.filename and stated.suffix.lower() in IMAGE_SUFFIXES and stated.is_file():
+        return stated
+    raise DataError(
+        f"{annotation.path} has no image: there is no {root / 'JPEGImages' / annotation.image_id}.jpg "
+        f"(or .png, .tif, ...). Restore the image, or take {annotation.image_id} out of ImageSets/Main."
+    )
+
+
+def _sample(root: Path, image_id: str, images: dict[str, Path], class_names: Sequence[str]) -> Sample:
+    path = root / "Annotations" / f"{image_id}.xml"
+    if not path.is_file() and image_id in images:
+        raise DataError(
+            f"{images[image_id]} has no annotation: {path} is missing. Label the image (an annotation "
+            f"without objects will do), or take {image_id} out of ImageSets/Main."
+        )
+    image = images.get(image_id) or find_image(root, read_voc(path), images)
+    annotation = read_voc(path, image_size(image))
+    remedy = "Correct the name, or give the folder as DATA to train on its own classes."
+    label_array(annotation.written_names, class_names, path, remedy)
+    return Sample(
+        image_id=image_id,
+        image_path=image,
+        width=annotation.width,
+        height=annotation.height,
+        boxes=annotation.boxes,
+        labels=label_array(annotation.names, class_names, path, remedy),
+        written_names=annotation.written_names,
+        repairs=annotation.repairs,
+    )
+
+
+def _data_files(root: Path) -> list[Path]:
+    patterns = ("Annotations/*.xml", "ImageSets/Main/*.txt")
+    files = [file for pattern in patterns for file in root.glob(pattern)] + list_images(root / "JPEGImages")
+    return sorted(files, key=lambda file: file.relative_to(root).as_posix())
+
+
+@functools.lru_cache(maxsize=32)
+def _fingerprint(root: Path, files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> str:
+    with ThreadPoolExecutor() as pool:
+        digests = list(pool.map(lambda file: hashlib.sha256(file.read_bytes()).hexdigest(), files))
+    lines = (
+        f"{digest}  {file.relative_to(root).as_posix()}\n"
+        for digest, file in zip(digests, files, strict=True)
+    )
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+_said: set[str] = set()
+
+
+def _say_once(message: str) -> None:
+    """Print a boxed notice on stderr, once in a process."""
+    if message in _said:
+        return
+    _said.add(message)
+    lines = [piece for line in message.splitlines() for piece in textwrap.wrap(line, 92) or [""]]
+    width = max(map(len, lines))
+    bar = "!" * (width + 6)
+    body = "\n".join(f"!! {line:<{width}} !!" for line in lines)
+    print(f"\n{bar}\n{body}\n{bar}\n", file=sys.stderr, flush=True)

@@ -1,0 +1,166 @@
+"""Images with ground truth, as a torch dataset in torchvision's v2 convention."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torchvision import tv_tensors
+from tqdm.auto import tqdm
+
+from ssdlib.data.images import read_image
+from ssdlib.data.voc import Repair
+from ssdlib.errors import DataError
+
+CACHE_BYTES = 2 * 1024**3
+"""Decoded images kept in memory, at most; all of BCCD takes 0.34 GB. Beyond it, images are read anew."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image with its ground truth; the image itself is read when it is asked for."""
+
+    image_id: str
+    image_path: Path
+    width: int
+    height: int
+    boxes: np.ndarray
+    """(G, 4) float32, xyxy pixels, inside the image and with an area."""
+    labels: np.ndarray
+    """(G,) int64, from 1; 0 is background and never here."""
+    written_names: tuple[str, ...]
+    """Class name of every object in the annotation, those dropped for want of an area included."""
+    repairs: tuple[Repair, ...] = ()
+
+
+class ImageCache:
+    """Decoded images by path, up to a number of bytes. Travels empty to another process."""
+
+    def __init__(self, limit: int = CACHE_BYTES) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._images: dict[Path, np.ndarray] = {}
+
+    def get(self, path: Path) -> np.ndarray:
+        """The image as (H, W, 3) uint8 RGB, shared and read-only."""
+        image = self._images.get(path)
+        if image is None:
+            image = read_image(path)
+            if self._bytes + image.nbytes <= self._limit:
+                self._images[path] = image
+                self._bytes += image.nbytes
+        return image
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_limit": self._limit, "_bytes": 0, "_images": {}}
+
+
+class DetectionDataset(Dataset):
+    """Samples as (image, target) pairs.
+
+    `dataset[i]` is a `tv_tensors.Image` uint8 (3, H, W) and a dict of "boxes" (`tv_tensors.BoundingBoxes`
+    float32 (G, 4) xyxy pixels), "labels" (int64 (G,)) and "image_id" (str), after `transform(image, target)`
+    if there is one. G may be 0. Reading an image raises DataError if the file is damaged.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        class_names: Sequence[str],
+        transform: Callable[[Any, dict], tuple[Any, dict]] | None = None,
+        *,
+        cache: ImageCache | None = None,
+    ) -> None:
+        self.samples = list(samples)
+        self.class_names = tuple(class_names)
+        self.transform = transform
+        self._cache = ImageCache() if cache is None else cache
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
+        pixels = torch.from_numpy(self._cache.get(self.samples[index].image_path))
+        # A copy, because a transform may work in place; it stays channels-last, which resizes fastest.
+        image = tv_tensors.Image(pixels.permute(2, 0, 1).clone())
+        target = self.target(index)
+        return (image, target) if self.transform is None else self.transform(image, target)
+
+    def target(self, index: int) -> dict[str, Any]:
+        """Ground truth of one image in its own pixels, without decoding it."""
+        sample = self.samples[index]
+        boxes = tv_tensors.BoundingBoxes(
+            torch.from_numpy(sample.boxes.copy()),
+            format="XYXY",
+            canvas_size=(sample.height, sample.width),
+        )
+        return {
+            "boxes": boxes,
+            "labels": torch.from_numpy(sample.labels.copy()),
+            "image_id": sample.image_id,
+        }
+
+    def targets(self) -> list[dict[str, Any]]:
+        """Ground truth of every image in its own pixels, without decoding any."""
+        return [self.target(index) for index in range(len(self))]
+
+    def class_counts(self, *, raw: bool = False) -> dict[str, int]:
+        """Boxes of each class; with `raw`, every object the annotations list, point boxes included."""
+        if raw:
+            counts = Counter(name for sample in self.samples for name in sample.written_names)
+        else:
+            counts = Counter(
+                self.class_names[k - 1] for sample in self.samples for k in sample.labels.tolist()
+            )
+        return {name: counts[name] for name in self.class_names}
+
+    def image_path(self, index: int) -> Path:
+        """The image's file."""
+        return self.samples[index].image_path
+
+    def image(self, index: int) -> np.ndarray:
+        """The image as it is, (H, W, 3) uint8 RGB; a copy, yours to draw on."""
+        return self._cache.get(self.samples[index].image_path).copy()
+
+    def with_transform(self, transform: Callable[[Any, dict], tuple[Any, dict]] | None) -> Self:
+        """The same images, sharing the cache, under another transform."""
+        return type(self)(self.samples, self.class_names, transform, cache=self._cache)
+
+    def subset(self, count: int | None) -> Self:
+        """The first `count` images (all if None), sharing the cache. Raises DataError if none is left."""
+        samples = self.samples[:count]
+        if count is not None and not samples:
+            raise DataError(f"a subset of {count} images is empty; ask for at least 1.")
+        return type(self)(samples, self.class_names, self.transform, cache=self._cache)
+
+    def preload(self, *, progress: bool = False) -> Self:
+        """Decode every image into the cache now, so that workers forked later share it. Returns self."""
+        paths = [sample.image_path for sample in self.samples]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            done = pool.map(self._cache.get, paths)
+            for _ in tqdm(done, "decode images", len(paths), unit="image", disable=not progress):
+                pass
+        return self
+
+
+def label_array(names: Sequence[str], class_names: Sequence[str], path: Path, remedy: str) -> np.ndarray:
+    """(G,) int64 labels, from 1. DataError with the file, the unknown class, the known ones and `remedy`."""
+    index = {name: label for label, name in enumerate(class_names, 1)}
+    unknown = sorted(set(names) - set(index))
+    if unknown:
+        raise DataError(
+            f"{path} has unknown class {', '.join(map(repr, unknown))}; "
+            f"known are {', '.join(class_names)}. {remedy}"
+        )
+    return np.array([index[name] for name in names], np.int64)

@@ -1,0 +1,107 @@
+"""BCCD from its repository, at one commit, every file checked against a recorded sum."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import shutil
+import tempfile
+import urllib.request
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from ssdlib.errors import DataError
+
+COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
+URL = f"https://github.com/Shenggan/BCCD_Dataset/archive/{COMMIT}.zip"
+TIMEOUT_SECONDS = 6.0
+"""Patience for a connection and for each piece of the answer, so that being offline costs seconds."""
+
+_MAX_ARCHIVE_BYTES = 200_000_000  # the real one has about 15 MB
+_MAX_MEMBER_BYTES = 5_000_000  # the largest image has 50 KB
+_MANIFEST = "bccd.sha256"
+
+
+@functools.cache
+def manifest() -> dict[str, str]:
+    """SHA-256 of each of BCCD's 732 files by its path below the data folder, sorted by path."""
+    text = (resources.files("ssdlib.data") / _MANIFEST).read_text(encoding="ascii")
+    return {name: digest for digest, name in (line.split("  ", 1) for line in text.splitlines())}
+
+
+def differences(root: str | Path) -> list[str]:
+    """What in the folder `root` is not as published, one line a file; empty if everything is."""
+    found = []
+    for name, digest in manifest().items():
+        file = Path(root) / name
+        if not file.is_file():
+            found.append(f"{name} is missing")
+        elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+            found.append(f"{name} differs from the published file")
+    return found
+
+
+def download_bccd(target: str | Path, *, progress: bool = True) -> Path:
+    """Fetch BCCD into the new folder `target` and return it.
+
+    Everything is unpacked and checked in a folder beside `target`, which appears only when it is complete.
+    Raises DataError if there is no network, or the archive is cut short or holds anything but the published
+    files; `target` is then untouched.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as temporary:
+            archive = Path(temporary) / "bccd.zip"
+            _fetch(archive, progress)
+            _unpack(archive, Path(temporary) / "unpacked")
+            _move(Path(temporary) / "unpacked", target)
+    except zipfile.BadZipFile as error:
+        raise DataError(f"the archive from {URL} is damaged ({error}). Try again.") from error
+    except OSError as error:  # URLError and time-outs are OSErrors, too
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"cannot download {URL} into {target}: {reason}") from error
+    return target
+
+
+def _fetch(archive: Path, progress: bool) -> None:
+    request = urllib.request.Request(URL, headers={"User-Agent": "ssdlib"})
+    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer, archive.open("wb") as file:
+        total = int(answer.headers.get("Content-Length") or 0) or None
+        with tqdm(None, "download BCCD", total, unit="B", unit_scale=True, disable=not progress) as bar:
+            while piece := answer.read(1 << 16):
+                file.write(piece)
+                bar.update(len(piece))
+                if bar.n > _MAX_ARCHIVE_BYTES or file.tell() > _MAX_ARCHIVE_BYTES:
+                    raise DataError(f"{URL} sends more than {_MAX_ARCHIVE_BYTES // 10**6} MB: not BCCD.")
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Write exactly the files of the manifest; a path in the archive is looked up, never followed."""
+    with zipfile.ZipFile(archive) as packed:
+        members = {name.partition("/BCCD/")[2]: name for name in packed.namelist() if "/BCCD/" in name}
+        for name, digest in manifest().items():
+            if name not in members:
+                raise DataError(f"the archive from {URL} lacks {name}. Try again.")
+            info = packed.getinfo(members[name])
+            content = packed.read(info) if info.file_size <= _MAX_MEMBER_BYTES else b""
+            if hashlib.sha256(content).hexdigest() != digest:
+                raise DataError(
+                    f"{name} from {URL} is not the published file (its SHA-256 differs). Try again."
+                )
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+
+
+def _move(folder: Path, target: Path) -> None:
+    try:
+        folder.rename(target)
+    except OSError:
+        # Another process may have finished first; its copy is as good as ours.
+        if not target.is_dir() or differences(target):
+            raise
+        shutil.rmtree(folder)

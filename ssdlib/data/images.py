@@ -1,0 +1,148 @@
+"""Image files to RGB arrays and back, strict about damage and generous about formats.
+
+Pillow decodes because it is strict: a truncated file is an error there, where OpenCV may hand back a picture
+with a grey lower half. Both decode JPEG with libjpeg-turbo, bit for bit alike.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ssdlib.errors import DataError
+from ssdlib.files import write_bytes
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+"""Files with these endings (in any case) are taken for images."""
+
+MAX_PIXELS = 178_000_000
+"""An image that unpacks to more is refused: a small file can claim any size (a decompression bomb). 178
+megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit."""
+
+_ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """The image as (H, W, 3) uint8 RGB, upright.
+
+    Grey becomes RGB, transparency is laid on white, the EXIF orientation is applied, and 16-bit values are
+    scaled down from the bit depth in use (a 12-bit camera fills 0..4095). The first of several frames counts.
+    Raises DataError, naming the file, if it is missing, truncated, not an image or above `MAX_PIXELS`.
+    """
+    path = Path(path)
+    content = _read(path)
+    try:
+        with _open(content, path) as image:
+            image.load()
+            deep = _is_deep(image, content)
+            if image.getexif().get(_ORIENTATION, 1) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
+            return _read_deep(content, path) if deep else _to_rgb(image, path)
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise _damaged(path, error) from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height in pixels, upright, from the file's header. Raises DataError like `read_image`."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream, _open(stream, path) as image:
+            width, height = image.size
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (height, width) if turned else (width, height)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise _damaged(path, error) from error
+
+
+def encode_image(rgb: np.ndarray, suffix: str = ".jpg", *, quality: int = 95) -> bytes:
+    """A (H, W, 3) uint8 RGB array as the bytes of an image file. `quality` is JPEG's, 0 to 100."""
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
+        raise ValueError(f"expected (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}")
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix.lower() in (".jpg", ".jpeg") else []
+    _, encoded = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    return encoded.tobytes()
+
+
+def write_image(path: str | Path, rgb: np.ndarray, *, quality: int = 95) -> None:
+    """Atomically write a (H, W, 3) uint8 RGB array; the ending of `path` names the format."""
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise DataError(f"cannot write {path}: end the name with one of {', '.join(IMAGE_SUFFIXES)}")
+    write_bytes(path, encode_image(rgb, path.suffix.lower(), quality=quality))
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files directly in `folder`, sorted by name."""
+    return sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _open(source: bytes | io.BufferedReader, path: Path) -> Image.Image:
+    """Read the header only, and refuse what is no image or too large before a pixel is decoded."""
+    try:
+        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{path} is not an image that can be read. Save it as JPEG, PNG or TIFF, or remove it."
+        ) from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{path} is too large: {error}. Cut it into fields first.") from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(
+            f"{path} is {width} x {height}: above {MAX_PIXELS // 10**6} megapixels. Cut it into fields first."
+        )
+    return image
+
+
+def _is_deep(image: Image.Image, content: bytes) -> bool:
+    """Whether a channel holds more than 8 bits. Pillow drops the lower ones of 16-bit RGB without a word."""
+    if image.format == "PNG":
+        return content[24] == 16
+    if image.format == "TIFF":
+        return max(image.tag_v2.get(258, (8,))) > 8
+    return image.mode.startswith("I;16")
+
+
+def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+    if image.mode in ("I", "F"):
+        raise DataError(f"{path} has 32 bits a channel. Save it with 8 or 16 bits.")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _read_deep(content: bytes, path: Path) -> np.ndarray:
+    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise DataError(
+            f"{path} has a pixel format that cannot be read. Save it with 8 or 16 bits a channel."
+        )
+    used = max(8, (int(pixels.max()).bit_length() + 1) // 2 * 2)  # cameras have 8, 10, 12, 14 or 16 bits
+    return (pixels >> (used - 8)).astype(np.uint8)
+
+
+def _missing(path: Path) -> DataError:
+    return DataError(f"there is no image {path}. Check the path, or restore the file.")
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is truncated or damaged ({error}). Copy it again from its source, or remove it."
+    )
