@@ -8,27 +8,27 @@ A network that does well here has learnt to find drawings; say so wherever a num
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 import cv2
 import numpy as np
-from lxml import etree
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
+from ssdlib.data.voc import voc_bytes
 from ssdlib.errors import ConfigError, DataError, SsdError
 from ssdlib.files import read_json, write_json
 
 SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels or boxes
 WIDTH, HEIGHT = 640, 480
 MARKER = "smears.json"
+_DATABASE = "Synthetic smears, not real blood"
 NAMES = ("background", "WBC", "RBC", "Platelets")
 WBC, RBC, PLATELETS = 1, 2, 3
 
@@ -43,11 +43,10 @@ _STRETCH = 1.015  # cells in BCCD are about 3 % wider than tall
 
 # Red, green and blue absorbance of one unit of each dye. The camera's white balance lets the violet dyes
 # come out bluer than the background, hence the negative figures.
-_HAEMOGLOBIN_BROWN = (0.105, 0.300, 0.290)
-_HAEMOGLOBIN_PINK = (0.100, 0.275, 0.165)
-_NUCLEUS = (0.720, 1.150, 0.020)
-_LILAC = (0.060, 0.260, -0.030)
-_BLUE = (0.420, 0.230, -0.050)
+_HAEMOGLOBIN = (0.085, 0.205, 0.350)
+_NUCLEUS = (0.690, 1.120, 0.040)
+_LILAC = (0.065, 0.265, 0.005)
+_BLUE = (0.380, 0.260, -0.110)
 
 
 class Smear(NamedTuple):
@@ -110,7 +109,8 @@ class _Look:
 
     dyes: np.ndarray  # (3, 4) absorbance of haemoglobin, nucleus, lilac, blue
     light: tuple[float, float, float]
-    depth: float  # how much haemoglobin a typical red cell holds
+    depth: float  # how much haemoglobin (brown) a typical red cell shows
+    eosin: float  # how much lilac it has taken up
     pallor: float  # how pale the centres are, 0 to 1
     edge: float  # half width of a cell's edge
     blur: float  # extra defocus, sigma at half size
@@ -137,19 +137,18 @@ def draw_smear(seed: int) -> Smear:
 
 
 def _choose_look(rng: np.random.Generator) -> _Look:
-    pink = rng.beta(1.2, 1.6)
-    haemoglobin = (1 - pink) * np.array(_HAEMOGLOBIN_BROWN) + pink * np.array(_HAEMOGLOBIN_PINK)
-    dyes = np.stack([haemoglobin, _NUCLEUS, _LILAC, _BLUE], axis=1)
+    dyes = np.array([_HAEMOGLOBIN, _NUCLEUS, _LILAC, _BLUE]).T
     dyes = dyes * rng.normal(1, (0.05, 0.09, 0.10, 0.12), (3, 4))
-    grey = rng.normal(200, 5.5)
-    light = (grey + rng.normal(0, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 2.5))
+    grey = rng.normal(202, 3.0)
+    light = (grey + rng.normal(-1, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 2.5))
     return _Look(
         dyes=dyes.astype(np.float32),
         light=light,
-        depth=float(np.clip(rng.normal(0.80, 0.16), 0.45, 1.2)),
-        pallor=float(rng.uniform(0.15, 0.8)),
-        edge=float(rng.uniform(2.6, 4.2)),
-        blur=float(rng.choice([0.0, 0.6, 0.9, 1.6], p=[0.40, 0.35, 0.18, 0.07])),
+        depth=float(0.15 + 1.0 * rng.beta(1.3, 1.6)),
+        eosin=float(np.clip(rng.normal(0.46, 0.12), 0.2, 0.8)),
+        pallor=float(rng.uniform(0.30, 0.95)),
+        edge=float(rng.uniform(2.2, 3.8)),
+        blur=float(rng.choice([0.0, 0.5, 0.9, 1.6], p=[0.46, 0.34, 0.14, 0.06])),
         crowding=float(rng.uniform(0.1, 0.75)),
     )
 
@@ -168,7 +167,7 @@ def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
             rng,
             red,
             lambda rng, beside=beside: _new_red(rng, beside),
-            lambda cell: cell.visible > 0.62 and not _crowded(cell, white, -16) and not _piled(cell, red),
+            lambda cell: cell.visible > 0.74 and not _crowded(cell, white, -16) and not _piled(cell, red),
         )
 
     platelets: list[_Cell] = []
@@ -178,7 +177,7 @@ def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
             rng,
             platelets,
             _new_platelet,
-            lambda cell, others=others: cell.visible > 0.5 and not _crowded(cell, others + platelets, 0),
+            lambda cell, others=others: cell.visible > 0.75 and not _crowded(cell, others + platelets, 0),
         )
     return white + red + platelets
 
@@ -227,10 +226,10 @@ def _outline(
 
 
 _WHITE_KINDS = {  # mean diameter, its spread, aspect's spread, roughness, share
-    "neutrophil": (212, 24, 0.09, 0.016, 0.52),
-    "eosinophil": (186, 26, 0.08, 0.012, 0.22),
-    "lymphocyte": (142, 18, 0.09, 0.018, 0.17),
-    "monocyte": (212, 26, 0.12, 0.040, 0.09),
+    "neutrophil": (208, 24, 0.15, 0.024, 0.52),
+    "eosinophil": (180, 26, 0.13, 0.018, 0.22),
+    "lymphocyte": (138, 20, 0.13, 0.024, 0.17),
+    "monocyte": (210, 28, 0.18, 0.050, 0.09),
 }
 
 
@@ -246,9 +245,9 @@ def _new_white(rng: np.random.Generator) -> _Cell:
 
 
 def _new_red(rng: np.random.Generator, beside: list[_Cell] | None) -> _Cell:
-    diameter = float(np.clip(rng.normal(102, 8.5), 74, 140))
+    diameter = float(np.clip(rng.normal(102.5, 10.5), 72, 148))
     tail = float(rng.uniform(0.2, 0.4)) if rng.random() < 0.03 else 0.0
-    radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.19)))), 0.020, tail)
+    radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.22)))), 0.027, tail)
     if beside:
         neighbour = beside[rng.integers(len(beside))]
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.62, 1.02) * diameter
@@ -259,7 +258,7 @@ def _new_red(rng: np.random.Generator, beside: list[_Cell] | None) -> _Cell:
 def _new_platelet(rng: np.random.Generator) -> _Cell:
     diameter = float(np.clip(rng.normal(40, 8.0), 22, 75))
     radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.18)))), 0.06)
-    return _Cell(PLATELETS, rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT), radii)
+    return _Cell(PLATELETS, rng.uniform(8, WIDTH - 8), rng.uniform(8, HEIGHT - 8), radii)
 
 
 # How much dye it holds -----------------------------------------------------------------------------------
@@ -318,7 +317,7 @@ def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndar
         if cell.label == RBC:
             _add_red(rng, look, dye, cell)
     # Stacked cells press each other flat: twice the cells is less than twice the dye.
-    dye[..., 0] /= 1 + 0.30 * dye[..., 0]
+    dye /= 1 + 0.55 * dye
     for cell in cells:
         if cell.label == WBC:
             _add_white(rng, look, dye, cell)
@@ -335,25 +334,28 @@ def _add_red(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell
     radius = float(cell.radii.mean())
     body = _ramp(window.inside / (2 * look.edge) + 0.5)
 
-    pallor = float(np.clip(look.pallor + rng.normal(0, 0.22), 0, 0.92))
+    pallor = float(np.clip(look.pallor + rng.normal(0, 0.20), 0, 0.97))
     slant, squeeze = rng.uniform(0, np.pi), np.exp(abs(rng.normal(0, 0.28)))
     ox, oy = rng.normal(0, 0.09 * radius, 2)
     u = (window.dx - ox) * np.cos(slant) + (window.dy - oy) * np.sin(slant)
     v = (window.dy - oy) * np.cos(slant) - (window.dx - ox) * np.sin(slant)
-    width = radius * rng.uniform(0.25, 0.60)
+    width = radius * rng.uniform(0.26, 0.56)
     from_hollow = cv2.magnitude(u / np.float32(squeeze), v * np.float32(squeeze)) / np.float32(width)
-    hollow = _ramp((1.35 - from_hollow) / rng.uniform(0.5, 1.0))
+    hollow = _ramp((1.35 - from_hollow) / rng.uniform(0.4, 0.9))
 
     # Dense cells often have no hollow; a few ghosts have lost most of their haemoglobin.
-    depth = look.depth * float(np.clip(rng.normal(1, 0.17), 0.55, 1.5)) * (1.22 - 0.45 * pallor)
+    depth = float(np.clip(rng.normal(1, 0.17), 0.55, 1.5)) * (1.22 - 0.22 * pallor)
     if rng.random() < 0.05:
         depth *= 0.55
     thickness = 1 - pallor * hollow + 0.035 * _texture(rng, 4.0, rows, columns)
     tilt = rng.normal(0, 0.07, 2).astype(np.float32) / np.float32(radius)
     thickness += tilt[0] * window.dx + tilt[1] * window.dy
     rim = _ramp(1 - np.abs(window.inside - 5) / 9)
-    dye[(*window.place, 0)] += body * np.float32(depth) * (thickness + 0.06 * rim)
-    dye[(*window.place, 2)] += body * rim * np.float32(rng.uniform(0.05, 0.22))
+    thickness *= body * np.float32(depth)
+    dye[(*window.place, 0)] += np.float32(look.depth) * thickness
+    dye[(*window.place, 2)] += np.float32(look.eosin) * thickness + body * rim * np.float32(
+        rng.uniform(0.1, 0.3)
+    )
 
 
 def _add_white(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
@@ -365,7 +367,7 @@ def _add_white(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Ce
     grain = _texture(rng, 0.9, rows, columns) + 0.8 * _texture(rng, 4.0, rows, columns)
     chromatin = _texture(rng, 2.2, rows, columns) + 0.8 * _texture(rng, 6.0, rows, columns)
     pink, lilac, blue, strength = {
-        "neutrophil": (0.12, 0.62, 0.06, 0.17),
+        "neutrophil": (0.12, 0.60, 0.14, 0.17),
         "eosinophil": (0.52, 0.60, 0.02, 0.20),
         "lymphocyte": (0.00, 0.30, 0.62, 0.10),
         "monocyte": (0.04, 0.55, 0.40, 0.20),
@@ -374,11 +376,11 @@ def _add_white(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Ce
     cytoplasm = (1 + strength * grain) * np.float32(amount)
     # The edge of the cytoplasm is thinner, and bluish where it is out of focus.
     thin = 0.65 + 0.35 * _ramp(window.inside / 26)
-    deep = float(np.clip(rng.normal(0.95, 0.20), 0.5, 1.5))
+    deep = float(np.clip(rng.normal(0.66, 0.18), 0.36, 1.3))
     own = np.empty((rows, columns, 4), np.float32)
     outside_nucleus = 1 - 0.6 * nucleus
     own[..., 0] = pink * cytoplasm * outside_nucleus
-    own[..., 1] = nucleus * np.float32(deep) * (1 + 0.10 * chromatin)
+    own[..., 1] = nucleus * np.float32(deep) * (1 + 0.13 * chromatin)
     own[..., 2] = lilac * cytoplasm * thin * outside_nucleus
     own[..., 3] = blue * cytoplasm * outside_nucleus + 0.10 * _ramp(1 - np.abs(window.inside) / 8)
     under = dye[window.place]
@@ -407,7 +409,7 @@ def _nucleus(rng: np.random.Generator, cell: _Cell, window: _Window) -> np.ndarr
 
     if cell.kind in ("neutrophil", "eosinophil"):
         lobes = int(rng.integers(3, 6) if cell.kind == "neutrophil" else rng.integers(2, 4))
-        size = {2: 0.40, 3: 0.33, 4: 0.285, 5: 0.25}[lobes]
+        size = {2: 0.44, 3: 0.37, 4: 0.31, 5: 0.27}[lobes]
         bend = rng.uniform(0.75, 1.0) * (5.2 if lobes > 3 else 4.0 if lobes == 3 else 2.6)
         angles = start + np.linspace(0, bend, lobes) + rng.normal(0, 0.10, lobes)
         far = rng.uniform(0.42, 0.54, lobes)
@@ -441,10 +443,10 @@ def _add_platelet(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: 
     halo = _ramp((1.04 - window.share) / 0.5)
     core = core * np.clip(1 + 0.22 * _texture(rng, 2.2, rows, columns), 0.2, 2)
     violet = float(rng.beta(1.8, 1.8))
-    strength = float(np.clip(rng.normal(0.62, 0.2), 0.28, 1.1))
+    strength = float(np.clip(rng.normal(0.58, 0.2), 0.25, 1.1))
     dye[(*window.place, 0)] *= 1 - 0.5 * halo
-    dye[(*window.place, 1)] += np.float32(strength * (0.12 + 0.42 * violet)) * core
-    dye[(*window.place, 3)] += np.float32(strength * (1.05 - 0.55 * violet)) * core + 0.13 * halo
+    dye[(*window.place, 1)] += np.float32(strength * (0.16 + 0.50 * violet)) * core
+    dye[(*window.place, 3)] += np.float32(strength * (0.80 - 0.60 * violet)) * core + 0.13 * halo
 
 
 # How it is seen ------------------------------------------------------------------------------------------
@@ -467,20 +469,20 @@ def _grain() -> np.ndarray:
     common = rng.standard_normal((544, 704, 1), dtype=np.float32)
     noise = common + 0.55 * rng.standard_normal((544, 704, 3), dtype=np.float32)
     noise = cv2.GaussianBlur(noise, (0, 0), 0.8)
-    return np.clip(np.round(128 + 1.75 * noise / noise.std()), 0, 255).astype(np.uint8)
+    return np.clip(np.round(128 + 1.5 * noise / noise.std()), 0, 255).astype(np.uint8)
 
 
 def _photograph(rng: np.random.Generator, look: _Look, dye: np.ndarray) -> np.ndarray:
     """The dye map seen through lamp, lens and camera: (480, 640, 3) uint8 RGB."""
     across, down = _field()
-    slope = rng.normal(0, (0.012, 0.010)).astype(np.float32)
+    slope = rng.normal((0.014, 0.012), (0.014, 0.012)).astype(np.float32)
     fall = np.float32(rng.uniform(0.005, 0.045))
     lamp = 1 + slope[0] * across + slope[1] * down - fall * (across * across + down * down)
     lamp = lamp + np.float32(0.004) * _texture(rng, 12.0, _ROWS, _COLUMNS)
     _add_specks(rng, lamp)
     seen = cv2.exp(-cv2.transform(dye, look.dyes))
     seen *= lamp[..., None] * np.array(look.light, np.float32)
-    seen = cv2.GaussianBlur(seen, (0, 0), 0.55 + look.blur)
+    seen = cv2.GaussianBlur(seen, (0, 0), 0.48 + look.blur)
     # Lateral colour error: red and blue lie half a small pixel apart, which tints the edges.
     shift = float(rng.uniform(0.15, 0.5))
     seen[1:, :, 0] += shift * (seen[:-1, :, 0] - seen[1:, :, 0])
@@ -494,8 +496,9 @@ def _photograph(rng: np.random.Generator, look: _Look, dye: np.ndarray) -> np.nd
 
 def _add_specks(rng: np.random.Generator, lamp: np.ndarray) -> None:
     """Small round bubbles with a bright middle, and now and then a smudge of dust on the lens."""
-    for smudge in [False] * int(rng.poisson(9)) + [True] * int(rng.random() < 0.4):
-        size = rng.uniform(5, 10) if smudge else rng.uniform(1.6, 3.4)
+    vivid = 2.2 if rng.random() < 0.2 else 1.0
+    for smudge in [False] * int(rng.poisson(12)) + [True] * int(rng.random() < 0.4):
+        size = rng.uniform(5, 10) if smudge else rng.uniform(1.6, 3.4) * np.sqrt(vivid)
         x, y = rng.uniform(14, _COLUMNS - 14), rng.uniform(14, _ROWS - 14)
         c, r = int(x), int(y)
         across, down = _field()[0][:1, :29] * _COLUMNS / 2, _field()[1][:29, :1] * _ROWS / 2
@@ -503,7 +506,11 @@ def _add_specks(rng: np.random.Generator, lamp: np.ndarray) -> None:
         if smudge:
             change = -rng.uniform(0.05, 0.16) * np.exp(-(far**2))
         else:
-            change = rng.uniform(0.03, 0.14) * (0.9 * np.exp(-(far**2) * 4) - np.exp(-(((far - 0.9) / 0.3) ** 2)))
+            change = (
+                vivid
+                * rng.uniform(0.03, 0.14)
+                * (0.9 * np.exp(-(far**2) * 4) - np.exp(-(((far - 0.9) / 0.3) ** 2)))
+            )
         lamp[r - 14 : r + 15, c - 14 : c + 15] *= (1 + change).astype(np.float32)
 
 
@@ -527,11 +534,9 @@ def write_dataset(
         raise ConfigError(f"cannot write smears with {contents}: seed and counts must be 0 or more.")
     if _already_there(root, contents):
         return root
-    temporary: Path | None = None
+    temporary = root.parent / f".{root.name}.{uuid4().hex[:8]}.partial"
     try:
-        root.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}.", suffix=".partial"))
-        os.chmod(temporary, 0o777 & ~_umask())
+        temporary.mkdir(parents=True)
         _fill(temporary, contents, progress)
         _publish(temporary, root, contents)
     except OSError as error:
@@ -540,8 +545,7 @@ def write_dataset(
             "Free some space or choose another folder."
         ) from error
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return root
 
 
@@ -582,7 +586,9 @@ def _fill(folder: Path, contents: dict, progress: bool) -> None:
         smear = draw_smear(int(state[0]))
         quality = 73 + int(state[1] % 6)
         _write_jpeg(folder / "JPEGImages" / f"{name}.jpg", smear.image, quality)
-        _write_xml(folder / "Annotations" / f"{name}.xml", f"{name}.jpg", smear)
+        names_here = [NAMES[label] for label in smear.labels]
+        content = voc_bytes(f"{name}.jpg", WIDTH, HEIGHT, smear.boxes, names_here, database=_DATABASE)
+        (folder / "Annotations" / f"{name}.xml").write_bytes(content)
     splits["trainval"] = sorted(splits["train"] + splits["val"])
     for split, ids in splits.items():
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
@@ -592,8 +598,8 @@ def _fill(folder: Path, contents: dict, progress: bool) -> None:
 
 def _publish(temporary: Path, root: Path, contents: dict) -> None:
     """Rename into place. If another process was quicker with the same data set, its copy stays."""
-    with suppress(FileNotFoundError):
-        root.rmdir() if root.is_dir() and not any(root.iterdir()) else None
+    with suppress(OSError):
+        root.rmdir()  # succeeds only on an empty folder; Windows will not rename over one
     try:
         temporary.rename(root)
     except OSError:
@@ -606,40 +612,3 @@ def _write_jpeg(path: Path, rgb: np.ndarray, quality: int) -> None:
     if not done:
         raise SsdError(f"cannot encode {path} as JPEG: this build of OpenCV lacks the encoder.")
     path.write_bytes(content.tobytes())
-
-
-def _write_xml(path: Path, filename: str, smear: Smear) -> None:
-    """Pascal VOC with the same elements in the same order as BCCD's files."""
-
-    def child(parent: etree._Element, tag: str, text: object = None) -> etree._Element:
-        element = etree.SubElement(parent, tag)
-        element.text = None if text is None else str(text)
-        return element
-
-    annotation = etree.Element("annotation")
-    child(annotation, "folder", "JPEGImages")
-    child(annotation, "filename", filename)
-    child(annotation, "path", f"JPEGImages/{filename}")
-    child(child(annotation, "source"), "database", "Synthetic smears, not real blood")
-    size = child(annotation, "size")
-    for tag, value in (("width", WIDTH), ("height", HEIGHT), ("depth", 3)):
-        child(size, tag, value)
-    child(annotation, "segmented", 0)
-    for box, label in zip(smear.boxes, smear.labels, strict=True):
-        item = child(annotation, "object")
-        child(item, "name", NAMES[label])
-        child(item, "pose", "Unspecified")
-        cut = box[0] <= 1 or box[1] <= 1 or box[2] >= WIDTH or box[3] >= HEIGHT
-        child(item, "truncated", int(cut))
-        child(item, "difficult", 0)
-        bounds = child(item, "bndbox")
-        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            child(bounds, tag, int(value))
-    etree.indent(annotation, space="\t")
-    path.write_bytes(etree.tostring(annotation) + b"\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
