@@ -296,6 +296,12 @@ def newest_checkpoint(folder: Path | None = None) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
+def read_stages(folder: Path) -> list[dict[str, Any]]:
+    """What stages.json says; empty if no chain has run in this folder."""
+    path = folder / "stages.json"
+    return files.read_json(path, hint="Remove it and run again.")["stages"] if path.exists() else []
+
+
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes two runs the same: settings and data, not when, nor under which name the data were found."""
     fingerprint = (config.get("data") or {}).get("fingerprint")

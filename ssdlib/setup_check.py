@@ -1,4 +1,4 @@
-"""After installation: see that OpenCV can load, and take its headless build if the system lacks libGL or glib.
+"""After installation: see that OpenCV loads; take its headless build if the system lacks libGL or glib.
 
 Uses the standard library alone. `make setup` runs it: python -m ssdlib.setup_check --constraints FILE
 """
@@ -24,7 +24,7 @@ def import_problem() -> str | None:
 
 
 def missing_library(problem: str) -> str | None:
-    """The shared library that a loader message says is missing, such as libGL.so.1; None if it says otherwise."""
+    """The shared library, such as libGL.so.1, that a loader message misses; None if it says otherwise."""
     found = re.search(r"(lib[\w.+-]+\.so[\w.]*): cannot open shared object file", problem)
     return found.group(1) if found else None
 
