@@ -43,9 +43,9 @@ _STRETCH = 1.015  # cells in BCCD are about 3 % wider than tall
 
 # Red, green and blue absorbance of one unit of each dye. The camera's white balance lets the violet dyes
 # come out bluer than the background, hence the negative figures.
-_HAEMOGLOBIN = (0.085, 0.205, 0.350)
+_HAEMOGLOBIN = (0.125, 0.225, 0.370)
 _NUCLEUS = (0.690, 1.120, 0.040)
-_LILAC = (0.065, 0.265, 0.005)
+_LILAC = (0.085, 0.265, 0.005)
 _BLUE = (0.380, 0.260, -0.110)
 
 
@@ -141,11 +141,12 @@ def _choose_look(rng: np.random.Generator) -> _Look:
     dyes = dyes * rng.normal(1, (0.05, 0.09, 0.10, 0.12), (3, 4))
     grey = rng.normal(202, 3.0)
     light = (grey + rng.normal(-1, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 2.5))
+    depth = float(0.18 + 1.25 * rng.beta(1.4, 1.6))
     return _Look(
         dyes=dyes.astype(np.float32),
         light=light,
-        depth=float(0.15 + 1.0 * rng.beta(1.3, 1.6)),
-        eosin=float(np.clip(rng.normal(0.46, 0.12), 0.2, 0.8)),
+        depth=depth,
+        eosin=float(np.clip(rng.normal(0.74 - 0.38 * depth, 0.10), 0.12, 0.85)),
         pallor=float(rng.uniform(0.30, 0.95)),
         edge=float(rng.uniform(2.2, 3.8)),
         blur=float(rng.choice([0.0, 0.5, 0.9, 1.6], p=[0.46, 0.34, 0.14, 0.06])),
@@ -317,7 +318,7 @@ def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndar
         if cell.label == RBC:
             _add_red(rng, look, dye, cell)
     # Stacked cells press each other flat: twice the cells is less than twice the dye.
-    dye /= 1 + 0.55 * dye
+    dye /= 1 + 0.85 * dye
     for cell in cells:
         if cell.label == WBC:
             _add_white(rng, look, dye, cell)
@@ -353,9 +354,8 @@ def _add_red(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell
     rim = _ramp(1 - np.abs(window.inside - 5) / 9)
     thickness *= body * np.float32(depth)
     dye[(*window.place, 0)] += np.float32(look.depth) * thickness
-    dye[(*window.place, 2)] += np.float32(look.eosin) * thickness + body * rim * np.float32(
-        rng.uniform(0.1, 0.3)
-    )
+    dye[(*window.place, 2)] += np.float32(look.eosin) * thickness
+    dye[(*window.place, 2)] += np.float32(rng.uniform(0.10, 0.35)) * body * rim
 
 
 def _add_white(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
@@ -501,16 +501,13 @@ def _add_specks(rng: np.random.Generator, lamp: np.ndarray) -> None:
         size = rng.uniform(5, 10) if smudge else rng.uniform(1.6, 3.4) * np.sqrt(vivid)
         x, y = rng.uniform(14, _COLUMNS - 14), rng.uniform(14, _ROWS - 14)
         c, r = int(x), int(y)
-        across, down = _field()[0][:1, :29] * _COLUMNS / 2, _field()[1][:29, :1] * _ROWS / 2
-        far = np.hypot(across - across[0, 14] - (x - c), down - down[14, 0] - (y - r)) / size
+        down, across = np.ogrid[-14:15, -14:15]
+        far = np.hypot(across - (x - c), down - (y - r)) / size
         if smudge:
             change = -rng.uniform(0.05, 0.16) * np.exp(-(far**2))
         else:
-            change = (
-                vivid
-                * rng.uniform(0.03, 0.14)
-                * (0.9 * np.exp(-(far**2) * 4) - np.exp(-(((far - 0.9) / 0.3) ** 2)))
-            )
+            ring = 0.9 * np.exp(-(far**2) * 4) - np.exp(-(((far - 0.9) / 0.3) ** 2))
+            change = vivid * rng.uniform(0.03, 0.14) * ring
         lamp[r - 14 : r + 15, c - 14 : c + 15] *= (1 + change).astype(np.float32)
 
 
