@@ -96,7 +96,8 @@ def detect_objects(
         locs.float().gather(1, flat[..., None].expand(-1, -1, 4)), priors_cxcywh[flat], variances
     ).clamp(0, 1)  # (N, (C-1)*K, 4)
 
-    kept = batched_nms(boxes.view(-1, length, 4), scores.reshape(-1, length), iou_threshold)
+    lists = images * (classes - 1)  # spelt out: -1 is ambiguous where no score passes and length is 0
+    kept = batched_nms(boxes.view(lists, length, 4), scores.reshape(lists, length), iou_threshold)
     scores = scores.flatten(1).where(kept.view(images, -1), -torch.inf)  # (N, (C-1)*K)
     labels = torch.arange(1, classes, device=scores.device).repeat_interleave(length)  # ((C-1)*K,)
     scores, best = scores.topk(min(top_k, scores.shape[1]), dim=1)  # (N, T)
