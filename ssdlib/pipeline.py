@@ -216,8 +216,9 @@ def _kernel_environment() -> Iterator[None]:
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Cores this process may use: its affinity, limited by a container's quota. At least 1."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    from ssdlib.runtime import available_cores
+
+    cores = available_cores()
     with contextlib.suppress(OSError, ValueError):
         quota, period = quota_file.read_text().split()
         cores = min(cores, round(int(quota) / int(period)))

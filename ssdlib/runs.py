@@ -209,8 +209,9 @@ class RunFolder:
         except StageError:
             if self.profile.name != "smoke":
                 raise
+        # All on stderr, so that a notebook prints the same whether it had to train or not.
         print(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
-        self.train()
+        self.train(on_epoch=lambda record: print(record, file=sys.stderr))
         return self.best_checkpoint
 
     def metrics(self) -> dict[str, Any]:

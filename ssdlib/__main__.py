@@ -1,0 +1,35 @@
+"""`python -m ssdlib` and the `ssdlib` command: errors of the user's become one message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from ssdlib.errors import SsdError
+
+FAILED, INTERRUPTED = 1, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 an error said on stderr, 2 wrong usage,
+    3 some images could not be read, 130 stopped by Ctrl-C."""
+    from ssdlib.cli import app
+
+    try:
+        return app(args=arguments, prog_name="ssdlib", standalone_mode=True) or 0
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except SsdError as error:
+        print(f"error: {error}", file=sys.stderr)
+        # A stop asked for by a signal is an SsdError too, since its message says how to go on.
+        return INTERRUPTED if type(error).__name__ == "TrainingInterrupted" else FAILED
+    except KeyboardInterrupt:
+        print("stopped; what was written so far is kept", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        sys.stderr.close()
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Detections painted into the pixels of the image, for files rather than figures."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from ssdlib.detections import Detections
+from ssdlib.plots.style import colour_of
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def annotate(image: np.ndarray, detections: Detections) -> np.ndarray:
+    """A copy of an (H, W, 3) uint8 RGB image with every box, its class and its score in the class's colour.
+
+    Lines and letters grow with the image, so they read alike on thumbnails and on large fields.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    height, width = canvas.shape[:2]
+    unit = max(1.0, min(height, width) / 480)
+    line, size = max(1, round(1.6 * unit)), 0.42 * unit
+    # The surest last, so that its label lies on top.
+    for box, label, name, score in reversed(
+        list(
+            zip(
+                detections.boxes.tolist(),
+                detections.labels.tolist(),
+                detections.names,
+                detections.scores.tolist(),
+                strict=True,
+            )
+        )
+    ):
+        colour = _rgb(colour_of(label))
+        left, top, right, bottom = (round(side) for side in box)
+        cv2.rectangle(canvas, (left, top), (right, bottom), colour, line, cv2.LINE_AA)
+        _tag(canvas, f"{name} {score:.2f}", (left, top), colour, size)
+    return canvas
+
+
+def _tag(
+    canvas: np.ndarray, text: str, corner: tuple[int, int], colour: tuple[int, ...], size: float
+) -> None:
+    """White text on a filled tag above the box's corner, or inside it where the image ends."""
+    (wide, high), base = cv2.getTextSize(text, FONT, size, 1)
+    pad = max(2, base // 2)
+    left = max(0, min(corner[0], canvas.shape[1] - wide - 2 * pad))
+    top = corner[1] - high - 2 * pad if corner[1] >= high + 2 * pad else corner[1]
+    cv2.rectangle(canvas, (left, top), (left + wide + 2 * pad, top + high + 2 * pad), colour, cv2.FILLED)
+    cv2.putText(canvas, text, (left + pad, top + high + pad), FONT, size, (255, 255, 255), 1, cv2.LINE_AA)
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -1,0 +1,386 @@
+"""The command line: one thin function a verb. What takes long to import is imported where it is used."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ssdlib.detections import Detections
+
+UNREADABLE_IMAGES = 3
+"""Exit code of `detect` when all else went well."""
+
+app = typer.Typer(
+    help="SSD300 finds and counts blood cells: run the course, train, judge and use a detector.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+data_app = typer.Typer(help="Get, check and draw data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+Profile = Annotated[str, typer.Option(help="smoke, quick or full.")]
+Data = Annotated[str, typer.Option(help="auto, bccd, smears, or a folder in Pascal VOC layout.")]
+Run = Annotated[str, typer.Option("--run", help="Name under runs/, or a path. Default: time, profile, data.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Change one setting: recipe.epochs=3. May be repeated.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Use a run made with other settings all the same.")]
+Weights = Annotated[Path | None, typer.Option(help="Checkpoint. Default: the newest best one under runs/.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+@app.command(epilog="Example: python -m ssdlib run --profile quick --data auto --run first")
+def run(
+    profile: Profile = "quick",
+    data: Data = "auto",
+    run: Run = "",
+    from_stage: Annotated[str | None, typer.Option("--from", help="First stage, such as 04.")] = None,
+    to_stage: Annotated[str | None, typer.Option("--to", help="Last stage.")] = None,
+    only: Annotated[str | None, typer.Option(help="One stage alone, such as 05.")] = None,
+    settings: Settings = None,
+    force: Force = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run the notebooks with papermill into a run folder and write its report."""
+    from ssdlib.pipeline import find_stages, run_chain, select_stages
+
+    # A wrong stage name should be said before data is looked for.
+    select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
+    folder = _run_path(run, profile, data)
+    print(f"run folder: {folder}", file=sys.stderr)
+    done = run_chain(
+        profile,
+        data,
+        folder,
+        from_stage=from_stage,
+        to_stage=to_stage,
+        only=only,
+        overrides=_overrides(settings),
+        force=force,
+        progress=not quiet,
+    )
+    print(results_text(done.metrics()))
+    print(f"report: {done.path / 'report.html'}")
+
+
+@app.command(
+    epilog="Example: python -m ssdlib train --profile quick --data bccd --run first --set recipe.epochs=30"
+)
+def train(
+    profile: Profile = "quick",
+    data: Data = "auto",
+    run: Run = "",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    settings: Settings = None,
+    force: Force = False,
+    device: Device = "auto",
+) -> None:
+    """Train without the notebooks. Several GPUs: accelerate launch -m ssdlib train --run NAME ..."""
+    from ssdlib.runs import RunFolder
+
+    folder = _run_path(run, profile, data)
+    opened = RunFolder.open(folder, profile=profile, data=data, overrides=_overrides(settings), force=force)
+    history = opened.train(resume=resume, device=device)
+    if history.best is not None:
+        print(f"best epoch: {history.best.epoch}, val mAP@0.5 {history.best.map_50:.3f}")
+    print(f"weights: {opened.best_checkpoint}")
+
+
+@app.command(epilog="Example: python -m ssdlib evaluate --data bccd --split test --json results.json")
+def evaluate(
+    weights: Weights = None,
+    data: Data = "auto",
+    split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "test",
+    limit: Annotated[int | None, typer.Option(help="Only the split's first images.", min=1)] = None,
+    threshold: Annotated[float, typer.Option(help="Score for precision and recall.", min=0, max=1)] = 0.5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
+    quiet: Quiet = False,
+) -> None:
+    """Judge a detector: mAP three ways, precision and recall, each class."""
+    from ssdlib.data import bccd
+    from ssdlib.evaluation import evaluate_model
+    from ssdlib.files import write_json
+    from ssdlib.predict import Predictor
+
+    weights = _weights(weights)
+    source = bccd.resolve(data, progress=not quiet)
+    predictor = Predictor.from_checkpoint(weights, device=device, precision=precision, batch_size=batch)
+    dataset = source.dataset(split, limit=limit)
+    metrics, _ = evaluate_model(predictor, dataset, working_threshold=threshold, progress=not quiet)
+    report = {
+        "split": split,
+        **metrics.to_dict(),
+        "working_threshold": threshold,
+        "weights": str(weights),
+        "data": source.describe(),
+    }
+    print(results_text({split: report, "data": report["data"]}))
+    if json_file is not None:
+        write_json(json_file, report)
+        print(f"written: {json_file}")
+
+
+@app.command(epilog="Example: python -m ssdlib detect my_fields/ one.png --json cells.json --out annotated/")
+def detect(
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files and folders of them.", show_default=False)
+    ],
+    weights: Weights = None,
+    threshold: Annotated[float, typer.Option(help="Least score that counts.", min=0, max=1)] = 0.5,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write boxes and counts here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for annotated pictures.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
+    quiet: Quiet = False,
+) -> None:
+    """Find and count the cells in images of yours. Unreadable images are named; the others are done."""
+    from tqdm import tqdm
+
+    from ssdlib.files import write_json
+    from ssdlib.predict import Predictor
+
+    tasks = find_images(images, out)
+    predictor = Predictor.from_checkpoint(
+        _weights(weights),
+        device=device,
+        precision=precision,
+        batch_size=batch,
+        score_threshold=threshold,
+    )
+    found, failures = [], []
+    with tqdm(total=len(tasks), unit="img", disable=quiet) as bar:
+        for detections, image, target in _detections(predictor, tasks, failures):
+            found.append(detections)
+            if target is not None:
+                _draw(image, found[-1], target)
+            bar.update(1)
+    print(counts_text(found))
+    if json_file is not None:
+        write_json(json_file, [detections.to_dict() for detections in found])
+        print(f"written: {json_file}")
+    if out is not None:
+        print(f"annotated pictures: {out}")
+    if failures:
+        print(f"{len(failures)} of {len(tasks)} images could not be read:", file=sys.stderr)
+        print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
+        raise typer.Exit(UNREADABLE_IMAGES)
+
+
+def find_images(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path | None]]:
+    """(image, annotated picture or None) for each file given and each image anywhere inside a folder given.
+
+    Raises DataError for a path that does not exist, a folder without images, and an output that would
+    overwrite an input.
+    """
+    from ssdlib.data.images import IMAGE_SUFFIXES
+    from ssdlib.errors import DataError
+
+    tasks: dict[Path, Path | None] = {}
+    taken: set[Path] = set()
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+            if not inside:
+                raise DataError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder")
+            pairs = [(image, image.relative_to(path)) for image in inside]
+        elif path.exists():
+            pairs = [(path, Path(path.name))]
+        else:
+            raise DataError(f"{path} does not exist: name an image file or a folder of images")
+        for image, name in pairs:
+            if image not in tasks:
+                tasks[image] = _free_name(out, name, taken) if out is not None else None
+    for image, target in tasks.items():
+        if target is not None and target.exists() and any(target.samefile(other) for other in tasks):
+            raise DataError(f"--out would overwrite the image {image}: choose another folder")
+    return list(tasks.items())
+
+
+def _free_name(out: Path, name: Path, taken: set[Path]) -> Path:
+    """Where the annotated picture goes; a second image of the same name gets a number."""
+    suffix = name.suffix if name.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
+    target, number = out / name.with_suffix(suffix), 2
+    while target in taken:
+        target, number = out / name.with_name(f"{name.stem}-{number}{suffix}"), number + 1
+    taken.add(target)
+    return target
+
+
+def _detections(
+    predictor: Any, tasks: Sequence[tuple[Path, Path | None]], failures: list[str]
+) -> Iterator[tuple[Detections, np.ndarray, Path | None]]:
+    """Detections of each readable image with its pixels and target; the others' messages go to `failures`."""
+    from dataclasses import replace
+
+    waiting: deque[tuple[Path, np.ndarray, Path | None]] = deque()
+
+    def readable() -> Iterator[np.ndarray]:
+        for path, image, target in _read_ahead(tasks, failures, ahead=2 * predictor.batch_size):
+            waiting.append((path, image, target))
+            yield image
+
+    for detections in predictor.stream(readable()):
+        path, image, target = waiting.popleft()
+        yield replace(detections, image=str(path)), image, target
+
+
+def _read_ahead(
+    tasks: Sequence[tuple[Path, Path | None]], failures: list[str], *, ahead: int
+) -> Iterator[tuple[Path, np.ndarray, Path | None]]:
+    """Decode in threads, a few images ahead of their use, in order."""
+    from concurrent.futures import ThreadPoolExecutor
+    from itertools import islice
+
+    from ssdlib.data.images import read_image
+    from ssdlib.errors import DataError
+
+    with ThreadPoolExecutor(2, "ssdlib-decode") as pool:
+        source = iter(tasks)
+        futures = deque((task, pool.submit(read_image, task[0])) for task in islice(source, ahead))
+        while futures:
+            (path, target), future = futures.popleft()
+            futures.extend((task, pool.submit(read_image, task[0])) for task in islice(source, 1))
+            try:
+                yield path, future.result(), target
+            except DataError as error:
+                failures.append(str(error))
+
+
+def _draw(image: np.ndarray, detections: Detections, target: Path) -> None:
+    from ssdlib.annotate import annotate
+    from ssdlib.data.images import write_image
+
+    write_image(target, annotate(image, detections))
+
+
+@data_app.command("fetch", epilog="Example: python -m ssdlib data fetch")
+def data_fetch(quiet: Quiet = False) -> None:
+    """Find BCCD, or download its pinned commit into data/BCCD, every file checked."""
+    from ssdlib.data import bccd
+
+    source = bccd.resolve("bccd", progress=not quiet)
+    print(f"BCCD: {source.root}\nfingerprint: {source.fingerprint}")
+
+
+@data_app.command("check", epilog="Example: python -m ssdlib data check --data my_cells/ --json audit.json")
+def data_check(
+    data: Data = "auto",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole audit here.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Audit a data set: what is in it, what is wrong, what to do about it."""
+    from ssdlib.data import bccd
+    from ssdlib.data.audit import audit
+    from ssdlib.files import write_json
+
+    source = bccd.resolve(data, progress=not quiet)
+    result = audit(source)
+    if source.notice:
+        print(source.notice)
+    print(f"{source.kind}: {source.root}")
+    for finding in result.findings:
+        where = f"{finding.image_id}: " if finding.image_id else ""
+        print(f"{finding.severity:8} {finding.kind}: {where}{finding.message} {finding.remedy}".rstrip())
+    print(f"{len(result.findings)} findings")
+    if json_file is not None:
+        write_json(json_file, result.to_dict())
+        print(f"written: {json_file}")
+
+
+@data_app.command(
+    "smears", epilog="Example: python -m ssdlib data smears my_smears --train 20 --val 5 --test 5"
+)
+def data_smears(
+    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
+    train: Annotated[int, typer.Option(min=0)] = 205,
+    val: Annotated[int, typer.Option(min=0)] = 87,
+    test: Annotated[int, typer.Option(min=0)] = 72,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Draw synthetic blood smears with labels, in BCCD's layout."""
+    from ssdlib.data.smears import write_dataset
+
+    written = write_dataset(folder, train=train, val=val, test=test, seed=seed, progress=not quiet)
+    print(f"{train + val + test} smears: {written}")
+
+
+def results_text(metrics: dict[str, Any]) -> str:
+    """The results sections of metrics as plain tables, under the notice if the data are synthetic."""
+    from ssdlib.report import result_rows, result_sections
+
+    blocks = [notice] if (notice := metrics.get("data", {}).get("notice")) else []
+    for name, section in result_sections(metrics).items():
+        header, rows = result_rows(section)
+        blocks.append(f"{name} ({section.get('images', '?')} images)\n{text_table(header, rows)}")
+    return "\n\n".join(blocks) if blocks else "no results yet"
+
+
+def counts_text(found: Sequence[Detections]) -> str:
+    """Cells of each class on each image and in all, as a plain table."""
+    if not found:
+        return "no image could be read"
+    names = list(found[0].class_names)
+    rows = [[d.image, *(str(d.counts()[name]) for name in names)] for d in found]
+    totals = [str(sum(d.counts()[name] for d in found)) for name in names]
+    return text_table(["image", *names], [*rows, [f"all {len(found)}", *totals]])
+
+
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table: first column to the left, numbers to the right, the last row set off as a total."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = "  ".join("-" * width for width in widths)
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = (pad for pad in zip(cells, widths, strict=True))
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
+
+    body = [line(row) for row in rows]
+    return "\n".join([line(header), rule, *body[:-1], *([rule] if len(body) > 1 else []), *body[-1:]])
+
+
+def _run_path(run: str, profile: str, data: str) -> Path:
+    """A bare name lies under runs/; anything with a separator is a path from here."""
+    import os
+
+    from ssdlib.errors import ConfigError
+    from ssdlib.runs import new_run_name, runs_folder
+
+    if not run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("with several processes give the run a name: --run NAME")
+    if not run:
+        return runs_folder() / new_run_name(profile, data)
+    bare = Path(run).name == run and run not in (".", "..")
+    return runs_folder() / run if bare else Path(run).expanduser().resolve()
+
+
+def _overrides(settings: Sequence[str] | None) -> dict[str, Any] | None:
+    from ssdlib.runs import parse_override
+
+    return dict(map(parse_override, settings)) if settings else None
+
+
+def _weights(weights: Path | None) -> Path:
+    from ssdlib.runs import newest_checkpoint
+
+    if weights is None:
+        weights = newest_checkpoint()
+        print(f"weights: {weights}", file=sys.stderr)
+    return weights
