@@ -43,9 +43,9 @@ _STRETCH = 1.015  # cells in BCCD are about 3 % wider than tall
 
 # Red, green and blue absorbance of one unit of each dye. The camera's white balance lets the violet dyes
 # come out bluer than the background, hence the negative figures.
-_HAEMOGLOBIN = (0.125, 0.225, 0.370)
+_HAEMOGLOBIN = (0.108, 0.245, 0.390)
 _NUCLEUS = (0.690, 1.120, 0.040)
-_LILAC = (0.085, 0.265, 0.005)
+_LILAC = (0.074, 0.265, 0.005)
 _BLUE = (0.380, 0.260, -0.110)
 
 
@@ -138,9 +138,9 @@ def draw_smear(seed: int) -> Smear:
 
 def _choose_look(rng: np.random.Generator) -> _Look:
     dyes = np.array([_HAEMOGLOBIN, _NUCLEUS, _LILAC, _BLUE]).T
-    dyes = dyes * rng.normal(1, (0.05, 0.09, 0.10, 0.12), (3, 4))
+    dyes = dyes * rng.normal(1, (0.08, 0.09, 0.10, 0.12), (3, 4))
     grey = rng.normal(202, 3.0)
-    light = (grey + rng.normal(-1, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 2.5))
+    light = (grey + rng.normal(-1, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 3.5))
     depth = float(0.18 + 1.25 * rng.beta(1.4, 1.6))
     return _Look(
         dyes=dyes.astype(np.float32),
@@ -318,7 +318,7 @@ def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndar
         if cell.label == RBC:
             _add_red(rng, look, dye, cell)
     # Stacked cells press each other flat: twice the cells is less than twice the dye.
-    dye /= 1 + 0.85 * dye
+    dye /= 1 + 0.75 * dye
     for cell in cells:
         if cell.label == WBC:
             _add_white(rng, look, dye, cell)
@@ -367,7 +367,7 @@ def _add_white(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Ce
     grain = _texture(rng, 0.9, rows, columns) + 0.8 * _texture(rng, 4.0, rows, columns)
     chromatin = _texture(rng, 2.2, rows, columns) + 0.8 * _texture(rng, 6.0, rows, columns)
     pink, lilac, blue, strength = {
-        "neutrophil": (0.12, 0.60, 0.14, 0.17),
+        "neutrophil": (0.16, 0.66, 0.07, 0.18),
         "eosinophil": (0.52, 0.60, 0.02, 0.20),
         "lymphocyte": (0.00, 0.30, 0.62, 0.10),
         "monocyte": (0.04, 0.55, 0.40, 0.20),
