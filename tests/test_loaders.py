@@ -123,6 +123,6 @@ def test_seeds_differ_in_every_key():
 
 @pytest.mark.parametrize("cores, workers", [(1, 0), (4, 0), (5, 3), (64, 8)])
 def test_automatic_workers(monkeypatch, cores, workers):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("ssdlib.data.loaders.available_cores", lambda: cores)
     assert choose_workers("auto") == workers
     assert choose_workers(3) == 3

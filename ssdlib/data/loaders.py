@@ -6,7 +6,6 @@ What augmentation draws for a sample depends on (seed, epoch, index) alone, and 
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssdlib.runtime import available_cores
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, list[Target]]
@@ -110,7 +111,7 @@ def choose_workers(workers: int | str = "auto") -> int:
     """Worker processes that prepare batches; "auto" is none where the network needs all (<= 4) cores."""
     if workers != "auto":
         return int(workers)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     return 0 if cores <= 4 else min(8, cores - 2)
 
 
