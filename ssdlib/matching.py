@@ -84,7 +84,8 @@ def match(
 
     overlap = iou(padded, cxcywh_to_xyxy(priors_cxcywh))  # (N, G, P)
     best, object_for_each_prior = overlap.max(dim=1)  # (N, P)
-    object_for_each_prior = object_for_each_prior.where(best >= iou_threshold, BACKGROUND)
+    answers = (best >= iou_threshold) & (best > 0)  # not for padding, even at a threshold of 0
+    object_for_each_prior = object_for_each_prior.where(answers, BACKGROUND)
 
     own = assign_own_priors(overlap)  # (N, G)
     image, index = (own != BACKGROUND).nonzero(as_tuple=True)
@@ -95,7 +96,7 @@ def match(
     gather = object_for_each_prior.clamp(min=0)
     return Matches(
         labels=classes.gather(1, gather).where(positive, 0),
-        boxes=padded.gather(1, gather[..., None].expand(-1, -1, 4)) * positive[..., None],
+        boxes=padded.gather(1, gather[..., None].expand(-1, -1, 4)).where(positive[..., None], 0),
         object_for_each_prior=object_for_each_prior,
         iou=best,
     )
