@@ -7,6 +7,8 @@ import sys
 from ssdlib.errors import SsdError
 
 FAILED, INTERRUPTED = 1, 130
+INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
+"""Errors that are a stop asked for, with a message on how to go on; by name, to import no torch for --help."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,8 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except SsdError as error:
         print(f"error: {error}", file=sys.stderr)
-        # A stop asked for by a signal is an SsdError too, since its message says how to go on.
-        return INTERRUPTED if type(error).__name__ == "TrainingInterrupted" else FAILED
+        return INTERRUPTED if type(error).__name__ in INTERRUPTIONS else FAILED
     except KeyboardInterrupt:
         print("stopped; what was written so far is kept", file=sys.stderr)
         return INTERRUPTED

@@ -24,6 +24,10 @@ GIVEN_PARAMETERS = ("PROFILE", "DATA", "RUN_DIR")
 """What every notebook's parameters cell must have, because the chain sets it."""
 
 
+class ChainInterrupted(StageError):
+    """Ctrl-C: the kernel is stopped, the state saved, and the message says how to go on."""
+
+
 def find_stages(folder: Path | None = None) -> list[Path]:
     """The notebooks of the chain, `NN_name.ipynb`, in order. Raises StageError if there are none."""
     folder = folder or project_root() / "notebooks"
@@ -101,6 +105,11 @@ def run_chain(
                     values = {k: v for k, v in given.items() if k in declared[stage]}
                     _execute(stage, run.path / "notebooks" / stage.name, values, bars)
                 bars.finish()
+    except KeyboardInterrupt as stop:
+        raise ChainInterrupted(
+            f"stopped in {stage.name}; what was done is in {run.path}\nGo on with: python -m ssdlib run "
+            f"--from {stage.name[:2]} --profile {profile} --data {given['DATA']} --run {run.path}"
+        ) from stop
     finally:
         _write_report(run)
     return run
@@ -123,8 +132,15 @@ def _check_parameters(stages: Sequence[Path], extra: Mapping[str, Any]) -> dict[
     """The names in each notebook's parameters cell. Raises StageError before anything has run."""
     from papermill import inspect_notebook
 
-    declared = {stage: set(inspect_notebook(str(stage))) for stage in stages}
-    for stage, names in declared.items():
+    declared = {}
+    for stage in stages:
+        try:
+            declared[stage] = names = set(inspect_notebook(_unformatted(stage)))
+        except Exception as error:
+            raise StageError(
+                f"{stage} is not a notebook that can be run ({error}). Save it again in JupyterLab with the "
+                "kernel python3."
+            ) from error
         missing = [name for name in GIVEN_PARAMETERS if name not in names]
         if missing:
             raise StageError(
