@@ -1,0 +1,198 @@
+"""Figures of priors: on the image, their overlap with objects, the matching, and the encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+
+from ssdlib.boxes import cxcywh_to_xyxy
+from ssdlib.config import PriorConfig
+from ssdlib.plots.style import INK, MUTED, axes_or_new, colour_of, draw_boxes, show_image
+from ssdlib.priors import make_priors
+
+OBJECT_COLOURS = tuple(plt.get_cmap("tab10").colors[i] for i in (1, 0, 2, 6, 4, 9, 8, 5, 3))
+"""For objects that must be told apart within one image, whatever their class; grey is left to background."""
+
+
+def priors_of_cell(config: PriorConfig, level: int, row: int, column: int) -> torch.Tensor:
+    """(n, 4) fractional xyxy priors of one cell of one map."""
+    sizes = [f * f * n for f, n in zip(config.feature_maps, config.per_location, strict=True)]
+    cell = row * config.feature_maps[level] + column
+    start = sum(sizes[:level]) + cell * config.per_location[level]
+    return cxcywh_to_xyxy(make_priors(config)[start : start + config.per_location[level]])
+
+
+def map_priors(
+    ax: Axes | None, image: Any, config: PriorConfig, level: int, boxes_xyxy: Any, labels: Any
+) -> Axes:
+    """One feature map's cell centres as dots, and all priors of the cells that hold the given objects.
+
+    image is (3, S, S) or (S, S, 3); boxes (G, 4) in its pixels are filled, their cells' priors outlined in
+    the colour of the class.
+    """
+    ax = axes_or_new(ax, (4, 4))
+    cells, size = config.feature_maps[level], np.asarray(image).shape[1]
+    show_image(ax, image)
+    centres = (np.arange(cells) + 0.5) * size / cells
+    x, y = np.meshgrid(centres, centres)
+    ax.scatter(x, y, s=2 + 40 / cells, color="white", edgecolor=INK, linewidth=0.3, zorder=3)
+    for (xmin, ymin, xmax, ymax), label in zip(_boxes(boxes_xyxy), labels, strict=True):
+        colour = colour_of(label)
+        corner, shape = (xmin, ymin), (xmax - xmin, ymax - ymin)
+        ax.add_patch(Rectangle(corner, *shape, facecolor=colour, alpha=0.3, edgecolor="none"))
+        row, column = int((ymin + ymax) / 2 / size * cells), int((xmin + xmax) / 2 / size * cells)
+        draw_boxes(ax, priors_of_cell(config, level, row, column) * size, colour=colour, width=1.3)
+    ax.set(xlim=(0, size), ylim=(size, 0))
+    ax.set_title(f"{cells} x {cells} map: {config.per_location[level]} priors a cell")
+    return ax
+
+
+def boxes_on_paper(
+    ax: Axes | None,
+    boxes_xyxy: Any,
+    names: Sequence[str],
+    *,
+    extent: float = 10,
+    colours: Sequence[Any] | None = None,
+    filled: bool = False,
+    style: str = "-",
+) -> Axes:
+    """Named boxes (K, 4) xyxy on squared paper of `extent` units a side, y downward as in images."""
+    ax = axes_or_new(ax, (4.4, 4.4))
+    for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(boxes_xyxy)):
+        colour = MUTED if colours is None else colours[i]
+        corner, shape = (xmin, ymin), (xmax - xmin, ymax - ymin)
+        if filled:
+            ax.add_patch(Rectangle(corner, *shape, facecolor=colour, alpha=0.22, edgecolor="none"))
+        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=colour, lw=2.2, ls=style))
+        # Objects are named in the upper left corner, priors in the lower right: the two do not collide.
+        at = (xmin + 0.12, ymin + 0.12) if filled else (xmax - 0.12, ymax - 0.12)
+        ax.text(*at, names[i], color=colour, weight="bold", fontsize=11,
+                ha="left" if filled else "right", va="top" if filled else "bottom")  # fmt: skip
+    ax.set(xlim=(0, extent), ylim=(extent, 0), aspect="equal")
+    ax.set_xticks(np.arange(extent + 1))
+    ax.set_yticks(np.arange(extent + 1))
+    ax.tick_params(length=0)
+    return ax
+
+
+def overlap_table(
+    ax: Axes | None,
+    overlap: Any,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    *,
+    own: Sequence[tuple[int, int]] = (),
+    extra: Sequence[tuple[int, int]] = (),
+) -> Axes:
+    """The IoU matrix (G, P) as a shaded table; pairs in `own` get a solid frame, in `extra` a dashed one."""
+    ax = axes_or_new(ax, (5.2, 2.4))
+    values = np.asarray(overlap, dtype=float).reshape(len(rows), len(columns))
+    ax.imshow(values, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+    for (i, j), value in np.ndenumerate(values):
+        ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=INK, fontsize=11)
+    for pairs, style in ((own, "-"), (extra, "--")):
+        for i, j in pairs:
+            ax.add_patch(
+                Rectangle((j - 0.47, i - 0.46), 0.94, 0.92, fill=False, edgecolor=INK, lw=2.2, ls=style)
+            )
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.tick_params(length=0, labelcolor=INK)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax
+
+
+def positives(
+    ax: Axes | None, image: Any, boxes_xyxy: Any, priors_xyxy: Any, object_for_each_prior: Any
+) -> Axes:
+    """Objects (G, 4) filled, and the priors (P, 4) that answer for them in the same colour, in image pixels.
+
+    `object_for_each_prior` (P,) is the object's index, -1 for background, which is not drawn.
+    """
+    ax = axes_or_new(ax, (5, 5))
+    height, width = np.asarray(image).shape[-2:] if np.asarray(image).shape[0] == 3 else image.shape[:2]
+    show_image(ax, image)
+    answers = np.asarray(object_for_each_prior)
+    for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(boxes_xyxy)):
+        colour = OBJECT_COLOURS[i % len(OBJECT_COLOURS)]
+        shape = (xmax - xmin, ymax - ymin)
+        ax.add_patch(Rectangle((xmin, ymin), *shape, facecolor=colour, alpha=0.35, edgecolor="none"))
+        draw_boxes(ax, _boxes(priors_xyxy)[answers == i], colour=colour, width=0.9)
+    ax.set(xlim=(0, width), ylim=(height, 0))
+    return ax
+
+
+def share_bars(ax: Axes | None, shares: Mapping[str, Mapping[str, float | None]]) -> Axes:
+    """Grouped bars of {prior setting: {class: share of its objects, 0 to 1, None without objects}}."""
+    ax = axes_or_new(ax, (7, 3.6))
+    shades = np.linspace(0.35, 1.0, max(len(shares), 2))
+    width = 0.8 / max(len(shares), 1)
+    for k, (setting, by_class) in enumerate(shares.items()):
+        names = list(by_class)
+        for i, name in enumerate(names):
+            if by_class[name] is None:
+                continue
+            x, height = i + (k - (len(shares) - 1) / 2) * width, 100 * by_class[name]
+            ax.bar(x, height, width * 0.92, color=colour_of(name, names), alpha=shades[k])
+            ax.text(x, height + 1.5, f"{height:.0f} %\n{setting}", ha="center", va="bottom", fontsize=8)
+        ax.set_xticks(range(len(names)), names)
+    ax.set(ylim=(0, 122), ylabel="share of objects, %")
+    ax.set_yticks(range(0, 101, 25))
+    ax.grid(axis="x", visible=False)
+    return ax
+
+
+def recall_curves(ax: Axes | None, best: Mapping[str, Any], *, style: str = "-", suffix: str = "") -> Axes:
+    """For {class: (G,) IoU of each object with its best prior}: the share that reaches each IoU."""
+    ax = axes_or_new(ax, (5.5, 3.8))
+    names = list(best)
+    levels = np.linspace(0, 1, 201)
+    for name in names:
+        overlaps = np.asarray(best[name], dtype=float)
+        if len(overlaps):
+            share = (overlaps[None, :] >= levels[:, None]).mean(axis=1)
+            ax.plot(levels, 100 * share, style, color=colour_of(name, names), label=f"{name}{suffix}")
+    ax.set(xlim=(0, 1), ylim=(0, 104), xlabel="IoU with the best prior", ylabel="objects that reach it, %")
+    return ax
+
+
+def decoded_moves(ax: Axes | None, prior_xyxy: Any, moved_xyxy: Any, names: Sequence[str]) -> Axes:
+    """A prior (4,) in solid grey and the boxes (K, 4) that it becomes, each in a colour of its own."""
+    ax = axes_or_new(ax, (4, 4))
+    draw_boxes(ax, prior_xyxy, colour=MUTED, width=3)
+    for i, box in enumerate(_boxes(moved_xyxy)):
+        colour = OBJECT_COLOURS[i % len(OBJECT_COLOURS)]
+        draw_boxes(ax, box, colour=colour, width=2, style="--")
+        ax.plot([], [], "--", color=colour, label=names[i])
+    corners = np.concatenate([_boxes(prior_xyxy), _boxes(moved_xyxy)])
+    margin = 0.25 * (corners.max() - corners.min())
+    ax.set(xlim=(corners[:, 0].min() - margin, corners[:, 2].max() + margin))
+    ax.set(ylim=(corners[:, 3].max() + margin, corners[:, 1].min() - margin), aspect="equal")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=8)
+    return ax
+
+
+def spread(ax: Axes | None, values: Mapping[str, Any], *, limit: float) -> Axes:
+    """Step histograms of {name: (K,) values} between -limit and limit, each scaled to its own maximum."""
+    ax = axes_or_new(ax, (5, 3))
+    edges = np.linspace(-limit, limit, 61)
+    for i, (name, numbers) in enumerate(values.items()):
+        counts, _ = np.histogram(np.asarray(numbers, dtype=float), edges)
+        ax.stairs(counts / max(counts.max(), 1), edges, color=OBJECT_COLOURS[i], lw=1.8, label=name)
+    ax.set(xlim=(-limit, limit), ylim=(0, 1.08), yticks=[])
+    if values:
+        ax.legend(loc="upper right", fontsize=8)
+    return ax
+
+
+def _boxes(boxes: Any) -> np.ndarray:
+    """Any (..., 4) boxes as (K, 4) float."""
+    return np.asarray(boxes, dtype=float).reshape(-1, 4)
