@@ -63,7 +63,7 @@ class DataSource:
         """Image ids of train, val, test or trainval, in the file's order. Raises DataError if empty."""
         if split not in SPLITS:
             raise DataError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
-        ids = list(_read_splits(self.root).get(split, ()))
+        ids = list(read_splits(self.root).get(split, ()))
         if not ids:
             raise DataError(
                 f"split {split} of {self.root} is empty. List image names, one a line, in "
@@ -83,7 +83,7 @@ class DataSource:
         and the remedy, for a missing or damaged file or an unknown class.
         """
         ids = self.split_ids(split)
-        images = _images_by_id(self.root)
+        images = images_by_id(self.root)
         samples = [_sample(self.root, image_id, images, self.class_names) for image_id in ids[:limit]]
         return DetectionDataset(samples, self.class_names, transform).subset(limit)
 
@@ -221,10 +221,10 @@ def _split_notice(root: Path) -> str:
     return f"{root} has no ImageSets/Main: its images are divided by a fixed seed ({shares})."
 
 
-def _read_splits(root: Path) -> dict[str, list[str]]:
+def read_splits(root: Path) -> dict[str, list[str]]:
     """Ids by split, from ImageSets/Main or, without it, divided by a fixed seed."""
     if _split_notice(root):
-        return _divide([file.stem for file in _annotations(root)])
+        return _divide([file.stem for file in annotation_files(root)])
     splits = {split: _read_ids(_split_file(root, split)) for split in SPLITS}
     if not splits["trainval"]:
         splits["trainval"] = splits["train"] + splits["val"]
@@ -252,17 +252,19 @@ def _divide(ids: Sequence[str]) -> dict[str, list[str]]:
     return {split: sorted(part) for split, part in parts.items()}
 
 
-def _annotations(root: Path) -> list[Path]:
+def annotation_files(root: Path) -> list[Path]:
+    """Annotations of a folder, sorted by name."""
     return sorted((root / "Annotations").glob("*.xml"))
 
 
-def _images_by_id(root: Path) -> dict[str, Path]:
+def images_by_id(root: Path) -> dict[str, Path]:
+    """Images of a folder by name without ending."""
     return {file.stem: file for file in list_images(root / "JPEGImages")}
 
 
 def _discover(root: Path) -> tuple[set[str], list[str]]:
     """All class names and image ids of a folder."""
-    annotations = [read_voc(file) for file in _annotations(root)]
+    annotations = [read_voc(file) for file in annotation_files(root)]
     names = {name for annotation in annotations for name in annotation.written_names}
     return names, [annotation.image_id for annotation in annotations]
 

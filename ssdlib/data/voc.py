@@ -79,7 +79,7 @@ def read_voc(path: str | Path, image_size: tuple[int, int] | None = None) -> Voc
     objects = [_read_object(node, path, number) for number, node in enumerate(root.iterfind("object"), 1)]
     boxes, names = [], []
     for number, (name, corners) in enumerate(objects, 1):
-        box = _repair_box(corners, width, height, f"object {number} ({name})", repairs)
+        box = repair_box(corners, width, height, f"object {number} ({name})", repairs)
         if box is not None:
             boxes.append(box)
             names.append(name)
@@ -209,10 +209,10 @@ def _number(text: str | None, path: Path, where: str) -> float:
     return value
 
 
-def _repair_box(
+def repair_box(
     corners: tuple[float, ...], width: int, height: int, where: str, repairs: list[Repair]
 ) -> tuple[float, ...] | None:
-    """The box in order and inside the image, or None if nothing is left of it."""
+    """The box in order and inside the image, None if nothing is left; what is done goes to `repairs`."""
     written = "[" + ", ".join(f"{value:g}" for value in corners) + "]"
     xmin, ymin, xmax, ymax = corners
     if xmin > xmax or ymin > ymax:
