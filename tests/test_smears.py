@@ -152,6 +152,16 @@ def test_nothing_is_drawn_outside_the_boxes():
         assert bare.any() and np.abs(dye[bare]).max() < 0.03
 
 
+def test_the_picture_is_empty_outside_the_boxes(sixty):
+    for field in sixty:
+        bare = np.ones((HEIGHT, WIDTH), bool)
+        for x1, y1, x2, y2 in field.boxes.astype(int):
+            bare[max(0, y1 - 8) : y2 + 8, max(0, x1 - 8) : x2 + 8] = False
+        green = field.image[..., 1][bare].astype(int)
+        # Lamp and vignette stay within this; specks of dust are far below one pixel in a hundred.
+        assert np.mean(green < np.median(green) - 20) < 0.01
+
+
 def test_every_box_has_its_cell(sixty):
     # A cell takes light away: part of each box is darker than the brightest empty field.
     for field in sixty:
