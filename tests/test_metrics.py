@@ -12,6 +12,7 @@ from torchmetrics.detection import MeanAveragePrecision
 
 from ssdlib.detections import Detections
 from ssdlib.errors import ConfigError, DataError
+from ssdlib.evaluation import metrics
 from ssdlib.evaluation.metrics import (
     PrecisionRecall,
     confusion_matrix,
@@ -191,10 +192,11 @@ def test_equals_the_slow_implementation(seed):
 
 
 @pytest.mark.parametrize("backend", ["pycocotools", "faster_coco_eval"])
-def test_coco_numbers_are_those_of_torchmetrics_summary(backend):
+def test_coco_numbers_are_those_of_torchmetrics_summary(backend, monkeypatch):
     pytest.importorskip(backend)
+    monkeypatch.setattr(metrics, "COCO_BACKEND", backend)
     detections, targets = random_case(5, images=12)
-    metric = MeanAveragePrecision(backend=backend, class_metrics=True)
+    metric = MeanAveragePrecision(class_metrics=True)
     metric.update([{"boxes": d.boxes, "scores": d.scores, "labels": d.labels} for d in detections], targets)
     summary = metric.compute()
     result = evaluate_detections(detections, targets, NAMES)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tqdm.auto import tqdm
+
 from ssdlib.detections import Detections
 from ssdlib.errors import CheckpointError
 from ssdlib.evaluation.metrics import Metrics, evaluate_detections
@@ -33,25 +35,10 @@ def evaluate_model(
             f"{', '.join(dataset.class_names)}: use a checkpoint trained on these classes, in this order."
         )
     targets = dataset.targets()
-    images = _Images(dataset)
-    detections = [
-        replace(found, image=target["image_id"])
-        for found, target in zip(predictor.detect(images, progress), targets, strict=True)
-    ]
+    images = (dataset.image(index) for index in range(len(dataset)))
+    found = tqdm(predictor.stream(images), "evaluate", total=len(dataset), unit="img", disable=not progress)
+    detections = [replace(one, image=target["image_id"]) for one, target in zip(found, targets, strict=True)]
     metrics = evaluate_detections(
         detections, targets, predictor.class_names, working_threshold=working_threshold
     )
     return metrics, detections
-
-
-class _Images:
-    """The dataset's decoded images one by one, with a length for the progress bar."""
-
-    def __init__(self, dataset: DetectionDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __iter__(self):
-        return (self._dataset.image(index) for index in range(len(self._dataset)))

@@ -20,6 +20,8 @@ from ssdlib.errors import ConfigError, DataError
 
 COCO_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
+COCO_BACKEND = "faster_coco_eval" if importlib.util.find_spec("faster_coco_eval") else "pycocotools"
+"""The same numbers from either; the first is four times faster."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ def _coco(
         iou_thresholds=COCO_IOU_THRESHOLDS.tolist(),
         rec_thresholds=COCO_RECALLS.tolist(),
         extended_summary=True,  # the whole precision array: each class for the price of one
-        backend="faster_coco_eval" if importlib.util.find_spec("faster_coco_eval") else "pycocotools",
+        backend=COCO_BACKEND,
     )
     metric.warn_on_many_detections = False  # that only the best 100 of a class count is COCO's definition
     metric.update(
