@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ssdlib.data.images import read_image
 from ssdlib.data.voc import Repair
