@@ -11,7 +11,7 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ssdlib.errors import DataError
 
