@@ -49,9 +49,9 @@ class L2Norm(nn.Module):
 class VGG16(nn.Module):
     """VGG16's convolutions with SSD's changes: images (N, 3, 300, 300) -> conv4_3 and conv7.
 
-    - pool3 rounds up: 75 -> 38, the size the priors assume (rounding down gives 37, and the last map
-      would shrink to nothing);
-    - pool5 is 3x3 with stride 1, so conv7 stays 19x19;
+    - pool3 rounds up: 75 -> 38, the size the priors assume (rounding down gives 37, then 18);
+    - pool5 is 3x3 with stride 1, so conv7 stays 19x19 (VGG's own halves it to 9, and conv11_2 would find
+      a map smaller than its kernel);
     - the fully connected fc6 and fc7 become conv6 (3x3, dilated by 6 to see as far as before) and conv7.
 
     Returns (N, 512, 38, 38) and (N, 1024, 19, 19) at width 1.

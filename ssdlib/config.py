@@ -6,6 +6,7 @@ Settings travel as plain JSON (`to_dict`, `from_dict`); a key that no field has 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ class Settings:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from plain values. Raises ConfigError that names an unknown key and the known ones."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"{cls.__name__} must be an object of settings, not {values!r}")
         hints = typing.get_type_hints(cls)
         known = {f.name for f in dataclasses.fields(cls) if f.init}
         unknown = sorted(set(values) - known)
@@ -117,8 +120,14 @@ class PriorConfig(Settings):
             raise ConfigError(
                 "feature_maps, scales, aspect_ratios and strides must have one entry for each map"
             )
-        if any(scale <= 0 for scale in (*self.scales, self.final_scale)):
+        if not all(0 < scale < math.inf for scale in (*self.scales, self.final_scale)):
             raise ConfigError(f"every scale must be positive: {self.scales}, {self.final_scale}")
+        if not all(0 < ratio < math.inf for ratios in self.aspect_ratios for ratio in ratios):
+            raise ConfigError(f"every aspect ratio must be positive: {self.aspect_ratios}")
+        if not all(count > 0 for count in (*self.feature_maps, *(self.strides or ()))):
+            raise ConfigError(
+                f"feature_maps and strides must be positive: {self.feature_maps}, {self.strides}"
+            )
 
     @property
     def per_location(self) -> tuple[int, ...]:
@@ -164,6 +173,8 @@ class ModelConfig(Settings):
             raise ConfigError(f"class names must be distinct and at least one: {self.class_names}")
         if not 0 < self.width <= 1:
             raise ConfigError(f"width must be in (0, 1], not {self.width}")
+        if not all(0 < value < math.inf for value in (*self.variances, *self.std)):
+            raise ConfigError(f"variances and std must be positive: {self.variances}, {self.std}")
 
     @property
     def num_classes(self) -> int:

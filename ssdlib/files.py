@@ -73,6 +73,8 @@ def read_json(path: str | Path, *, hint: str = "") -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise SsdError(f"{path} is missing. {hint}".strip()) from error
+    except OSError as error:
+        raise SsdError(f"cannot read {path}: {error.strerror or error}. {hint}".strip()) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SsdError(f"{path} is not valid JSON ({error}). {hint}".strip()) from error
 

@@ -30,8 +30,8 @@ class Heads(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Six maps (N, channels, f, f) -> (N, P, values), in the order of the priors."""
-        outputs = [
-            conv(features).permute(0, 2, 3, 1).reshape(len(features), -1, self.values)  # (N, f*f*n, values)
+        outputs = [  # (N, f*f*n, values) each
+            conv(features).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, self.values))
             for conv, features in zip(self.convs, maps, strict=True)
         ]
         return torch.cat(outputs, dim=1)

@@ -95,6 +95,8 @@ def detect_objects(
     boxes = decode(
         locs.float().gather(1, flat[..., None].expand(-1, -1, 4)), priors_cxcywh[flat], variances
     ).clamp(0, 1)  # (N, (C-1)*K, 4)
+    # A broken network's NaN would overlap nothing, and so survive.
+    scores = scores.where(boxes.isfinite().all(dim=-1).view_as(scores), -torch.inf)
 
     lists = images * (classes - 1)  # spelt out: -1 is ambiguous where no score passes and length is 0
     kept = batched_nms(boxes.view(lists, length, 4), scores.reshape(lists, length), iou_threshold)

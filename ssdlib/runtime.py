@@ -19,15 +19,21 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "opencv-python-hea
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """`auto` takes a CUDA GPU where there is one, Apple's MPS next, else the CPU."""
-    if device != "auto":
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, not {device!r}") from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    """`auto` takes a CUDA GPU where there is one, Apple's MPS next, else the CPU.
+
+    Raises ConfigError for a name that is no device, or a device that this machine lacks.
+    """
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if here[name]))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, not {device!r}") from error
+    if (chosen.index or 0) >= here.get(chosen.type, 0):
+        available = ", ".join(name for name, count in here.items() if count)
+        raise ConfigError(f"there is no device {str(chosen)!r} here; there is {available}")
+    return chosen
 
 
 @cache
@@ -53,7 +59,7 @@ def has_native_bf16(device: str | torch.device = "cpu") -> bool:
     if device.type != "cpu":
         return False
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
-    if limit not in ("DEFAULT", "ALL") and not limit.endswith(("BF16", "AMX", "FP16")):
+    if not (limit in ("DEFAULT", "ALL") or "AVX10" in limit or limit.endswith(("BF16", "AMX", "FP16"))):
         return False
     return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,26 +35,29 @@ def build_model(
     """A network ready to train.
 
     initial_weights: `scratch`; `imagenet` (torchvision's VGG16 in the backbone); `coco` (torchvision's
-    SSD300, all but the class heads; the network then takes over COCO's normalisation); or a checkpoint file
-    of this project, whose heads are kept where they fit. The rest is initialised from `seed`.
+    SSD300, all but the class heads); or a checkpoint file of this project, whose heads are kept where they
+    fit, those of the classes only for the same classes. The rest is initialised from `seed`. The last two
+    bring their own normalisation of the images, which replaces the config's.
     Raises ConfigError where config and weights cannot go together, CheckpointError for a bad file.
     """
     config = config or ModelConfig()
+    stored = None if initial_weights in SOURCES else load_model(initial_weights)
     if initial_weights == "coco":
         config = config.replace(mean=COCO_MEAN, std=COCO_STD)
+    elif stored is not None:
+        config = config.replace(mean=stored.config.mean, std=stored.config.std)
     model = SSD300(config)
     initialise(model, seed)
     if initial_weights == "scratch":
         return model
-    if initial_weights not in SOURCES:
-        stored = load_model(initial_weights)
+    if stored is not None:
         if (stored.config.batch_norm, stored.config.width) != (config.batch_norm, config.width):
             raise ConfigError(
                 f"{initial_weights} holds a network with batch_norm={stored.config.batch_norm}, "
                 f"width={stored.config.width}; asked for was batch_norm={config.batch_norm}, "
                 f"width={config.width}. Use a recipe with the same model, or start from scratch."
             )
-        _load_fitting(model, stored.state_dict())
+        _load_fitting(model, stored.state_dict(), stored.config.class_names == config.class_names)
         return model
     if config.width != 1:
         raise ConfigError(f"{initial_weights} weights need width 1, not {config.width}; start from scratch")
@@ -63,17 +67,20 @@ def build_model(
     else:
         if config.batch_norm:
             raise ConfigError("torchvision's COCO SSD300 has no BatchNorm: use a model with batch_norm=False")
-        _load_fitting(model, convert_torchvision_ssd(_fetch(SSD300_VGG16_Weights.COCO_V1)))
+        state = convert_torchvision_ssd(_fetch(SSD300_VGG16_Weights.COCO_V1))
+        _load_fitting(model, state, same_classes=False)
     return model
 
 
 def _fetch(weights: Any) -> StateDict:
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except OSError as error:  # URLError is one
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        # No network (URLError is an OSError), a wrong hash, or a damaged file in torch's cache.
         raise CheckpointError(
-            f"cannot download {weights}: {error}. Go online, put the file into torch's hub folder "
-            f"({torch.hub.get_dir()}/checkpoints), or start with initial_weights='scratch'."
+            f"cannot download or read {weights}: {error}. Go online, put the file into torch's hub folder "
+            f"({torch.hub.get_dir()}/checkpoints; delete a damaged one there), or start with "
+            "initial_weights='scratch'."
         ) from error
 
 
@@ -99,10 +106,19 @@ def initialise(model: SSD300, seed: int = 0) -> None:
             module.reset_running_stats()
 
 
-def _load_fitting(model: SSD300, state: StateDict) -> None:
-    """Load what fits; class heads for other classes or other priors stay as initialised."""
+def _load_fitting(model: SSD300, state: StateDict, same_classes: bool) -> None:
+    """Load what fits; class heads for other classes or other priors stay as initialised.
+
+    Other classes may be as many as ours: shapes alone do not tell.
+    """
     own = model.state_dict()
-    fitting = {name: t for name, t in state.items() if name in own and own[name].shape == t.shape}
+    fitting = {
+        name: tensor
+        for name, tensor in state.items()
+        if name in own
+        and own[name].shape == tensor.shape
+        and (same_classes or not name.startswith("class_heads."))
+    }
     missing = [name for name in own if name not in fitting and not _is_head(name)]
     if missing:
         raise CheckpointError(f"the weights lack {len(missing)} tensors of this network: {missing[:3]} ...")
@@ -238,7 +254,9 @@ def _read_header(path: Path, header: Mapping[str, str]) -> tuple[ModelConfig, di
         metadata = json.loads(header["metadata"])
     except (KeyError, json.JSONDecodeError, ConfigError) as error:
         raise CheckpointError(f"{path}: its header cannot be read ({error})") from error
-    return config, {"config": config.to_dict(), **metadata}
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: its header cannot be read (metadata must be a JSON object)")
+    return config, {**metadata, "config": config.to_dict()}
 
 
 def load_model(path: str | Path) -> SSD300:
@@ -249,7 +267,10 @@ def load_model(path: str | Path) -> SSD300:
     path = Path(path)
     header, tensors = _open(path)
     config, _ = _read_header(path, header)
-    model = SSD300(config)
+    try:
+        model = SSD300(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     own = model.state_dict()
     wrong = [n for n in own if n not in tensors or tensors[n].shape != own[n].shape]
     if wrong or len(tensors) != len(own):
