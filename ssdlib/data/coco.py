@@ -28,8 +28,8 @@ def read_coco(json_path: str | Path, image_folder: str | Path) -> DetectionDatas
     """The images of a COCO file with their boxes; segmentations and crowd regions are passed over.
 
     Labels 1, 2, ... are the categories in the order of their ids, so that an unused id leaves no gap. Boxes
-    are repaired as `read_voc` does. Raises DataError, naming the entry, for a file that is not COCO, a missing
-    or damaged image, a path outside `image_folder`, or an annotation of an unknown image or category.
+    are repaired as `read_voc` does. Raises DataError, naming the entry, for a file that is not COCO, a
+    missing or damaged image, a path outside `image_folder`, or an annotation of an unknown image or category.
     """
     json_path, image_folder = Path(json_path), Path(image_folder)
     try:
@@ -37,7 +37,7 @@ def read_coco(json_path: str | Path, image_folder: str | Path) -> DetectionDatas
     except SsdError as error:
         raise DataError(str(error)) from error
     images, categories, annotations = (_entries(content, key, json_path) for key in _KEYS)
-    categories = sorted(categories, key=lambda entry: entry["id"])
+    categories = sorted(categories, key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
     class_names = [str(entry["name"]) for entry in categories]
     if not class_names or len(set(class_names)) != len(class_names):
         raise DataError(f"{json_path}: categories need distinct names, at least one; they are {class_names}.")

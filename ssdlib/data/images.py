@@ -128,14 +128,14 @@ def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
 
 
 def _read_deep(content: bytes, path: Path) -> np.ndarray:
-    flags = cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR_RGB
-    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    # Not IMREAD_COLOR_RGB: OpenCV 5.0 garbles 16-bit TIFF under it.
+    pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if pixels is None or pixels.dtype != np.uint16:
         raise DataError(
             f"{path} has a pixel format that cannot be read. Save it with 8 or 16 bits a channel."
         )
     used = max(8, (int(pixels.max()).bit_length() + 1) // 2 * 2)  # cameras have 8, 10, 12, 14 or 16 bits
-    return (pixels >> (used - 8)).astype(np.uint8)
+    return (pixels[..., ::-1] >> (used - 8)).astype(np.uint8)
 
 
 def _missing(path: Path) -> DataError:

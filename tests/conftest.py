@@ -1,0 +1,48 @@
+"""Data that many tests share: a dozen synthetic smears in BCCD's layout, drawn once a session."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ssdlib.data import bccd, smears
+
+
+@pytest.fixture(scope="session")
+def smears_root(tmp_path_factory) -> Path:
+    """A folder of 6 train, 3 val and 3 test smears. Read only: copy it (`smears_copy`) to change it."""
+    root = tmp_path_factory.mktemp("data") / "smears"
+    return smears.write_dataset(root, train=6, val=3, test=3, seed=1, progress=False)
+
+
+@pytest.fixture(scope="session")
+def smears_source(smears_root) -> bccd.DataSource:
+    """The same as a data source."""
+    return bccd.open_folder(smears_root)
+
+
+@pytest.fixture
+def smears_copy(smears_root, tmp_path) -> Path:
+    """A copy of the folder, free to be damaged."""
+    return Path(shutil.copytree(smears_root, tmp_path / "copy"))
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path) -> Path:
+    """A machine without BCCD and without a network: an empty folder to work in."""
+    monkeypatch.delenv("BCCD_ROOT", raising=False)
+    monkeypatch.setenv("SSDLIB_OFFLINE", "1")
+    monkeypatch.setattr(bccd, "_data_folders", lambda: [tmp_path / "data"])
+    monkeypatch.setattr(bccd, "_said", set())
+    monkeypatch.setattr(bccd, "_failures", {})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def bccd_root() -> Path:
+    """Real BCCD, where BCCD_ROOT points to it."""
+    if not os.environ.get("BCCD_ROOT"):
+        pytest.skip("BCCD_ROOT is not set")
+    return Path(os.environ["BCCD_ROOT"])
