@@ -53,32 +53,38 @@ def map_priors(
     return ax
 
 
-def boxes_on_paper(
+def board(
     ax: Axes | None,
-    boxes_xyxy: Any,
+    objects_xyxy: Any,
     names: Sequence[str],
+    prior_xyxy: Any = None,
     *,
-    extent: float = 10,
-    colours: Sequence[Any] | None = None,
-    filled: bool = False,
-    style: str = "-",
+    colour: Any = MUTED,
+    squares: int = 8,
 ) -> Axes:
-    """Named boxes (K, 4) xyxy on squared paper of `extent` units a side, y downward as in images."""
-    ax = axes_or_new(ax, (4.4, 4.4))
-    for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(boxes_xyxy)):
-        colour = MUTED if colours is None else colours[i]
-        corner, shape = (xmin, ymin), (xmax - xmin, ymax - ymin)
-        if filled:
-            ax.add_patch(Rectangle(corner, *shape, facecolor=colour, alpha=0.22, edgecolor="none"))
-        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=colour, lw=2.2, ls=style))
-        # Objects are named in the upper left corner, priors in the lower right: the two do not collide.
-        at = (xmin + 0.12, ymin + 0.12) if filled else (xmax - 0.12, ymax - 0.12)
-        ax.text(*at, names[i], color=colour, weight="bold", fontsize=11,
-                ha="left" if filled else "right", va="top" if filled else "bottom")  # fmt: skip
-    ax.set(xlim=(0, extent), ylim=(extent, 0), aspect="equal")
-    ax.set_xticks(np.arange(extent + 1))
-    ax.set_yticks(np.arange(extent + 1))
+    """Named objects (G, 4) xyxy on a board of `squares` units a side, and over them one hatched prior (4,).
+
+    y runs downward as in images.
+    """
+    ax = axes_or_new(ax, (3, 3))
+    ax.set(xlim=(0, squares), ylim=(squares, 0), aspect="equal")
+    ax.set_xticks(range(squares + 1), labels=[])
+    ax.set_yticks(range(squares + 1), labels=[])
     ax.tick_params(length=0)
+    ax.spines[:].set_visible(True)
+    for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(objects_xyxy)):
+        own, corner, shape = OBJECT_COLOURS[i], (xmin, ymin), (xmax - xmin, ymax - ymin)
+        ax.add_patch(Rectangle(corner, *shape, facecolor=own, alpha=0.25, edgecolor="none"))
+        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=own, lw=2))
+        # The first name to the left, the last to the right, so that overlapping objects keep theirs apart.
+        side = "left" if i == 0 else "right"
+        x = xmin + 0.25 if i == 0 else xmax - 0.25
+        ax.text(x, ymin + 0.2, names[i], color=own, weight="bold", fontsize=12, ha=side, va="top")
+    if prior_xyxy is not None:
+        xmin, ymin, xmax, ymax = _boxes(prior_xyxy)[0]
+        corner, shape = (xmin, ymin), (xmax - xmin, ymax - ymin)
+        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=colour, lw=0, hatch="///", alpha=0.6))
+        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=colour, lw=2.6, ls="--"))
     return ax
 
 
@@ -111,22 +117,30 @@ def overlap_table(
 
 
 def positives(
-    ax: Axes | None, image: Any, boxes_xyxy: Any, priors_xyxy: Any, object_for_each_prior: Any
+    ax: Axes | None,
+    image: Any,
+    boxes_xyxy: Any,
+    priors_xyxy: Any = (),
+    object_for_each_prior: Any = (),
+    *,
+    width: float = 0.9,
 ) -> Axes:
     """Objects (G, 4) filled, and the priors (P, 4) that answer for them in the same colour, in image pixels.
 
     `object_for_each_prior` (P,) is the object's index, -1 for background, which is not drawn.
     """
     ax = axes_or_new(ax, (5, 5))
-    height, width = np.asarray(image).shape[-2:] if np.asarray(image).shape[0] == 3 else image.shape[:2]
+    shape_of_image = np.asarray(image).shape
+    height, wide = shape_of_image[1:] if shape_of_image[0] == 3 else shape_of_image[:2]
     show_image(ax, image)
     answers = np.asarray(object_for_each_prior)
     for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(boxes_xyxy)):
         colour = OBJECT_COLOURS[i % len(OBJECT_COLOURS)]
         shape = (xmax - xmin, ymax - ymin)
-        ax.add_patch(Rectangle((xmin, ymin), *shape, facecolor=colour, alpha=0.35, edgecolor="none"))
-        draw_boxes(ax, _boxes(priors_xyxy)[answers == i], colour=colour, width=0.9)
-    ax.set(xlim=(0, width), ylim=(height, 0))
+        ax.add_patch(Rectangle((xmin, ymin), *shape, facecolor=colour, alpha=0.25, edgecolor="none"))
+        draw_boxes(ax, (xmin, ymin, xmax, ymax), colour=colour, width=2.2)
+        draw_boxes(ax, _boxes(priors_xyxy)[answers == i], colour=colour, width=width, style="--")
+    ax.set(xlim=(0, wide), ylim=(height, 0))
     return ax
 
 
