@@ -168,6 +168,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
     from nbclient.exceptions import DeadKernelError
 
     output.parent.mkdir(parents=True, exist_ok=True)
+    log = output.parent / "kernel.log"
     try:
         papermill.execute_notebook(
             _unformatted(stage),
@@ -178,6 +179,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             progress_bar=bars.cells(),
             stderr_file=bars,
             autosave_cell_every=10,
+            kernel_manager_class=_logging_kernel_manager(log),
         )
     except papermill.PapermillExecutionError as error:
         value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
@@ -188,8 +190,20 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
     except DeadKernelError as error:
         raise StageError(
             f"{stage.name} failed{_running_cell(output)}: its Python process died. Most often the memory was "
-            f"used up: try a smaller profile or batch. What was executed is in {output}"
+            f"used up: try a smaller profile or batch. What was executed is in {output}, last words: {log}"
         ) from error
+
+
+def _logging_kernel_manager(log: Path) -> type:
+    """A kernel manager whose kernels write what they say outside of cells to a file, not between our bars."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class LoggingKernelManager(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:
+            with log.open("ab") as stream:
+                await super().start_kernel(**{**options, "stderr": stream})
+
+    return LoggingKernelManager
 
 
 def _unformatted(path: Path) -> str:
@@ -198,11 +212,11 @@ def _unformatted(path: Path) -> str:
 
 
 def _running_cell(output: Path) -> str:
-    """ " in cell N" for the cell that papermill last noted as running."""
+    """ " in cell N" for the last cell that papermill began."""
     with contextlib.suppress(Exception):
-        for index, cell in enumerate(files.read_json(output)["cells"]):
-            if cell["metadata"].get("papermill", {}).get("status") in ("running", "failed"):
-                return f" in cell {index + 1}"
+        cells = files.read_json(output)["cells"]
+        states = [cell["metadata"].get("papermill", {}).get("status", "pending") for cell in cells]
+        return f" in cell {max(i for i, state in enumerate(states) if state != 'pending') + 1}"
     return ""
 
 

@@ -96,10 +96,11 @@ def test_ctrl_c_stops_the_kernel_and_keeps_the_state(tmp_path, smears):
         folder / "01_slow.ipynb",
         "import os, time\nopen(RUN_DIR + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
     )
+    out = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; from ssdlib import pipeline; from ssdlib.__main__ import main\n"
-        f"pipeline.project_root = lambda: Path({str(tmp_path)!r})\n"
-        f"sys.exit(main(['run', '--profile=smoke', '--data', {smears!r}, '--run', {str(tmp_path / 'run')!r}]))"
+        "import sys, pathlib; from ssdlib import pipeline; from ssdlib.__main__ import main\n"
+        f"pipeline.project_root = lambda: pathlib.Path({str(tmp_path)!r})\n"
+        f"sys.exit(main(['run', '--profile=smoke', '--data', {smears!r}, '--run', {str(out)!r}]))"
     )
     chain = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
     pid_file = tmp_path / "run/pid"
@@ -154,6 +155,14 @@ def test_stages_are_found_by_pattern(tmp_path):
     assert [path.name for path in find_stages(tmp_path)] == ["01_a.ipynb", "02_b.ipynb"]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_kernel_that_dies_is_said_with_its_cell(tmp_path, smears):
+    write_notebook(tmp_path / "01_dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(StageError, match=r"01_dies\.ipynb failed in cell 4: its Python process died"):
+        run_chain("smoke", smears, tmp_path / "run", notebooks=tmp_path, progress=False)
+    assert states(tmp_path / "run") == ["failed"]
+
+
 def test_a_record_is_written_at_every_change(tmp_path):
     record = StageRecord(tmp_path, ["01_a", "02_b"])
     with pytest.raises(KeyError), record.running("01_a"):
@@ -171,9 +180,7 @@ def test_cores_heed_a_containers_quota(tmp_path, quota, expected):
     assert usable_cores(file) == (expected or usable_cores(tmp_path / "missing"))
 
 
-@pytest.mark.parametrize(
-    "text", ["", "{}", '{"cells": [], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}']
-)
+@pytest.mark.parametrize("text", ["", "{}", "not json"])
 def test_a_file_that_is_no_notebook_is_named(tmp_path, text):
     (tmp_path / "01_broken.ipynb").write_text(text)
     with pytest.raises(StageError, match=r"01_broken\.ipynb is not a notebook that can be run"):
