@@ -280,6 +280,7 @@ def test_a_threshold_for_every_class_or_an_error():
         (found((0, 3, 0.9)), truth((0, 2)), {(2, 3): 1}),
         # Two on one object: the better overlap is paired, whatever its score; the other is a false alarm.
         (found((0, 2, 0.6), (2, 1, 0.9)), truth((0, 2)), {(2, 2): 1, (0, 1): 1}),
+        (found((0, 2, 0.9), (2, 1, 0.6)), truth((0, 2)), {(2, 2): 1, (0, 1): 1}),
         (found((0, 1, 0.9), (40, 2, 0.9)), truth((1, 1), (80, 3)), {(1, 1): 1, (0, 2): 1, (3, 0): 1}),
     ],
 )
