@@ -359,17 +359,32 @@ def _overlapping_fields(
     left = enough / np.sqrt(np.maximum(np.fft.irfft2(squares * ones.conj(), s=shape), 1e-3))
     right = 1 / np.sqrt(np.maximum(np.fft.irfft2(ones * squares.conj(), s=shape), 1e-3))
     conjugates = spectra.conj()
-    for k in tqdm(range(len(ids) - 1), "compare images", unit="image", disable=not progress):
-        products = np.fft.irfft2(spectra[k] * conjugates[k + 1 :], s=shape)
-        scores = (products * left[k] * right[k + 1 :]).reshape(len(products), -1)
-        for j in np.flatnonzero(scores.max(1) > _COARSE_CORRELATION):
-            dy, dx = np.unravel_index(int(scores[j].argmax()), shape)
-            shift = int(dx) - shape[1] * (dx >= width), int(dy) - shape[0] * (dy >= height)
-            a, b = pictures[ids[k]], pictures[ids[k + 1 + j]]
-            correlation, dx, dy = _fine_correlation(a.fine, b.fine, shift)
-            if correlation >= _FINE_CORRELATION:
-                factor = a.size[0] / _FINE[0], a.size[1] / _FINE[1]
-                yield ids[k], ids[k + 1 + j], correlation, round(dx * factor[0]), round(dy * factor[1])
+
+    def candidates(k: int) -> list[tuple[int, int, tuple[int, int]]]:
+        scores = np.fft.irfft2(spectra[k] * conjugates[k + 1 :], s=shape)
+        scores *= left[k]
+        scores *= right[k + 1 :]
+        scores = scores.reshape(len(scores), -1)
+        likely = np.flatnonzero(scores.max(1) > _COARSE_CORRELATION)
+        return [(k, k + 1 + int(j), _signed_shift(int(scores[j].argmax()), shape)) for j in likely]
+
+    rows = range(len(ids) - 1)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        found = list(
+            tqdm(pool.map(candidates, rows), "compare images", len(rows), unit="image", disable=not progress)
+        )
+    for i, j, shift in itertools.chain.from_iterable(found):
+        a, b = pictures[ids[i]], pictures[ids[j]]
+        correlation, dx, dy = _fine_correlation(a.fine, b.fine, shift)
+        if correlation >= _FINE_CORRELATION:
+            scale = a.size[0] / _FINE[0], a.size[1] / _FINE[1]
+            yield ids[i], ids[j], correlation, round(dx * scale[0]), round(dy * scale[1])
+
+
+def _signed_shift(index: int, shape: tuple[int, int]) -> tuple[int, int]:
+    """(x, y) of a flat index into a circular correlation, whose second half holds the negative shifts."""
+    dy, dx = divmod(index, shape[1])
+    return dx - shape[1] * (dx >= shape[1] // 2), dy - shape[0] * (dy >= shape[0] // 2)
 
 
 def _fine_correlation(a: np.ndarray, b: np.ndarray, coarse_shift: tuple[int, int]) -> tuple[float, int, int]:

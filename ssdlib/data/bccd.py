@@ -143,10 +143,10 @@ def open_folder(path: str | Path) -> DataSource:
     if (root / "smears.json").is_file() or all(image_id.startswith(_SMEAR_PREFIX) for image_id in ids):
         return DataSource("smears", root, class_names, synthetic=True, notice=_SMEAR_NOTICE)
     source = DataSource("voc", root, class_names, notice=_split_notice(root))
-    if set(ids) == {Path(name).stem for name in download.manifest() if name.endswith(".xml")}:
-        return DataSource("bccd", root, BCCD_CLASSES, notice=source.notice)
     if source.notice:
         _say_once(source.notice)
+    if set(ids) == {Path(name).stem for name in download.manifest() if name.endswith(".xml")}:
+        return DataSource("bccd", root, BCCD_CLASSES, notice=source.notice)
     return source
 
 
