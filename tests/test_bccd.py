@@ -44,7 +44,7 @@ def test_real_bccd_has_the_published_counts(bccd_root, monkeypatch):
 
 
 def test_real_bccd_is_what_the_manifest_says(bccd_root):
-    manifest = Path(download.__file__).with_name("bccd_sha256.txt").read_bytes()
+    manifest = Path(download.__file__).with_name("bccd.sha256").read_bytes()
     assert download.differences(bccd_root) == []
     # The fingerprint is the sum of the list of sums, so the manifest's own sum is BCCD's fingerprint.
     source = bccd.DataSource("bccd", bccd_root, BCCD_CLASSES)

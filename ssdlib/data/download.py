@@ -22,7 +22,7 @@ TIMEOUT_SECONDS = 6.0
 
 _MAX_ARCHIVE_BYTES = 200_000_000  # the real one has about 15 MB
 _MAX_MEMBER_BYTES = 5_000_000  # the largest image has 50 KB
-_MANIFEST = "bccd_sha256.txt"
+_MANIFEST = "bccd.sha256"
 
 
 @functools.cache
