@@ -101,7 +101,7 @@ def _summary(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:
     environment = _read_if_there(run.path / "environment.json")
     sources = {"bccd": "BCCD", "smears": "synthetic smears"}
     data = sources.get(metrics["data"]["source"], metrics["data"]["root"])
-    created = html.escape(str(run.config.get("created", "")))
+    created = html.escape(_when(run.config.get("created")))
     seconds = sum(entry.get("seconds", 0) for entry in stages)
     blocks = [
         f"<header><h1>{html.escape(run.name)}</h1><p>SSD300 blood-cell detector · profile "
@@ -119,7 +119,10 @@ def _summary(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:
     blocks.append('<button class="toggle" type="button" aria-pressed="false">Show all code</button>')
     blocks += _metric_tables(metrics)
     blocks.append("<h3>Stages</h3>" + _stage_table(run, stages))
-    blocks.append("<h3>Environment</h3>" + _table((), _flat_rows(environment)))
+    blocks.append(
+        '<details class="block"><summary>Environment: versions, processor, device, data</summary>'
+        f"{_table((), _flat_rows(environment))}</details>"
+    )
     settings = html.escape(json.dumps(run.config, indent=2, ensure_ascii=False))
     blocks.append(
         f'<details class="block"><summary>All settings of this run</summary><pre>{settings}</pre></details>'
@@ -202,7 +205,7 @@ def _stage_table(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:
         linked = (run.path / "notebooks" / f"{entry['name']}.ipynb").exists()
         label = f'<a href="#{_slug(entry["name"])}">{name}</a>' if linked else name
         spent = _duration(entry["seconds"]) if "seconds" in entry else ""
-        started = html.escape(entry.get("started", ""))
+        started = html.escape(_when(entry.get("started")))
         rows.append(
             f'<tr><td>{label}</td><td class="state {state.replace(" ", "-")}">{state}</td>'
             f'<td class="number">{spent}</td><td>{started}</td></tr>'
@@ -262,7 +265,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     head = f"<thead><tr>{head}</tr></thead>" if header else ""
-    return f'<div class="scroll"><table>{head}<tbody>{body}</tbody></table></div>'
+    total = ' class="total"' if header else ""
+    return f'<div class="scroll"><table{total}>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _number(value: Any) -> str:
@@ -277,6 +281,11 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_plain, value))
     return "n/a" if value is None else str(value)
+
+
+def _when(stamp: Any) -> str:
+    """An ISO time as people write it, to the minute."""
+    return str(stamp or "")[:16].replace("T", " ")
 
 
 def _duration(seconds: float) -> str:

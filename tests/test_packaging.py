@@ -1,0 +1,185 @@
+"""Installation: declared requirements, exact pins, make targets, the fall-back for OpenCV."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from ssdlib import setup_check
+from ssdlib.setup_check import mend_opencv, missing_library
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; sys_platform == \"linux\")?")
+NO_GL = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / ".ci/constraints.txt").read_text().splitlines()
+    found = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
+    assert all(found), "each line is name==version, nothing local"
+    return {match[1]: match[2] for match in found}
+
+
+def test_every_requirement_has_lower_bounds_only_and_a_pin_that_satisfies_it():
+    extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
+    for text in PROJECT["dependencies"] + extras:
+        requirement = Requirement(text)
+        assert {specifier.operator for specifier in requirement.specifier} == {">="}, text
+        assert requirement.specifier.contains(pins()[normal(requirement.name)]), text
+
+
+def test_pins_cover_everything_that_the_requirements_need():
+    todo, seen = [Requirement(text) for text in PROJECT["dependencies"]], set()
+    while todo:
+        requirement = todo.pop()
+        key = (normal(requirement.name), frozenset(requirement.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        assert key[0] in pins(), f"{requirement} is not pinned"
+        for text in importlib.metadata.requires(requirement.name) or ():
+            needed = Requirement(text)
+            extras = requirement.extras or {""}
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+                todo.append(needed)
+    assert len(seen) > 50
+
+
+def test_headless_opencv_is_pinned_to_the_same_version():
+    assert pins()["opencv-python-headless"] == pins()["opencv-python"]
+
+
+def test_everything_imported_is_required():
+    providers = importlib.metadata.packages_distributions()
+    required = {normal(Requirement(text).name) for text in PROJECT["dependencies"]}
+    optional = {"supervision"}
+    for path in (ROOT / "ssdlib").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"ssdlib"}:
+                distributions = {normal(name) for name in providers.get(top, [top])}
+                assert distributions & (required | optional), (
+                    f"{path.name} imports {top}: add it to pyproject.toml"
+                )
+
+
+def test_data_files_travel_with_the_package():
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["*"]
+    others = [p for p in (ROOT / "ssdlib").rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert others and all(any(path.match(pattern) for pattern in patterns) for path in others)
+
+
+def test_conda_installs_from_the_same_pins():
+    text = (ROOT / "environment.yml").read_text()
+    assert "-c .ci/constraints.txt" in text and "-e .[dev]" in text
+
+
+@pytest.mark.parametrize(
+    ("problem", "library"),
+    [
+        ("", None),
+        ("ModuleNotFoundError: No module named 'cv2'", None),
+        (NO_GL, "libGL.so.1"),
+        (NO_GL.replace("libGL.so.1", "libgthread-2.0.so.0"), "libgthread-2.0.so.0"),
+    ],
+)
+def test_what_a_loader_message_misses(problem, library):
+    assert missing_library(problem) == library
+
+
+class Loader:
+    """Stands in for the system: reports the problems one after the other, and notes pip's commands."""
+
+    def __init__(self, *problems: str | None) -> None:
+        self.problems, self.commands = list(problems), []
+
+    def problem(self) -> str | None:
+        return self.problems.pop(0)
+
+    def pip(self, *arguments: str) -> None:
+        self.commands.append(arguments)
+
+    def mend(self, constraints: Path | None = None) -> str:
+        return mend_opencv(constraints, problem=self.problem, run_pip=self.pip)
+
+
+def test_opencv_that_loads_is_left_alone():
+    loader = Loader(None)
+    assert loader.mend() == "OpenCV: ok" and loader.commands == []
+
+
+def test_opencv_without_the_systems_libraries_gives_way_to_headless():
+    loader = Loader(NO_GL, None)
+    message = loader.mend(Path("pins.txt"))
+    assert "libGL.so.1" in message and "opencv-python-headless" in message
+    assert loader.commands == [
+        ("uninstall", "--yes", "opencv-python", "opencv-python-headless"),
+        ("install", "--constraint", "pins.txt", "opencv-python-headless"),
+    ]
+
+
+@pytest.mark.parametrize("problems", [("ImportError: numpy is too old",), (NO_GL, "ImportError: still")])
+def test_opencv_that_cannot_be_mended_is_said(problems):
+    with pytest.raises(RuntimeError, match="OpenCV does not import"):
+        Loader(*problems).mend()
+
+
+def test_setup_check_ends_with_a_message(monkeypatch, capsys):
+    monkeypatch.setattr(setup_check, "mend_opencv", lambda constraints: "OpenCV: ok")
+    assert setup_check.main(["--constraints", "x"]) == 0 and capsys.readouterr().out == "OpenCV: ok\n"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+class TestMake:
+    def make(self, *arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess:
+        clean = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+        return subprocess.run(["make", *arguments], cwd=folder, env=clean, capture_output=True, text=True)
+
+    def test_run_passes_profile_data_and_name(self):
+        text = self.make("-n", "run", "PROFILE=smoke", "DATA=a folder", "RUN=one").stdout
+        assert '-m ssdlib run --profile "smoke" --data "a folder" --run "one"' in text
+
+    def test_test_runs_ruff_and_every_notebook(self):
+        text = self.make("-n", "test").stdout
+        assert "ruff check ." in text and "ruff format --check ." in text
+        assert "--nbval tests" in text
+        for notebook in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
+            assert f"notebooks/{notebook.name}" in text
+
+    def test_an_old_python_is_refused_in_words(self, tmp_path):
+        shutil.copy(ROOT / "Makefile", tmp_path)
+        (tmp_path / ".ci").mkdir()
+        (tmp_path / ".ci/constraints.txt").touch()
+        (tmp_path / "pyproject.toml").touch()
+        old = tmp_path / "python-old"
+        real = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"'
+        old.write_text(f"#!/bin/sh\n{real}\n")
+        old.chmod(0o755)
+        done = self.make("setup", f"PYTHON={old}", folder=tmp_path)
+        assert done.returncode != 0 and "Python 3.11 or newer is needed" in done.stderr
+        assert "is 3.9" in done.stderr and not (tmp_path / ".venv").exists()
+
+
+def test_ci_script_is_sound():
+    script = ROOT / ".ci/run"
+    assert os.access(script, os.X_OK)
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
