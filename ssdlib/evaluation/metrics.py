@@ -249,6 +249,7 @@ def _coco(
         rec_thresholds=COCO_RECALLS.tolist(),
         extended_summary=True,  # the whole precision array: each class for the price of one
         backend=COCO_BACKEND,
+        sync_on_compute=False,  # these are all the images: training asks one of its processes alone
     )
     metric.warn_on_many_detections = False  # that only the best 100 of a class count is COCO's definition
     metric.update(
