@@ -1,0 +1,66 @@
+"""Figures of training: what is drawn, from nothing at all on."""
+
+import matplotlib
+import pytest
+import torch
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+from ssdlib.plots import training as plots
+from ssdlib.train import EpochRecord, History
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+def history(maps):
+    """An epoch for each value, its loss falling; None was not evaluated."""
+    return History(
+        [EpochRecord(i, 6.0 / i, 2.0 / i, 4.0 / i, 1e-3, 10.0, 1.0, value) for i, value in enumerate(maps, 1)]
+    )
+
+
+HISTORIES = [([], None), ([None], None), ([0.2], 1), ([None, 0.5, None, 0.4], 2), ([0.1] * 40, 1)]
+
+
+@pytest.mark.parametrize(("maps", "best"), HISTORIES)
+def test_loss_curves(maps, best):
+    ax = plots.loss_curves(None, history(maps))
+    labels = [line.get_label() for line in ax.get_lines()]
+    assert labels[:3] == ["total", "localisation", "confidence"]
+    assert len(ax.get_lines()[0].get_xdata()) == len(maps)
+    marks = ax.get_lines()[3:]
+    assert [mark.get_xdata()[0] for mark in marks] == ([best] if best else [])
+
+
+@pytest.mark.parametrize(("maps", "best"), HISTORIES)
+def test_map_curve_shows_evaluated_epochs_only(maps, best):
+    ax = plots.map_curve(None, history(maps))
+    curve = ax.get_lines()[0]
+    assert list(curve.get_ydata()) == [value for value in maps if value is not None]
+    assert any("best" in str(line.get_label()) for line in ax.get_lines()) == (best is not None)
+
+
+@pytest.mark.parametrize("objects", [0, 1, 4])
+def test_training_image(objects):
+    image = torch.full((3, 300, 300), 200, dtype=torch.uint8)
+    corner = torch.arange(objects, dtype=torch.float32).reshape(-1, 1).expand(-1, 2) * 20
+    target = {"boxes": torch.cat([corner, corner + 30], dim=1), "labels": torch.ones(objects).long()}
+    _, given = plt.subplots()
+    ax = plots.training_image(given, image, target)
+    assert ax is given
+    assert (len(ax.images), len(ax.patches)) == (1, objects)
+
+
+@pytest.mark.parametrize("values", [{}, {"loss": []}, {"loss": [3.0, 2.0]}, {"a": [1.0], "b": [2.0]}])
+def test_lines(values):
+    for draw in (plots.step_values, plots.learning_rates):
+        ax = draw(None, values)
+        assert [len(line.get_ydata()) for line in ax.get_lines()] == [len(v) for v in values.values()]
+    ax = plots.average(None, [1.0, 2.0], values)
+    assert len(ax.get_lines()) == 1 + len(values)
