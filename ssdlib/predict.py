@@ -23,7 +23,7 @@ from ssdlib.detections import Detections
 from ssdlib.errors import CheckpointError, ConfigError, DataError
 from ssdlib.model import IMAGE_SIZE, SSD300
 from ssdlib.nms import detect_objects
-from ssdlib.runtime import available_cores, choose_device, choose_precision
+from ssdlib.runtime import available_cores, choose_device, choose_precision, keep_freed_memory
 from ssdlib.weights import load_model
 
 ImageLike = str | Path | np.ndarray
@@ -66,6 +66,8 @@ class Predictor:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
         self.device = choose_device(device)
         self.precision = choose_precision(precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.top_k = top_k

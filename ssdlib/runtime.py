@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -71,6 +72,22 @@ def choose_precision(precision: str = "auto", device: str | torch.device = "cpu"
     if precision != "auto":
         return precision
     return "bf16" if has_native_bf16(device) else "fp32"
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that tensors free, for the next ones; True if that could be set.
+
+    By default glibc gives each large block back to the system at once, and getting it anew means filling it
+    with zeros, page by page: a fifth of a training step on a CPU. Costs about 15 % more memory. Not set
+    where the user has tuned malloc by MALLOC_* variables or glibc.malloc tunables, nor outside Linux's glibc.
+    """
+    tuned = any(name.startswith("MALLOC_") for name in os.environ)
+    if tuned or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
+    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
 
 
 def cpu_name() -> str:

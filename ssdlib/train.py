@@ -38,7 +38,7 @@ from ssdlib.loss import MultiBoxLoss, multibox_loss
 from ssdlib.matching import match
 from ssdlib.model import IMAGE_SIZE, SSD300
 from ssdlib.predict import Predictor
-from ssdlib.runtime import choose_device, choose_precision
+from ssdlib.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.weights import save_model
 
 
@@ -301,6 +301,8 @@ class Trainer:
         self.snapshot_every = snapshot_every
         self.data_description = data_description or {}
         self.precision = choose_precision(precision, device)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.accelerator = make_accelerator(device)
         processes = self.accelerator.num_processes
         if recipe.batch_size < processes:

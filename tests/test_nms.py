@@ -80,7 +80,7 @@ def test_long_lists_in_parts(monkeypatch):
     boxes, scores = random_lists(7, 120, random_boxes, seeded(5))
     whole = batched_nms(boxes, scores, 0.45)
     for table in (1, 2 * 120 * 120):
-        monkeypatch.setattr(nms, "LARGEST_TABLE", table)
+        monkeypatch.setattr(nms, "CACHED_TABLE", table)
         assert torch.equal(batched_nms(boxes, scores, 0.45), whole)
 
 
