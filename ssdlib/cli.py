@@ -291,7 +291,7 @@ def data_check(
     from ssdlib.files import write_json
 
     source = bccd.resolve(data, progress=not quiet)
-    result = audit(source)
+    result = audit(source, progress=not quiet)
     if source.notice:
         print(source.notice)
     print(f"{source.kind}: {source.root}")

@@ -42,10 +42,10 @@ NETWORK = {"priors", "matching", "nms", "loss", "backbone", "model", "weights"}
 def imports_of(source: str) -> set[str]:
     """First parts after `ssdlib.` of everything that the source imports from the package."""
     found, tree = set(), ast.parse(source)
-    for node in ast.walk(tree):
+    for node in list(ast.walk(tree)):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
-            continue
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "ssdlib":

@@ -23,7 +23,8 @@ TEXT = """# Lesson {number}
 
 [![Open](https://colab.example/assets/colab-badge.svg)](https://colab.example/x)
 
-Loss $L = \\frac{{1}}{{N}} (L_{{conf}} + \\alpha * L_{{loc}})$ costs \\$5, and `$HOME` is code. Next: [three](03_c.ipynb).
+Loss $L = \\frac{{1}}{{N}} (L_{{conf}} + \\alpha * L_{{loc}})$ costs \\$5, and `$HOME` is code.
+Next: [three](03_c.ipynb).
 
 $$\\hat g_{{cx}} = \\frac{{g_{{cx}} - p_{{cx}}}}{{p_w}}$$
 

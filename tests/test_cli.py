@@ -1,0 +1,218 @@
+"""The command line: exit codes, messages, and the formats of what it writes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from ssdlib import runs
+from ssdlib.__main__ import main
+from ssdlib.annotate import annotate
+from ssdlib.cli import counts_text, find_images, results_text, text_table
+from ssdlib.config import ModelConfig
+from ssdlib.data.images import read_image
+from ssdlib.data.smears import write_dataset
+from ssdlib.detections import Detections
+from ssdlib.errors import DataError, TrainingError
+from ssdlib.weights import build_model, save_model
+
+COMMANDS = ("run", "train", "evaluate", "detect", "data fetch", "data check", "data smears")
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=2, val=1, test=3, progress=False)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "runs/a/checkpoints/best.safetensors"
+    path.parent.mkdir(parents=True)
+    save_model(build_model(ModelConfig(width=0.05), seed=1), path)
+    return path
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_shows_an_example(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
+    assert not command or f"Example: python -m ssdlib {command}" in capsys.readouterr().out
+
+
+def test_help_is_quick_because_torch_is_not_loaded():
+    code = "import sys, ssdlib.cli; print({'torch', 'cv2', 'papermill', 'matplotlib'} & set(sys.modules) or 'ok')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "ok\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nothing"], ["detect"], ["detect", "x", "--threshold", "2"], ["data", "smears", "x", "--train", "-1"]],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    assert main(arguments) == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["detect", "nowhere.png"], "nowhere.png does not exist"),
+        (["evaluate", "--weights", "none.safetensors", "--data", "nowhere"], "nowhere"),
+        (["run", "--only", "99"], "99"),
+        (["train", "--data", "nowhere", "--run", "./never"], "nowhere"),
+        (["train", "--set", "recipe.epochs"], "NAME=VALUE"),
+    ],
+)
+def test_the_users_mistakes_end_with_1_and_one_message(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: ") or "\nerror: " in errors
+    assert message in errors and "Traceback" not in errors
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_ours_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr("ssdlib.cli.find_images", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["detect", "x"])
+
+
+@pytest.mark.parametrize(("error", "code"), [("TrainingInterrupted", 130), ("TrainingError", 1)])
+def test_a_stop_asked_for_is_told_apart_from_a_failure(monkeypatch, capsys, error, code):
+    def stop(*_):
+        raise type(error, (TrainingError,), {})("go on with --resume")
+
+    monkeypatch.setattr("ssdlib.cli.find_images", stop)
+    assert main(["detect", "x"]) == code
+    assert capsys.readouterr().err == "error: go on with --resume\n"
+
+
+def test_detect_writes_json_pictures_and_counts_and_goes_on_past_damage(smears, weights, tmp_path, capsys):
+    folder, out, report = tmp_path / "fields", tmp_path / "out", tmp_path / "cells.json"
+    (folder / "deep").mkdir(parents=True)
+    first, second, third = sorted((smears / "JPEGImages").iterdir())[:3]
+    shutil.copy(first, folder / "a.jpg")
+    (folder / "b.jpg").write_bytes(first.read_bytes()[:2000])
+    shutil.copy(second, folder / "deep/a.jpg")
+    arguments = [
+        "detect",
+        str(folder),
+        str(third),
+        "--weights",
+        str(weights),
+        "--threshold",
+        "0.2",
+        "--quiet",
+    ]
+    assert main([*arguments, "--json", str(report), "--out", str(out)]) == 3
+    captured = capsys.readouterr()
+    assert "1 of 4 images could not be read" in captured.err and "b.jpg" in captured.err
+    entries = json.loads(report.read_text())
+    assert [entry["image"] for entry in entries] == [
+        str(folder / "a.jpg"),
+        str(folder / "deep/a.jpg"),
+        str(third),
+    ]
+    for entry in entries:
+        assert (entry["width"], entry["height"]) == (640, 480)
+        assert set(entry["counts"]) == {"WBC", "RBC", "Platelets"}
+        assert sum(entry["counts"].values()) == len(entry["detections"])
+        for found in entry["detections"]:
+            assert len(found["box"]) == 4 and found["label"] in entry["counts"] and found["score"] >= 0.2
+    assert any(entry["detections"] for entry in entries)
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.jpg")) == sorted(
+        ["a.jpg", "deep/a.jpg", third.name]
+    )
+    assert read_image(out / "a.jpg").shape == (480, 640, 3)
+    assert "all 3" in captured.out
+
+
+def test_detect_with_only_damaged_images(weights, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"")
+    assert main(["detect", str(tmp_path), "--weights", str(weights), "--quiet"]) == 3
+    assert "no image could be read" in capsys.readouterr().out
+
+
+def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runs, "runs_folder", lambda: weights.parents[2])
+    report = tmp_path / "results.json"
+    arguments = ["evaluate", "--data", str(smears), "--split", "test", "--limit", "2", "--quiet"]
+    assert main([*arguments, "--json", str(report)]) == 0
+    values = json.loads(report.read_text())
+    assert values["split"] == "test" and values["images"] == 2
+    assert {"map_50", "map", "voc07_map", "per_class", "data"} <= set(values)
+    assert all("ap_50" in entry for entry in values["per_class"].values())
+    assert set(values["per_class"]) == {"WBC", "RBC", "Platelets"}
+    assert len(values["data"]["fingerprint"]) == 64 and values["data"]["source"]
+    captured = capsys.readouterr()
+    assert str(weights) in captured.err, "which weights were taken is said"
+    assert "SYNTHETIC" in captured.out and "AP50" in captured.out
+
+
+def test_data_commands(tmp_path, capsys):
+    folder = tmp_path / "new"
+    assert main(["data", "smears", str(folder), "--train", "1", "--val", "1", "--test", "1", "--quiet"]) == 0
+    assert (
+        main(["data", "check", "--data", str(folder), "--json", str(tmp_path / "audit.json"), "--quiet"]) == 0
+    )
+    assert json.loads((tmp_path / "audit.json").read_text())
+    assert "findings" in capsys.readouterr().out
+
+
+def test_find_images(tmp_path):
+    assert find_images([]) == []
+    (tmp_path / "x").mkdir()
+    (tmp_path / "y").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        find_images([tmp_path / "x"])
+    for name in ("x/a.png", "y/a.png", "y/b.tif", "y/notes.txt"):
+        (tmp_path / name).touch()
+    tasks = find_images([tmp_path / "x", tmp_path / "y", tmp_path / "x/a.png"], tmp_path / "out")
+    assert [(task.name, target.name) for task, target in tasks] == [
+        ("a.png", "a.png"),
+        ("a.png", "a-2.png"),
+        ("b.tif", "b.png"),
+    ]
+    with pytest.raises(DataError, match="overwrite"):
+        find_images([tmp_path / "x"], tmp_path / "x")
+
+
+def test_tables():
+    assert text_table(["class", "n"], [["RBC", "10"], ["all", "10"]]).splitlines() == [
+        "class   n",
+        "-----  --",
+        "RBC    10",
+        "-----  --",
+        "all    10",
+    ]
+    assert results_text({}) == "no results yet"
+    assert results_text({"data": {"notice": "SYNTHETIC"}}) == "SYNTHETIC"
+    assert counts_text([]) == "no image could be read"
+
+
+@pytest.mark.parametrize(
+    "boxes", [[], [[0, 0, 639, 479]], [[-5, -5, 10, 10], [600, 470, 640, 480], [10, 10, 10, 10]]]
+)
+def test_annotating_draws_on_a_copy(boxes):
+    image = np.full((480, 640, 3), 200, np.uint8)
+    found = Detections(
+        np.array(boxes, np.float32).reshape(-1, 4), [0.9] * len(boxes), [1] * len(boxes), (640, 480), ("WBC",)
+    )
+    drawn = annotate(image, found)
+    assert drawn.shape == image.shape and (image == 200).all()
+    assert (drawn != image).any() == bool(boxes)
+
+
+def test_python_m_ssdlib(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "ssdlib", "run", "--only", "99"],
+        env={**os.environ, "PYTHONPATH": str(runs.project_root())},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: ")
