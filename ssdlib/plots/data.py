@@ -67,7 +67,8 @@ def size_scatter(ax: Axes | None, sizes: Mapping[str, Any], priors: Any = ()) ->
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
     ax.set(xlabel="width, fraction of the image", ylabel="height, fraction of the image")
-    ax.legend(loc="upper left", fontsize=8)
+    if names or len(shapes):
+        ax.legend(loc="upper left", fontsize=8)
     return ax
 
 

@@ -100,7 +100,8 @@ def overlap_table(
     """The IoU matrix (G, P) as a shaded table; pairs in `own` get a solid frame, in `extra` a dashed one."""
     ax = axes_or_new(ax, (5.2, 2.4))
     values = np.asarray(overlap, dtype=float).reshape(len(rows), len(columns))
-    ax.imshow(values, cmap="Greens", vmin=0, vmax=1, aspect="auto")
+    if values.size:
+        ax.imshow(values, cmap="Greens", vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(values):
         ax.text(j, i, f"{value:.2f}", ha="center", va="center", color=INK, fontsize=11)
     for pairs, style in ((own, "-"), (extra, "--")):
@@ -190,7 +191,8 @@ def decoded_moves(ax: Axes | None, prior_xyxy: Any, moved_xyxy: Any, names: Sequ
     margin = 0.25 * (corners.max() - corners.min())
     ax.set(xlim=(corners[:, 0].min() - margin, corners[:, 2].max() + margin))
     ax.set(ylim=(corners[:, 3].max() + margin, corners[:, 1].min() - margin), aspect="equal")
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=8)
+    if names:
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, fontsize=8)
     return ax
 
 
