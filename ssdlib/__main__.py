@@ -8,7 +8,7 @@ from ssdlib.errors import SsdError
 
 FAILED, INTERRUPTED = 1, 130
 INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
-"""Errors that are a stop asked for, with a message on how to go on; by name, to import no torch for --help."""
+"""Errors that are a stop asked for; by name, so that --help need not import torch."""
 
 
 def main(arguments: list[str] | None = None) -> int:
