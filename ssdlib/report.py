@@ -343,6 +343,10 @@ def notebook_section(path: Path) -> Section:
 def _prepare(notebook: NotebookNode) -> dict[str, str]:
     """Make cells fit for a page without a network, in place; returns {placeholder: MathML}."""
     formulas: dict[str, str] = {}
+    # The summary already names the failing cell; papermill's own marker would stand above the heading.
+    notebook.cells = [
+        c for c in notebook.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", ())
+    ]
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             # A badge is a picture from the network around a link: of no use in a report.
