@@ -43,6 +43,8 @@ def loss_of(locs, logits, boxes, labels, priors=SMALL, **options) -> MultiBoxLos
         # Fewer negatives than wanted: all of them, and never a positive.
         ([9, 1, 5, 4], [1, 0, 1, 0], [0, 1, 0, 1]),
         ([1, 1], [1, 1], [0, 0]),
+        # A positive takes no negative's place, even where nothing is left to learn.
+        ([9, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 1, 0]),
         # Ties go to the first.
         ([0, 2, 2, 2, 2, 2], [1, 0, 0, 0, 0, 0], [0, 1, 1, 1, 0, 0]),
     ],
