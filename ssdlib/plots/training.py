@@ -75,7 +75,7 @@ def loss_curves(ax: Axes | None, history: History) -> Axes:
         ax.plot(epochs, values, "o-", ms=_marker(epochs), lw=width, color=LINE_COLOURS[i], label=name)
     _mark_best(ax, history)
     ax.set(ylim=(0, None), xlabel="epoch", ylabel="training loss")
-    _finish_epochs(ax)
+    _finish_epochs(ax, history, "upper right")
     return ax
 
 
@@ -90,7 +90,7 @@ def map_curve(ax: Axes | None, history: History) -> Axes:
         best = history.best
         ax.plot([best.epoch], [best.map_50], "o", ms=11, mfc="none", mec=INK, mew=1.6)
     ax.set(ylim=(0, 1.02), xlabel="epoch", ylabel="mAP@0.5 on val")
-    _finish_epochs(ax)
+    _finish_epochs(ax, history, "lower right")
     return ax
 
 
@@ -105,6 +105,7 @@ def _marker(epochs: Sequence[int]) -> float:
     return 5 if len(epochs) <= 30 else 0
 
 
-def _finish_epochs(ax: Axes) -> None:
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=9)
+def _finish_epochs(ax: Axes, history: History, legend: str) -> None:
+    ax.set_xlim(0.5, max(len(history.epochs), 1) + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.legend(fontsize=9, loc=legend)
