@@ -212,7 +212,7 @@ class Recipe(Settings):
     name: str = "scratch"
     initial_weights: str = "scratch"
     """scratch, imagenet, coco, or a file: see `ssdlib.weights.build_model`."""
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(batch_norm=True))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(batch_norm=True, priors=SMALL_PRIORS))
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     momentum: float = 0.9

@@ -61,9 +61,10 @@ def new_figure(
 
     size is (width, height) in inches. With a synthetic `source` the figure says so at its foot.
     """
-    with mpl.rc_context(STYLE):
-        size = size or (4.2 * columns, 3.4 * rows)
-        figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
+    # For good, not for this block: titles and legends read the settings when they are drawn.
+    mpl.rcParams.update(STYLE)
+    size = size or (4.2 * columns, 3.4 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", **options)
     if source is not None and source.synthetic:
         mark_synthetic(figure)
     return figure, axes.ravel() if isinstance(axes, np.ndarray) else axes
