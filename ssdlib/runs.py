@@ -28,7 +28,7 @@ from ssdlib.profiles import find_profile
 if TYPE_CHECKING:
     from ssdlib.data.bccd import DataSource
     from ssdlib.data.dataset import DetectionDataset
-    from ssdlib.train import History
+    from ssdlib.history import History
 
 CONFIG_FORMAT = 1
 RUN_FOLDER_VARIABLE = "SSDLIB_RUN_DIR"

@@ -1,4 +1,4 @@
-"""Training: the loop, its schedule, its average of the weights, and how a run stops and goes on.
+"""Training: the loop, what it leaves behind, and how a run stops and goes on.
 
 `Trainer.train_one_epoch` is the loop itself. Everything else makes sure that nothing is lost: a run that
 was interrupted, at any step, and resumed ends in the same weights, bit for bit (CPU, fp32).
@@ -6,246 +6,41 @@ was interrupted, at any step, and resumed ends in the same weights, bit for bit 
 
 from __future__ import annotations
 
-import copy
-import math
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from torch import Tensor, nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
 from ssdlib import checkpoints
-from ssdlib.config import Recipe, Settings
+from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
 from ssdlib.data.transforms import train_transform
 from ssdlib.errors import ConfigError, DataError, TrainingError
 from ssdlib.evaluation import evaluate_model
 from ssdlib.files import write_json
+from ssdlib.history import EpochRecord, History
 from ssdlib.loss import MultiBoxLoss, multibox_loss
 from ssdlib.matching import match
 from ssdlib.model import IMAGE_SIZE, SSD300
+from ssdlib.optimization import Ema, learning_rate_factor, make_optimizer
 from ssdlib.predict import Predictor
 from ssdlib.runtime import choose_device, choose_precision, keep_freed_memory
+from ssdlib.watch import LossWatch, StopSignals
 from ssdlib.weights import save_model
 
 
 class TrainingInterrupted(TrainingError):
     """Training that was asked to stop, and saved itself first."""
-
-
-# --- what a run records ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class EpochRecord(Settings):
-    """One epoch in numbers. Losses are means over its batches."""
-
-    epoch: int
-    """From 1."""
-    loss: float
-    localisation: float
-    confidence: float
-    learning_rate: float
-    """At its last step."""
-    images_per_second: float
-    seconds: float
-    """Training and evaluation."""
-    map_50: float | None = None
-    """mAP@0.5 on val; None where this epoch was not evaluated."""
-
-    def line(self, epochs: int) -> str:
-        """The epoch as one plain line."""
-        text = (
-            f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
-            f"loss {self.loss:.3f} (loc {self.localisation:.3f} conf {self.confidence:.3f})"
-        )
-        if self.map_50 is not None:
-            text += f"  val mAP@0.5 {self.map_50:.3f}"
-        return f"{text}  {self.images_per_second:.1f} img/s"
-
-
-@dataclass
-class History:
-    """The epochs of a run so far."""
-
-    epochs: list[EpochRecord] = field(default_factory=list)
-
-    @property
-    def best(self) -> EpochRecord | None:
-        """The epoch with the highest mAP@0.5 on val, the first of equals; None before any evaluation."""
-        evaluated = [record for record in self.epochs if record.map_50 is not None]
-        return max(evaluated, key=lambda record: record.map_50, default=None)
-
-    @property
-    def best_epoch(self) -> int | None:
-        """Number of the best epoch, from 1."""
-        return self.best.epoch if self.best else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {"best_epoch": self.best_epoch, "epochs": [record.to_dict() for record in self.epochs]}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Back from `to_dict`. Raises ConfigError for unknown keys."""
-        return cls([EpochRecord.from_dict(record) for record in values["epochs"]])
-
-
-# --- the parts of the loop -------------------------------------------------------------------------------
-
-
-def learning_rate_factor(step: int, total_steps: int, recipe: Recipe) -> float:
-    """The learning rate at `step` (from 0), as a fraction of the recipe's.
-
-    It climbs evenly over `warmup_steps` (at most half of the training), then falls along half a cosine to
-    1 %, or by a tenth at each milestone.
-    """
-    warmup = min(recipe.warmup_steps, total_steps // 2)
-    if step < warmup:
-        return (step + 1) / warmup
-    if recipe.schedule == "steps":
-        return 0.1 ** sum(step >= milestone * total_steps for milestone in recipe.step_milestones)
-    progress = min((step - warmup) / max(total_steps - warmup, 1), 1.0)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2
-
-
-def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Parameters for the optimiser: only weights of convolutions are decayed.
-
-    Decay would pull the scales of BatchNorm and L2Norm to zero without making the network any simpler.
-    """
-    decayed, plain, biases = [], [], []
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if name == "bias":
-                biases.append(parameter)
-            else:
-                (decayed if isinstance(module, nn.Conv2d | nn.Linear) else plain).append(parameter)
-    rate = recipe.learning_rate
-    groups = [
-        {"params": decayed, "lr": rate, "weight_decay": recipe.weight_decay},
-        {"params": plain, "lr": rate, "weight_decay": 0.0},
-        {"params": biases, "lr": rate * recipe.bias_lr_factor, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
-
-
-def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
-    """The recipe's optimiser over `parameter_groups`."""
-    groups = parameter_groups(model, recipe)
-    if recipe.optimizer == "sgd":
-        return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
-    return AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
-
-
-class Ema:
-    """Exponential moving average of a network's weights, BatchNorm's running statistics included.
-
-    The weights of the last steps differ by noise that an average takes off; it is the average that is
-    evaluated and saved. At the start, step n (from 0), it follows at (1 + n) / (10 + n) at most, so that
-    the random initial weights are soon forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """average = decay * average + (1 - decay) * weights; whole numbers are copied."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = [], []
-        for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
-            if own.is_floating_point():
-                averaged.append(own)
-                current.append(new.detach())
-            else:
-                own.copy_(new)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-class LossWatch:
-    """Adds up the loss parts of an epoch and stops at the first that is not finite.
-
-    Reading a number from a GPU waits for all its work, so the numbers of `every` steps are read at once.
-    """
-
-    NAMES = ("loss", "localisation", "confidence", "gradient norm")
-
-    def __init__(self, every: int, sums: list[float]) -> None:
-        self.every = every
-        self.sums = sums
-        self.latest = float("nan")
-        self._pending: list[tuple[Tensor, str, list[str]]] = []
-
-    def add(self, loss: MultiBoxLoss, norm: Tensor, where: str, images: list[str]) -> None:
-        """Take note of one step. Raises TrainingError, perhaps some steps late, if it was not finite."""
-        values = (loss.total, loss.localisation, loss.confidence, norm)
-        self._pending.append((torch.stack([v.detach().float() for v in values]), where, images))
-        if len(self._pending) >= self.every:
-            self.read()
-
-    def read(self) -> None:
-        """Read what is pending."""
-        if not self._pending:
-            return
-        rows = torch.stack([values for values, _, _ in self._pending]).tolist()
-        for row, (_, where, images) in zip(rows, self._pending, strict=True):
-            if not all(map(math.isfinite, row)):
-                parts = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.NAMES, row, strict=True))
-                raise TrainingError(
-                    f"the loss is no longer finite at {where}: {parts}; images of the batch: "
-                    f"{', '.join(images)}. What was saved before stays. Look at these images' boxes "
-                    "(ssdlib data check), or start again with a smaller learning rate."
-                )
-            self.sums = [total + value for total, value in zip(self.sums, row[:3], strict=True)]
-            self.latest = row[0]
-        self._pending.clear()
-
-
-class StopSignals:
-    """While open, Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self.requested = ""
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._former[number] = signal.signal(number, self._on_signal)
-        return self
-
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.requested = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        print(f"\n{self.requested}: finishing this step, then saving ...", file=sys.stderr)
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, former in self._former.items():
-            signal.signal(number, former)
-        self._former = {}
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
 
 
 def make_accelerator(device: torch.device) -> Accelerator:

@@ -8,8 +8,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
+from ssdlib.history import EpochRecord, History
 from ssdlib.plots import training as plots
-from ssdlib.train import EpochRecord, History
 
 
 @pytest.fixture(autouse=True)

@@ -17,18 +17,11 @@ from ssdlib.config import NO_AUGMENTATION, RECIPES, ModelConfig, Recipe
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.images import write_image
 from ssdlib.errors import CheckpointError, DataError, SsdError, TrainingError
+from ssdlib.history import EpochRecord, History
 from ssdlib.loss import MultiBoxLoss
-from ssdlib.train import (
-    Ema,
-    EpochRecord,
-    History,
-    LossWatch,
-    StopSignals,
-    Trainer,
-    TrainingInterrupted,
-    learning_rate_factor,
-    parameter_groups,
-)
+from ssdlib.optimization import Ema, learning_rate_factor, parameter_groups
+from ssdlib.train import Trainer, TrainingInterrupted
+from ssdlib.watch import LossWatch, StopSignals
 from ssdlib.weights import build_model, load_model, read_metadata
 
 TINY = ModelConfig(batch_norm=True, width=0.0625)

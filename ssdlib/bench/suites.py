@@ -26,7 +26,8 @@ from ssdlib.model import SSD300
 from ssdlib.nms import detect_objects
 from ssdlib.predict import Predictor
 from ssdlib.runtime import choose_precision
-from ssdlib.train import StopSignals, Trainer
+from ssdlib.train import Trainer
+from ssdlib.watch import StopSignals
 from ssdlib.weights import build_model
 
 OURS, OURS_BATCH_NORM, OURS_COMPILED = "ours", "ours, BatchNorm", "ours, compiled"

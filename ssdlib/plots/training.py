@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image
 
 if TYPE_CHECKING:
-    from ssdlib.train import History
+    from ssdlib.history import History
 
 LINE_COLOURS = ("#1d4ed8", "#b45309", "#047857", "#a21caf", "#0f766e")
 """For quantities; those of the classes are left to the classes."""
