@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
 
 from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image
 
@@ -78,9 +79,12 @@ def norm_histogram(ax: Axes | None, norms: Mapping[str, Any]) -> Axes:
         counts, _ = np.histogram(values, edges)
         colour = MAP_COLOURS[i % len(MAP_COLOURS)]
         ax.stairs(counts / max(counts.max(), 1), edges, fill=True, alpha=0.45, color=colour, label=name)
-    ax.set(xscale="log", ylim=(0, 1.1), yticks=[], xlabel="length of a feature vector")
+    ax.set(xscale="log", ylim=(0, 1.3), yticks=[], xlabel="length of a feature vector")
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_minor_formatter("")
     if norms:
-        ax.legend(fontsize=8, ncols=2)
+        ax.legend(fontsize=8, ncols=3, loc="upper left")
     return ax
 
 
@@ -120,7 +124,8 @@ def negatives(ax: Axes | None, image: Any, priors_xyxy: Any, losses: Any) -> Axe
     order = np.argsort(losses, kind="stable")  # the hardest on top
     squares = [Rectangle((a, b), c - a, d - b) for a, b, c, d in corners[order]]
     scale = plt.Normalize(min(losses.min(initial=0), 0), max(losses.max(initial=0), 1e-12))
-    colours = plt.get_cmap("viridis_r")(scale(losses[order])) if len(losses) else []
+    colours = plt.get_cmap("viridis_r")(scale(losses[order]))
+    colours[:, 3] = 0.12 + 0.88 * scale(losses[order])  # the easy ones would hide the image
     ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colours, lw=1.3))
     return _frame(ax, image)
 
