@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 FOLDER = Path(__file__).resolve().parent.parent / "notebooks"
 
 
@@ -46,6 +48,7 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         if cell.cell_type == "code":
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             for output in cell.outputs:
+                output.get("data", {}).pop(WIDGET, None)  # a dead widget; its text stays
                 if "metadata" in output:
                     output.metadata = {}
 

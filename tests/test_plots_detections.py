@@ -75,9 +75,9 @@ def test_suppression(count, kept, suppressed):
 
 
 def test_legend_of_states():
-    _, ax = plt.subplots()
-    texts = [text.get_text() for text in plots.legend_of_states(ax).get_legend().get_texts()]
-    assert texts == ["waiting", "kept", "suppressed"]
+    figure, _ = plt.subplots(layout="constrained")
+    assert plots.legend_of_states(figure) is figure
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["waiting", "kept", "suppressed"]
 
 
 @pytest.mark.parametrize(

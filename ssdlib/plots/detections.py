@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from ssdlib.plots.style import GRID, INK, MUTED, axes_or_new, colour_of, draw_boxes, show_image, table
+from ssdlib.plots.style import GRID, INK, axes_or_new, colour_of, draw_boxes, show_image, table
 
 if TYPE_CHECKING:
     from ssdlib.detections import Detections
 
-KEPT, SUPPRESSED = "#15803d", "#9ca3af"
+KEPT, SUPPRESSED = "#15803d", "#6b7280"
 
 
 def counts_text(counts: Mapping[str, int]) -> str:
@@ -91,11 +93,10 @@ def suppression_board(
     for k in order:
         colour, style = (KEPT, "-") if k in kept else (SUPPRESSED, ":") if k in suppressed else (INK, "-")
         draw_boxes(ax, boxes[k], colour=colour, width=2.6 if k in kept else 1.4, style=style)
-        ax.text(boxes[k, 0] + 1.5, boxes[k, 1] + 1.5, f"{k + 1}", color="white", fontsize=8, weight="bold",
-                va="top", bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5})  # fmt: skip
-        ax.text(
-            boxes[k, 2] - 1.5, boxes[k, 3] - 1.5, f"{scores[k]:.1f}", color=colour, fontsize=8, ha="right"
-        )
+        # Neighbours are often shifted by little: every other tag goes to the opposite corner.
+        x, y, ha, va = (*boxes[k, :2], "left", "top") if k % 2 == 0 else (*boxes[k, 2:], "right", "bottom")
+        ax.text(x, y, f"{k + 1}  {scores[k]:.1f}", color="white", fontsize=8, ha=ha, va=va,
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5})  # fmt: skip
     return ax
 
 
@@ -169,13 +170,9 @@ def scores_table(ax: Axes | None, detections: Sequence[Detections], names: Seque
     return ax
 
 
-def legend_of_states(ax: Axes, colour: str = INK) -> Axes:
-    """Explain the colours of `suppression` below the Axes."""
-    for name, shade, width in (
-        ("waiting", colour, 0.8),
-        ("kept", KEPT, 2.4),
-        ("suppressed", SUPPRESSED, 0.8),
-    ):
-        ax.plot([], [], color=shade, lw=width, label=name)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=3, fontsize=9, labelcolor=MUTED)
-    return ax
+def legend_of_states(figure: Figure, colour: str = INK) -> Figure:
+    """What the colours of `suppression` mean, above all Axes of the figure."""
+    states = {"waiting": (colour, 0.8), "kept": (KEPT, 2.4), "suppressed": (SUPPRESSED, 0.8)}
+    handles = [Line2D([], [], color=shade, lw=width, label=name) for name, (shade, width) in states.items()]
+    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
+    return figure
