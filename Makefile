@@ -2,6 +2,7 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
 # make test                     ruff, the unit tests and every notebook
+# make notebooks                run the notebooks in place and save their outputs, after a change
 PYTHON  ?= python3
 PROFILE ?= quick
 DATA    ?= auto
@@ -11,7 +12,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test bench clean
+.PHONY: run setup test bench notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -35,6 +36,9 @@ test: .venv/.stamp
 
 bench: .venv/.stamp
 	$(BIN)/python -m ssdlib.bench
+
+notebooks: .venv/.stamp
+	$(BIN)/python .ci/refresh_notebooks.py $(NOTEBOOKS)
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

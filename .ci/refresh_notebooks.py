@@ -8,7 +8,10 @@ widget states and the kernel's patch version are left out: they differ from one 
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import nbformat
@@ -46,14 +49,27 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         cell.id = f"cell-{number:02d}"
         cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
         if cell.cell_type == "code":
-            cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            cell.outputs = merged(o for o in cell.outputs if o.get("name") != "stderr")
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET, None)  # a dead widget; its text stays
                 if "metadata" in output:
                     output.metadata = {}
 
 
+def merged(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Printed text in one piece: how the kernel cuts it differs from one execution to the next."""
+    kept: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if output.output_type == "stream" and kept and kept[-1].get("name") == output.name:
+            kept[-1].text += output.text
+        else:
+            kept.append(output)
+    return kept
+
+
 if __name__ == "__main__":
+    # One fresh run folder for all of them: nothing of an earlier run may show in what is saved.
+    os.environ.setdefault("SSDLIB_RUN_DIR", str(Path(tempfile.mkdtemp(prefix="ssdlib-refresh-")) / "run"))
     for name in sys.argv[1:] or sorted(map(str, FOLDER.glob("[0-9][0-9]_*.ipynb"))):
         print(f"running {name}", flush=True)
         refresh(Path(name).resolve())
