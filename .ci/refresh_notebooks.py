@@ -8,10 +8,9 @@ widget states and the kernel's patch version are left out: they differ from one 
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -67,9 +66,16 @@ def merged(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNo
     return kept
 
 
+def set_aside(run: Path) -> None:
+    """Rename the notebooks' own run folder: nothing of an earlier run may show in what is saved."""
+    if run.exists():
+        kept = run.with_name(f"{run.name}-before-{datetime.now():%Y%m%d-%H%M%S}")
+        print(f"{run.name} is kept as {kept.name}", flush=True)
+        run.rename(kept)
+
+
 if __name__ == "__main__":
-    # One fresh run folder for all of them: nothing of an earlier run may show in what is saved.
-    os.environ.setdefault("SSDLIB_RUN_DIR", str(Path(tempfile.mkdtemp(prefix="ssdlib-refresh-")) / "run"))
+    set_aside(FOLDER.parent / "runs" / "lab-smoke-smears")
     for name in sys.argv[1:] or sorted(map(str, FOLDER.glob("[0-9][0-9]_*.ipynb"))):
         print(f"running {name}", flush=True)
         refresh(Path(name).resolve())
