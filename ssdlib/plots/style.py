@@ -124,9 +124,14 @@ def draw_boxes(
             text = class_names[label - 1] if label and class_names else ""
             if scores is not None:
                 text = f"{text} {float(scores[i]):.2f}".strip()
+            # At the upper and the right border a caption outside the box would be cut off.
+            left, right = sorted(ax.get_xlim())
+            flush_right = xmin > left + 0.85 * (right - left)
+            at_top = ymin < min(ax.get_ylim()) + 0.04 * abs(np.subtract(*ax.get_ylim()))
             ax.text(
-                xmin, ymin, text, fontsize=7, color="white", va="bottom", clip_on=True,
-                bbox={"facecolor": edge, "edgecolor": "none", "pad": 1.0},
+                xmax if flush_right else xmin, max(ymin, min(ax.get_ylim())), text, fontsize=7,
+                color="white", va="top" if at_top else "bottom", ha="right" if flush_right else "left",
+                clip_on=True, bbox={"facecolor": edge, "edgecolor": "none", "pad": 1.0},
             )  # fmt: skip
     return ax
 
