@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 
 from ssdlib.errors import SsdError
 
 FAILED, INTERRUPTED = 1, 130
+STOPPED = "stopped; what was written so far is kept"
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
 """Errors that are a stop asked for; by name, so that --help need not import torch."""
 
@@ -19,16 +22,28 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return app(args=arguments, prog_name="ssdlib", standalone_mode=True) or 0
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
+            print(STOPPED, file=sys.stderr)
+        return code
     except SsdError as error:
         print(f"error: {error}", file=sys.stderr)
         return INTERRUPTED if type(error).__name__ in INTERRUPTIONS else FAILED
     except KeyboardInterrupt:
-        print("stopped; what was written so far is kept", file=sys.stderr)
+        print(STOPPED, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
         sys.stderr.close()
+        return FAILED
+    except OSError as error:
+        # Some libraries, such as TensorBoard's, write files by themselves.
+        if error.errno not in FULL_DISK:
+            raise
+        print(
+            f"error: the disk is full ({error}). Free some space and go on; earlier files stay.",
+            file=sys.stderr,
+        )
         return FAILED
 
 

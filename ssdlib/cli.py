@@ -88,12 +88,26 @@ def train(
     force: Force = False,
     device: Device = "auto",
 ) -> None:
-    """Train without the notebooks. Several GPUs: accelerate launch -m ssdlib train --run NAME ..."""
+    """Train without the notebooks. Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m ssdlib
+    train --run NAME ..."""
+    import os
+
     from ssdlib.runs import RunFolder
 
     folder = _run_path(run, profile, data)
-    opened = RunFolder.open(folder, profile=profile, data=data, overrides=_overrides(settings), force=force)
+    main_process = os.environ.get("RANK", "0") == "0"
+    opened = RunFolder.open(
+        folder,
+        profile=profile,
+        data=data,
+        overrides=_overrides(settings),
+        force=force,
+        progress=main_process,
+    )
     history = opened.train(resume=resume, device=device)
+    _leave_process_group()
+    if not main_process:
+        return
     if history.best is not None:
         print(f"best epoch: {history.best.epoch}, val mAP@0.5 {history.best.map_50:.3f}")
     print(f"weights: {opened.best_checkpoint}")
@@ -285,7 +299,7 @@ def data_check(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole audit here.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Audit a data set: what is in it, what is wrong, what to do about it."""
+    """Audit a data set: what is in it, what is wrong, what to do about it. Ends with 1 if it has errors."""
     from ssdlib.data import bccd
     from ssdlib.data.audit import audit
     from ssdlib.files import write_json
@@ -295,13 +309,13 @@ def data_check(
     if source.notice:
         print(source.notice)
     print(f"{source.kind}: {source.root}")
-    for finding in result.findings:
-        where = f"{finding.image_id}: " if finding.image_id else ""
-        print(f"{finding.severity:8} {finding.kind}: {where}{finding.message} {finding.remedy}".rstrip())
-    print(f"{len(result.findings)} findings")
+    print(result.to_text())
+    print(f"{len(result.findings)} findings, {len(result.errors)} of them errors")
     if json_file is not None:
         write_json(json_file, result.to_dict())
         print(f"written: {json_file}")
+    if result.errors:
+        raise typer.Exit(1)
 
 
 @data_app.command(
@@ -369,6 +383,14 @@ def _run_path(run: str, profile: str, data: str) -> Path:
         return runs_folder() / new_run_name(profile, data)
     bare = Path(run).name == run and run not in (".", "..")
     return runs_folder() / run if bare else Path(run).expanduser().resolve()
+
+
+def _leave_process_group() -> None:
+    """Say goodbye to the other processes of `accelerate launch` or torchrun, which else complain."""
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _overrides(settings: Sequence[str] | None) -> dict[str, Any] | None:

@@ -10,12 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import InitProcessGroupKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -54,7 +56,12 @@ def make_accelerator(device: torch.device) -> Accelerator:
         AcceleratorState._reset_state(reset_partial_state=True)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision="no")
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        # The others wait while one evaluates: NCCL's ten minutes may be too few for a large val split.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
 
 
 # --- the trainer -----------------------------------------------------------------------------------------
@@ -162,7 +169,7 @@ class Trainer:
                 self.step += 1
                 bar.update(recipe.batch_size)
                 bar.set_postfix(loss=f"{self.watch.latest:.3f}", refresh=False)
-                if stop.requested:
+                if self._stop_agreed(stop, ask=self.step % self.watch.every == 0):
                     break
         self.watch.read()
 
@@ -179,7 +186,11 @@ class Trainer:
             self._resume()
         self.train_data.preload(progress=self.progress and self._is_main)
         report = on_epoch or self._print_line
-        with StopSignals() as stop, self._open_events() as self.events:
+        if self.val_data is not None and self._is_main:
+            # So that a damaged image is named now, not after the epochs until the first evaluation.
+            self.val_data.preload(progress=self.progress)
+        patience = 5.0 if self.accelerator.num_processes > 1 else 0.0
+        with StopSignals(patience) as stop, self._open_events() as self.events:
             while self.epoch < self.recipe.epochs:
                 began = time.perf_counter()
                 self.train_one_epoch(stop)
@@ -188,14 +199,30 @@ class Trainer:
                     record = self._finish_epoch()
                     if self._is_main:
                         report(record)
-                if stop.requested and self.epoch < self.recipe.epochs:
+                if self._stop_agreed(stop) and self.epoch < self.recipe.epochs:
                     self._save_state()
+                    # The first process to end makes the launcher end the others.
+                    self.accelerator.wait_for_everyone()
                     raise TrainingInterrupted(
                         f"stopped by {stop.requested} before {self._where()}. Its state is in "
                         f"{self.checkpoints / checkpoints.LAST}: resume, and it goes on as if never stopped."
                     )
         self.accelerator.wait_for_everyone()
         return self.history
+
+    def _stop_agreed(self, stop: StopSignals, *, ask: bool = True) -> bool:
+        """Whether a stop was asked for, of any process: all stop after the same step, or they would wait
+        for each other forever. `ask` says whether now is the time for the others' answers, which cost a
+        little on a GPU."""
+        if self.accelerator.num_processes == 1:
+            return bool(stop.requested)
+        if not ask:
+            return False
+        asked = torch.tensor([float(bool(stop.requested))], device=self.accelerator.device)
+        agreed = self.accelerator.reduce(asked, "sum").item() > 0
+        if agreed and not stop.requested:
+            stop.requested = "a signal to another process"
+        return agreed
 
     # An epoch's end --------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import math
 import signal
 import sys
 import threading
+import time
 from typing import Any, Self
 
 import torch
@@ -55,10 +56,15 @@ class LossWatch:
 
 
 class StopSignals:
-    """While open, Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once."""
+    """While open, Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once.
 
-    def __init__(self) -> None:
+    With several processes a second one is heeded only after `patience` seconds: the launcher passes on the
+    Ctrl-C that the terminal has sent to every process already.
+    """
+
+    def __init__(self, patience: float = 0.0) -> None:
         self.requested = ""
+        self.patience = patience
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -68,9 +74,16 @@ class StopSignals:
         return self
 
     def _on_signal(self, number: int, frame: Any) -> None:
+        if self.requested:  # possible only while being patient
+            if time.monotonic() > self._impatient_from:
+                self._restore()
+                signal.raise_signal(number)
+            return
         self.requested = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
         print(f"\n{self.requested}: finishing this step, then saving ...", file=sys.stderr)
-        self._restore()
+        self._impatient_from = time.monotonic() + self.patience
+        if not self.patience:
+            self._restore()
 
     def _restore(self) -> None:
         for number, former in self._former.items():

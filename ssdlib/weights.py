@@ -230,7 +230,9 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
 
 def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}")
+        raise CheckpointError(
+            f"no weights at {path}. Check the path, or train some: python -m ssdlib run --profile quick"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -127,13 +127,15 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
             )
             for line in download.differences(source.root)
         ]
-    order = {severity: rank for rank, severity in enumerate(_SEVERITIES)}
     groups = {**{split: splits[split] for split in SPLITS}, "all": list(annotations)}
+    classes = {split: _count(ids, annotations, source.class_names) for split, ids in groups.items()}
+    findings += _class_findings(classes)
+    order = {severity: rank for rank, severity in enumerate(_SEVERITIES)}
     sizes = Counter(picture.size for picture in pictures.values())
     return Audit(
         source=source.describe(),
         images={split: len(ids) for split, ids in groups.items()},
-        classes={split: _count(ids, annotations, source.class_names) for split, ids in groups.items()},
+        classes=classes,
         image_sizes=tuple((*size, count) for size, count in sizes.most_common()),
         box_sizes=_box_sizes(annotations, source.class_names),
         findings=tuple(sorted(findings, key=lambda finding: order[finding.severity])),
@@ -285,6 +287,14 @@ def _split_findings(
     for image_id in sorted(set(splits["trainval"]) ^ expected):
         message = "trainval is not the union of train and val here."
         yield Finding("trainval_mismatch", "info", image_id, message, "Write trainval.txt anew.")
+
+
+def _class_findings(classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
+    for name, count in classes["all"].items():
+        if count and any(classes["train"].values()) and not classes["train"][name]:
+            message = f"none of the {count} objects of class {name!r} is in train: it cannot be learned."
+            remedy = "If it is a misspelt name, correct it; else move some of its images to train."
+            yield Finding("class_not_in_train", "warning", "", message, remedy)
 
 
 def _copies(pictures: dict[str, _Picture], split_of: dict[str, str], progress: bool) -> Iterator[Finding]:

@@ -263,10 +263,17 @@ def images_by_id(root: Path) -> dict[str, Path]:
 
 
 def _discover(root: Path) -> tuple[set[str], list[str]]:
-    """All class names and image ids of a folder."""
-    annotations = [read_voc(file) for file in annotation_files(root)]
-    names = {name for annotation in annotations for name in annotation.written_names}
-    return names, [annotation.image_id for annotation in annotations]
+    """All class names and image ids of a folder. Damaged annotations are for the audit to list, and for
+    `DataSource.dataset` to refuse."""
+    files, names, damage = annotation_files(root), set(), None
+    for file in files:
+        try:
+            names.update(read_voc(file).written_names)
+        except DataError as error:
+            damage = damage or error
+    if damage and not names:
+        raise damage
+    return names, [file.stem for file in files]
 
 
 def find_image(root: Path, annotation: VocAnnotation, images: dict[str, Path]) -> Path:
