@@ -1,4 +1,4 @@
-"""Training by two processes, as torchrun starts them on a CPU: the same losses, one writer, one stop for all."""
+"""Training by two processes, as torchrun starts them on a CPU: the losses of one, one writer, one stop."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def start():
             port = listener.getsockname()[1]
         for rank in range(2):
             ranks = {name: str(rank) for name in ("RANK", "LOCAL_RANK")}
-            world = {name: "2" for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")}
+            world = dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2")
             rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             environment = {"PYTHONPATH": str(project_root()), "OMP_NUM_THREADS": "1", **rendezvous}
             started.append(
