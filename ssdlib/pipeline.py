@@ -192,6 +192,11 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             f"{stage.name} failed{_running_cell(output)}: its Python process died. Most often the memory was "
             f"used up: try a smaller profile or batch. What was executed is in {output}, last words: {log}"
         ) from error
+    except OSError as error:
+        raise StageError(
+            f"{stage.name} could not be run and saved as {output}: {error.strerror or error}. Free some space "
+            f"if the disk is full, then go on with --from {stage.name[:2]}; what was written before stays."
+        ) from error
 
 
 def _logging_kernel_manager(log: Path) -> type:
