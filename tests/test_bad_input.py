@@ -179,7 +179,8 @@ def test_the_message_names_file_and_remedy(
     plain = " ".join(text.split())
     assert [part for part in parts if part.format(root=smears_copy) not in plain] == [], text
     assert ended == code, text
-    assert "root:x:" not in text and not list(tmp_path.rglob("*.safetensors"))
+    assert "root:x:" not in text
+    assert "epoch 1" not in text and not list(tmp_path.rglob("*.safetensors")), "said before any training"
 
 
 @pytest.mark.parametrize(
