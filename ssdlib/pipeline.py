@@ -195,7 +195,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
     except OSError as error:
         raise StageError(
             f"{stage.name} could not be run and saved as {output}: {error.strerror or error}. Free some "
-            f"space if the disk is full, then go on with --from {stage.name[:2]}; what was written before stays."
+            f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
         ) from error
 
 

@@ -284,7 +284,7 @@ def test_ctrl_c_in_training_is_saved_and_resumed(ssdlib, smears_root, tmp_path, 
 
     def then_ctrl_c(self, record):
         print_line(self, record)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)  # to this thread: os.kill may reach us a moment late
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_print_line", then_ctrl_c)
