@@ -21,7 +21,7 @@ PROFILES = {
         Profile(
             name="smoke",
             recipe=SCRATCH.replace(
-                model=_narrow(0.25), batch_size=4, epochs=10, warmup_steps=10, evaluate_every=5
+                model=_narrow(0.25), batch_size=4, epochs=10, warmup_steps=10, evaluate_every=2
             ),
             train_images=96,
             val_images=24,
