@@ -5,6 +5,7 @@ Figures are embedded, formulas become MathML when the report is written, and not
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -77,6 +78,9 @@ _PAGE = """<!DOCTYPE html>
 </html>
 """
 
+PICTURE = "figures/06_triptych.png"
+"""The figure on top of the report."""
+
 _SCRIPT = """<script>
 const toggle = document.querySelector("button.toggle");
 const cells = [...document.querySelectorAll("details.code")];
@@ -116,6 +120,7 @@ def _summary(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:
         if entry["state"] in ("failed", "interrupted")
     ]
     blocks.append(_tiles(metrics))
+    blocks.append(_picture(run))
     blocks.append('<button class="toggle" type="button" aria-pressed="false">Show all code</button>')
     blocks += _metric_tables(metrics)
     blocks.append("<h3>Stages</h3>" + _stage_table(run, stages))
@@ -165,16 +170,29 @@ def result_rows(section: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
 
 
 def _tiles(metrics: Mapping[str, Any]) -> str:
-    sections = list(result_sections(metrics).values())
+    sections = list(result_sections(metrics).items())
     if not sections:
         return ""
-    section = sections[-1]
-    values = [("mAP at IoU 0.5", section.get("map_50")), ("COCO mAP", section.get("map"))]
+    split, section = sections[-1]
+    values = [(f"mAP at IoU 0.5, {split}", section.get("map_50")), ("COCO mAP", section.get("map"))]
     values += [(f"AP50 {name}", entry.get("ap_50")) for name, entry in section["per_class"].items()]
     tiles = "".join(
         f'<div class="tile"><b>{_number(v)}</b><span>{html.escape(k)}</span></div>' for k, v in values
     )
     return f'<div class="tiles">{tiles}</div>'
+
+
+def _picture(run: RunFolder) -> str:
+    """Fields beside what was found in them, before any number: what the whole run is about."""
+    path = run.path / PICTURE
+    if not path.is_file():
+        return ""
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    caption = "Left to right: the field, what was found in it, and its ground truth."
+    return (
+        f'<figure class="output"><img src="data:image/png;base64,{data}" alt="{caption}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
 
 
 def _metric_tables(metrics: Mapping[str, Any]) -> list[str]:

@@ -126,6 +126,13 @@ def test_summary_tells_data_stages_results_and_files(page):
     assert page.find("h1").get_text() == "run <one>"
 
 
+def test_the_figure_of_the_last_notebook_is_on_top(tmp_path, run):
+    assert not BeautifulSoup(render_report(run), "html.parser").select("main > figure")
+    run.save("figures/06_triptych.png", b"pixels")
+    picture = BeautifulSoup(render_report(run), "html.parser").select_one("main > figure img")
+    assert picture["src"] == "data:image/png;base64,cGl4ZWxz"
+
+
 def test_formulas_become_mathml(page):
     lesson = page.select_one("section.notebook .text")
     assert len(lesson.find_all("math")) == 2 and lesson.find("math", display="block")
