@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -214,13 +215,19 @@ def test_odd_formats_are_detected_in_like_any_other(ssdlib, smears_copy, tmp_pat
 # --- a full disk -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def full_disk():
-    """Call it with a number: from then on the system refuses any file longer than that many bytes."""
+@contextmanager
+def full_disk(size: int):
+    """Inside it the system refuses any file longer than `size` bytes.
+
+    Only around the command itself: pytest's own output may go to a file that is longer already.
+    """
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -228,12 +235,12 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_a_full_disk_in_training_keeps_what_was_written(ssdlib, smears_root, tmp_path, full_disk):
+def test_a_full_disk_in_training_keeps_what_was_written(ssdlib, smears_root, tmp_path):
     assert ssdlib(TRAIN, smears_root)[1] == 0
     before = contents(tmp_path / "run")
     assert "checkpoints/best.safetensors" in before
-    full_disk(100_000)
-    text, code = ssdlib(TRAIN, smears_root)
+    with full_disk(100_000):
+        text, code = ssdlib(TRAIN, smears_root)
     assert code == 1 and "cannot write" in text and "best.safetensors" in text and "Free some space" in text
     assert contents(tmp_path / "run") == before
 
@@ -248,15 +255,15 @@ def test_a_full_disk_in_training_keeps_what_was_written(ssdlib, smears_root, tmp
         ("data smears {{tmp}}/new --train 1 --val 1 --test 1 --quiet", "new"),
     ],
 )
-def test_a_full_disk_keeps_the_former_results(ssdlib, smears_root, tmp_path, full_disk, command, named):
+def test_a_full_disk_keeps_the_former_results(ssdlib, smears_root, tmp_path, command, named):
     (tmp_path / "old.json").write_text("[]")
-    full_disk(300)
-    text, code = ssdlib(command.format(root=smears_root))
+    with full_disk(300):
+        text, code = ssdlib(command.format(root=smears_root))
     assert code == 1 and "cannot write" in text and named in text and "Free some space" in text
     assert contents(tmp_path) == {"old.json": hashlib.sha256(b"[]").hexdigest()}
 
 
-def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, full_disk, monkeypatch):
+def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     cells = [
         new_code_cell('PROFILE = ""\nDATA = ""\nRUN_DIR = ""', metadata={"tags": ["parameters"]}),
@@ -265,8 +272,8 @@ def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, full_di
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks/01_long.ipynb")
     monkeypatch.setattr(pipeline, "project_root", lambda: tmp_path)
-    full_disk(100_000)
-    text, code = ssdlib("run --profile smoke --run {run} --quiet", smears_root)
+    with full_disk(100_000):
+        text, code = ssdlib("run --profile smoke --run {run} --quiet", smears_root)
     assert code == 1 and "Free some space" in text and "01_long.ipynb could not be run and saved" in text
     assert json.loads((tmp_path / "run/stages.json").read_text())["stages"][0]["state"] == "failed"
 
