@@ -85,9 +85,18 @@ def keep_freed_memory() -> bool:
     tuned = any(name.startswith("MALLOC_") for name in os.environ)
     if tuned or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
         return False
+    return _mallopt(mmap_max=0, trim_threshold=-1)
+
+
+def return_freed_memory() -> bool:
+    """Undo `keep_freed_memory`: glibc's own limits, as they settle in a process that frees large blocks."""
+    return _mallopt(mmap_max=65536, trim_threshold=64 * 2**20, mmap_threshold=32 * 2**20)
+
+
+def _mallopt(**settings: int) -> bool:
+    numbers = {"trim_threshold": -1, "mmap_threshold": -3, "mmap_max": -4}  # M_... in glibc's malloc.h
     mallopt = ctypes.CDLL(None).mallopt
-    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX in malloc.h
-    return bool(mallopt(mmap_max, 0) and mallopt(trim_threshold, -1))
+    return all(mallopt(numbers[name], value) for name, value in settings.items())
 
 
 def cpu_name() -> str:

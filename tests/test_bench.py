@@ -161,3 +161,23 @@ def test_the_users_own_malloc_settings_stand(monkeypatch, variables):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert keep_freed_memory.__wrapped__() is False
+
+
+def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
+    from ssdlib.bench import suites
+
+    said = []
+    monkeypatch.setattr(
+        "ssdlib.runtime._mallopt", lambda **settings: said.append(settings["mmap_max"]) or True
+    )
+    monkeypatch.setattr("ssdlib.runtime.platform.libc_ver", lambda: ("glibc", "2.36"))
+    for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def fail():
+        said.append("runs")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        suites._with_plain_malloc(fail)()
+    assert said == [65536, "runs", 0]

@@ -25,13 +25,14 @@ from ssdlib.data.transforms import train_transform
 from ssdlib.model import SSD300
 from ssdlib.nms import detect_objects
 from ssdlib.predict import Predictor
-from ssdlib.runtime import choose_precision
+from ssdlib.runtime import choose_precision, keep_freed_memory, return_freed_memory
 from ssdlib.train import Trainer
 from ssdlib.watch import StopSignals
 from ssdlib.weights import build_model
 
 OURS, OURS_BATCH_NORM, OURS_COMPILED = "ours", "ours, BatchNorm", "ours, compiled"
 NAIVE, TORCHVISION = "naive", "torchvision"
+NAIVE_TUNED, TORCHVISION_TUNED = "naive, our malloc setting", "torchvision, our malloc setting"
 
 NUM_CLASSES = len(BCCD_CLASSES) + 1
 RATE = 1e-4
@@ -89,6 +90,8 @@ def training(bench: Bench) -> Timings:
 
     The first row is the original recipe: the same network and optimiser as the naive one's and torchvision's.
     The second is the default recipe, with BatchNorm, AdamW, all augmentation and averaged weights.
+    Training of ours tells glibc to keep freed memory (`runtime.keep_freed_memory`), for the whole process.
+    The others run as they would on their own, under glibc's own limits, and once more with our setting.
     """
     contestants = {
         OURS: _our_training(bench, RECIPES["original"]),
@@ -96,9 +99,25 @@ def training(bench: Bench) -> Timings:
         NAIVE: _naive_training(bench),
         TORCHVISION: _torchvision_training(bench),
     }
+    if keep_freed_memory.__wrapped__():
+        contestants[NAIVE_TUNED] = contestants[NAIVE]
+        contestants[TORCHVISION_TUNED] = contestants[TORCHVISION]
+        for name in (NAIVE, TORCHVISION):
+            contestants[name] = _with_plain_malloc(contestants[name])
     if bench.device.type == "cuda":
         contestants[OURS_COMPILED] = _our_training(bench, RECIPES["original"], compile=True)
     return bench.take_turns("training, per image", contestants, units=bench.batch)
+
+
+def _with_plain_malloc(contestant: Callable[[], object]) -> Callable[[], object]:
+    def run() -> None:
+        return_freed_memory()
+        try:
+            contestant()
+        finally:
+            keep_freed_memory.__wrapped__()
+
+    return run
 
 
 def _our_training(bench: Bench, recipe: Recipe, compile: bool = False) -> Callable[[], object]:
@@ -309,10 +328,14 @@ def forward_flops(config: ModelConfig | None = None) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rate(bench: Bench, size: int) -> tuple[float, str, Timings]:
-    """Operations a second of a large matrix product in the precision that training uses here."""
+def matrix_rate(bench: Bench, size: int) -> tuple[dict[str, float], str, Timings]:
+    """Operations a second of a large matrix product, by precision; and the one that training uses here.
+
+    float32 beside it: their ratio is all that a change of precision can give to anyone here.
+    """
     precision = choose_precision("auto", bench.device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    product = {f"{precision} {size} x {size}": matrix_product(dtype, size, bench.device)}
-    timings = bench.take_turns("matrix product", product, units=1, rounds=3 * bench.rounds)
-    return 2 * size**3 / timings.best(next(iter(product))), precision, timings
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    names = dict.fromkeys((precision, "fp32"))
+    products = {name: matrix_product(dtypes[name], size, bench.device) for name in names}
+    timings = bench.take_turns(f"matrix product, {size} x {size}", products, units=1, rounds=3 * bench.rounds)
+    return {name: 2 * size**3 / timings.best(name) for name in names}, precision, timings
