@@ -168,7 +168,7 @@ def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
 
     said = []
     monkeypatch.setattr(
-        "ssdlib.runtime._mallopt", lambda **settings: said.append(settings["mmap_max"]) or True
+        "ssdlib.runtime._mallopt", lambda **new: said.append(new["mmap_max"]) or True
     )
     monkeypatch.setattr("ssdlib.runtime.platform.libc_ver", lambda: ("glibc", "2.36"))
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
