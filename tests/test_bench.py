@@ -167,9 +167,7 @@ def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
     from ssdlib.bench import suites
 
     said = []
-    monkeypatch.setattr(
-        "ssdlib.runtime._mallopt", lambda **new: said.append(new["mmap_max"]) or True
-    )
+    monkeypatch.setattr("ssdlib.runtime._mallopt", lambda **new: said.append(new["mmap_max"]) or True)
     monkeypatch.setattr("ssdlib.runtime.platform.libc_ver", lambda: ("glibc", "2.36"))
     for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
