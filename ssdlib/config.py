@@ -252,46 +252,32 @@ class Recipe(Settings):
             raise ConfigError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
 
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
-        Recipe(),
-        Recipe(
-            # The notebook this course grew from, with its network mended: VGG16 without BatchNorm from
-            # ImageNet weights, SGD in steps, nothing augmented.
-            name="original",
-            initial_weights="imagenet",
-            model=ModelConfig(),
-            optimizer="sgd",
-            learning_rate=1e-3,
-            momentum=0.9,
-            weight_decay=5e-4,
-            bias_lr_factor=2.0,
-            schedule="steps",
-            warmup_steps=0,
-            epochs=50,
-            clip_norm=10.0,
-            ema_decay=0.0,
-            augment=NO_AUGMENTATION,
-        ),
-        Recipe(
-            # Liu et al. 2016 as far as 205 images allow: their optimiser, start and augmentation.
-            name="paper",
-            initial_weights="imagenet",
-            model=ModelConfig(),
-            optimizer="sgd",
-            learning_rate=1e-3,
-            momentum=0.9,
-            weight_decay=5e-4,
-            bias_lr_factor=2.0,
-            schedule="steps",
-            warmup_steps=200,
-            epochs=120,
-            ema_decay=0.0,
-            augment=AugmentConfig(zoom_out=4.0, iou_crop=0.1, vertical_flip=0.0, quarter_turns=False),
-        ),
-    )
-}
+_ORIGINAL = Recipe(
+    # The notebook this course grew from, with its network mended: VGG16 without BatchNorm from
+    # ImageNet weights, SGD in steps, nothing augmented.
+    name="original",
+    initial_weights="imagenet",
+    model=ModelConfig(),
+    optimizer="sgd",
+    learning_rate=1e-3,
+    momentum=0.9,
+    weight_decay=5e-4,
+    bias_lr_factor=2.0,
+    schedule="steps",
+    warmup_steps=0,
+    epochs=50,
+    clip_norm=10.0,
+    ema_decay=0.0,
+    augment=NO_AUGMENTATION,
+)
+_PAPER = _ORIGINAL.replace(
+    # Liu et al. 2016 as far as 205 images allow: the same optimiser and start, their augmentation.
+    name="paper",
+    warmup_steps=200,
+    epochs=120,
+    augment=AugmentConfig(zoom_out=4.0, iou_crop=0.1, vertical_flip=0.0, quarter_turns=False),
+)
+RECIPES = {recipe.name: recipe for recipe in (Recipe(), _ORIGINAL, _PAPER)}
 
 
 @dataclass(frozen=True)

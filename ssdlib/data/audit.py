@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from ssdlib.data.bccd import SPLITS, DataSource, annotation_files, find_image, i
 from ssdlib.data.images import image_size, read_image
 from ssdlib.data.voc import VocAnnotation, read_voc
 from ssdlib.errors import DataError
+from ssdlib.runtime import available_cores
 
 NEAR_DUPLICATE_BITS = 48
 """Two images whose 256-bit difference hashes differ in no more bits are the same picture. On BCCD one pair
@@ -207,7 +207,7 @@ def _read_annotations(
 
 
 def _read_pictures(images: dict[str, Path], findings: list[Finding], progress: bool) -> dict[str, _Picture]:
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         results = pool.map(_picture, images.values())
         results = list(tqdm(results, "read images", len(images), unit="image", disable=not progress))
     pictures = {}
@@ -379,7 +379,7 @@ def _overlapping_fields(
         return [(k, k + 1 + int(j), _signed_shift(int(scores[j].argmax()), shape)) for j in likely]
 
     rows = range(len(ids) - 1)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
         found = list(
             tqdm(pool.map(candidates, rows), "compare images", len(rows), unit="image", disable=not progress)
         )

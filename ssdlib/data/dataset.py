@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from ssdlib.data.images import read_image
 from ssdlib.data.voc import Repair
 from ssdlib.errors import DataError
+from ssdlib.runtime import available_cores
 
 CACHE_BYTES = 2 * 1024**3
 """Decoded images kept in memory, at most; all of BCCD takes 0.34 GB. Beyond it, images are read anew."""
@@ -147,7 +147,7 @@ class DetectionDataset(Dataset):
     def preload(self, *, progress: bool = False) -> Self:
         """Decode every image into the cache now, so that workers forked later share it. Returns self."""
         paths = [sample.image_path for sample in self.samples]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
             done = pool.map(self._cache.get, paths)
             for _ in tqdm(done, "decode images", len(paths), unit="image", disable=not progress):
                 pass
