@@ -34,7 +34,10 @@ DOCTYPE = "<?xml version='1.0'?><!DOCTYPE annotation [{}]><annotation><filename>
 BILLION = "<!ENTITY a 'ha'>" + "".join(
     f"<!ENTITY {name} '{10 * f'&{before};'}'>" for before, name in zip("abcdefgh", "bcdefghx", strict=True)
 )
-TRAIN = "train --profile smoke --run {run} --device cpu --set recipe.model.width=0.0625 --set recipe.epochs=1"
+TRAIN = (
+    "train --profile smoke --run {run} --device cpu --set recipe.initial_weights=scratch "
+    "--set recipe.model.width=0.0625 --set recipe.epochs=1"
+)
 CHECK = "data check --quiet"
 EVALUATE = "evaluate --quiet --weights {weights}"
 

@@ -16,7 +16,12 @@ from ssdlib.checkpoints import load_state
 from ssdlib.runs import project_root
 from ssdlib.weights import load_model
 
-SETTINGS = ("recipe.model.width=0.0625", "recipe.model.batch_norm=false", "recipe.batch_size=4")
+SETTINGS = (
+    "recipe.initial_weights=scratch",
+    "recipe.model.width=0.0625",
+    "recipe.model.batch_norm=false",
+    "recipe.batch_size=4",
+)
 
 
 def arguments(data: Path, run: Path, epochs: int) -> list[str]:

@@ -81,6 +81,7 @@ def test_missing_weights_name_the_stage_and_the_command(tmp_path, smears):
 def test_smoke_trains_what_is_missing_and_prints_nothing_on_stdout(tmp_path, smears, capsys):
     small = {
         "recipe.epochs": 1,
+        "recipe.initial_weights": "scratch",
         "recipe.model.width": 0.05,
         "recipe.batch_size": 2,
         "train_images": 2,
