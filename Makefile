@@ -2,6 +2,8 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
 # make test                     ruff, the unit tests and every notebook
+# make bench                    speed: ours, a naive SSD300 and torchvision's
+# make bench-training           time to accuracy of the same, drawn; hours (ARGS="--images 400" for less)
 # make notebooks                run the notebooks in place and save their outputs, after a change
 PYTHON  ?= python3
 PROFILE ?= quick
@@ -12,7 +14,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test bench notebooks clean
+.PHONY: run setup test bench bench-training notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -36,6 +38,9 @@ test: .venv/.stamp
 
 bench: .venv/.stamp
 	$(BIN)/python -m ssdlib.bench
+
+bench-training: .venv/.stamp
+	$(BIN)/python -m ssdlib.bench.training --data "$(DATA)" $(ARGS)
 
 notebooks: .venv/.stamp
 	$(BIN)/python .ci/refresh_notebooks.py $(NOTEBOOKS)

@@ -1,5 +1,7 @@
 """Figures of training: what is drawn, from nothing at all on."""
 
+from itertools import pairwise
+
 import matplotlib
 import pytest
 import torch
@@ -64,3 +66,46 @@ def test_lines(values):
         assert [len(line.get_ydata()) for line in ax.get_lines()] == [len(v) for v in values.values()]
     ax = plots.average(None, [1.0, 2.0], values)
     assert len(ax.get_lines()) == 1 + len(values)
+
+
+def contestant(maps, stopped=None):
+    points = [
+        {"images": 10 * k, "seconds": 30.0 * k, "map_50": value, "ap_50": {}}
+        for k, value in enumerate(maps, 1)
+    ]
+    return {"points": points, "stopped": stopped}
+
+
+@pytest.mark.parametrize("against", ["minutes", "images"])
+@pytest.mark.parametrize(
+    ("contestants", "names"),
+    [
+        ({}, []),
+        ({"a": contestant([])}, []),
+        ({"a": contestant([None])}, []),
+        ({"a": contestant([0.1, None, 0.3], "nan")}, ["a (stopped)  0.30"]),
+        ({"a": contestant([0.1, 0.5]), "b": contestant([0.5])}, ["a  0.50", "b  0.50"]),
+    ],
+)
+def test_time_to_accuracy_names_each_curve_at_its_end(contestants, names, against):
+    ax = plots.plot_time_to_accuracy({"contestants": contestants}, against=against)
+    assert [text.get_text() for text in ax.texts] == names
+    curves = [line for line in ax.get_lines() if len(line.get_label()) == 1]
+    assert len(curves) == len(names)
+    if names and against == "minutes":
+        assert curves[0].get_xdata()[0] == 0.5
+
+
+def test_names_of_curves_that_end_together_make_room():
+    three = {name: contestant([0.1, value]) for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.52))}
+    ax = plots.plot_time_to_accuracy({"contestants": three}, against="images")
+    heights = sorted(text.xy[1] for text in ax.texts)
+    assert min(b - a for a, b in pairwise(heights)) > 0.06
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+def test_time_to_accuracy_says_where_it_was_measured(synthetic):
+    results = {"contestants": {"a": contestant([0.5])}, "data": {"synthetic": synthetic}}
+    figure = plots.time_to_accuracy({**results, "environment": {"cpu": "a machine", "cores": 2}})
+    assert "a machine, 2 cores" in figure.get_suptitle()
+    assert ("synthetic" in figure.get_supxlabel()) == synthetic

@@ -172,10 +172,10 @@ def _torchvision_training(bench: Bench) -> Callable[[], object]:
     return one_batch
 
 
-def torchvision_model() -> SSD:
+def torchvision_model(num_classes: int = NUM_CLASSES) -> SSD:
     """torchvision's SSD300 as one gets it, from random weights, all layers trained."""
     # Without pretrained weights it trains every layer by itself.
-    return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=NUM_CLASSES)
+    return ssd300_vgg16(weights=None, weights_backbone=None, num_classes=num_classes)
 
 
 def _sgd(model: torch.nn.Module) -> torch.optim.Optimizer:

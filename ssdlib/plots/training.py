@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image
+from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, mark_synthetic, new_figure, show_image
 
 if TYPE_CHECKING:
     from ssdlib.history import History
@@ -92,6 +95,74 @@ def map_curve(ax: Axes | None, history: History) -> Axes:
     ax.set(ylim=(0, 1.02), xlabel="epoch", ylabel="mAP@0.5 on val")
     _finish_epochs(ax, history, "lower right")
     return ax
+
+
+def plot_time_to_accuracy(
+    results: Mapping[str, Any], ax: Axes | None = None, *, against: str = "minutes"
+) -> Axes:
+    """mAP@0.5 on val of each contestant of `ssdlib.bench.training`, against "minutes" or "images".
+
+    A name and the last value stand at the end of each curve. A cross ends that of a training which stopped
+    because its numbers were no longer finite; one without any evaluation is left out.
+    """
+    ax = axes_or_new(ax, (6, 3.8))
+    ends = []
+    for i, (name, entry) in enumerate(results["contestants"].items()):
+        points = [p for p in entry["points"] if p["map_50"] is not None]
+        if not points:
+            continue
+        across = [p["seconds"] / 60 if against == "minutes" else p["images"] for p in points]
+        values = [p["map_50"] for p in points]
+        colour = LINE_COLOURS[i % len(LINE_COLOURS)]
+        ax.plot(across, values, "o-", ms=4, lw=2.2, color=colour, label=name, clip_on=False)
+        if entry.get("stopped"):
+            ax.plot(across[-1], values[-1], "x", ms=10, mew=2.2, color=colour, clip_on=False)
+            name = f"{name} (stopped)"
+        ends.append((across[-1], values[-1], name, colour))
+    ax.set(xlim=(0, max((x for x, *_ in ends), default=1)), ylim=(0, 1), ylabel="mAP@0.5 on val")
+    ax.set(xlabel="minutes of training" if against == "minutes" else "images seen")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=against == "images"))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.grid(axis="x", visible=False)
+    _name_ends(ax, ends)
+    return ax
+
+
+def _name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], apart: float = 0.065) -> None:
+    """Write (x, y, name, colour) right of each point; names that would touch make room for each other."""
+    heights, near = [y for _, y, *_ in ends], 0.3 * ax.get_xlim()[1]
+    order = sorted(range(len(ends)), key=heights.__getitem__)
+    for _ in range(50):
+        for below, above in combinations(order, 2):
+            overlap = apart - (heights[above] - heights[below])
+            if overlap > 0 and abs(ends[above][0] - ends[below][0]) < near:
+                heights[above] += overlap / 2
+                heights[below] = max(heights[below] - overlap / 2, apart / 3)
+    for (x, y, name, colour), height in zip(ends, heights, strict=True):
+        ax.annotate(
+            f"{name}  {y:.2f}", (x, height), (9, 0), textcoords="offset points", va="center", color=colour,
+            fontweight="bold", fontsize=9.5, annotation_clip=False,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
+
+
+def time_to_accuracy(results: Mapping[str, Any]) -> Figure:
+    """`plot_time_to_accuracy` twice, against minutes and against images, and what it was measured on."""
+    figure, (left, right) = new_figure(1, 2, size=(11, 4.4), sharey=True)
+    plot_time_to_accuracy(results, left, against="minutes")
+    plot_time_to_accuracy(results, right, against="images")
+    left.set_title("How soon", pad=10)
+    right.set_title("From how much", pad=10)
+    right.set_ylabel("")
+    environment, data = results.get("environment", {}), results.get("data", {})
+    machine = environment.get("gpu") or f"{environment.get('cpu')}, {environment.get('cores')} cores"
+    figure.suptitle(
+        f"the same images in the same order, on {machine}", x=0.01, ha="left", fontsize=9, color=MUTED
+    )
+    if data.get("synthetic"):
+        mark_synthetic(figure)
+    return figure
 
 
 def _mark_best(ax: Axes, history: History) -> None:
