@@ -35,8 +35,22 @@ Run = Annotated[str, typer.Option("--run", help="Name under runs/, or a path. De
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting: recipe.epochs=3. May be repeated.")
 ]
+Sweep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        help="Run all values of a setting: seed=0,1,2 or lr=1e-3,3e-3 or recipe=original,scratch. Repeated: "
+        "every combination.",
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Use a run made with other settings all the same.")]
-Weights = Annotated[Path | None, typer.Option(help="Checkpoint. Default: the newest best one under runs/.")]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="A checkpoint; a run's name or folder (its best one); newest (the newest run's best one); or "
+        "shipped: the weights that come with the project, trained on BCCD."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -51,15 +65,25 @@ def run(
     to_stage: Annotated[str | None, typer.Option("--to", help="Last stage.")] = None,
     only: Annotated[str | None, typer.Option(help="One stage alone, such as 05.")] = None,
     settings: Settings = None,
+    sweep: Sweep = None,
     force: Force = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run the notebooks with papermill into a run folder and write its report."""
+    """Run the notebooks with papermill into a run folder and write its report.
+
+    With --sweep: once for every combination of the values, each in a folder of its own, and a page that
+    compares them. The same command with the same --run goes on where it stopped.
+    """
     from ssdlib.pipeline import find_stages, run_chain, select_stages
 
     # A wrong stage name should be said before data is looked for.
     select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
     folder = _run_path(run, profile, data)
+    if sweep:
+        folder = folder if run else folder.with_name(f"{folder.name}-sweep")
+        stages = {"from_stage": from_stage, "to_stage": to_stage, "only": only}
+        _sweep(folder, sweep, profile, data, _overrides(settings), force=force, progress=not quiet, **stages)
+        return
     print(f"run folder: {folder}", file=sys.stderr)
     done = run_chain(
         profile,
@@ -74,6 +98,30 @@ def run(
     )
     print(results_text(done.metrics()))
     print(f"report: {done.path / 'report.html'}")
+
+
+def _sweep(
+    folder: Path,
+    axes: Sequence[str],
+    profile: str,
+    data: str,
+    settings: dict[str, Any] | None,
+    **options: Any,
+) -> None:
+    """Run a sweep and say how it went. Ends with 1 if some combination did not come to its end."""
+    from ssdlib.sweep import plan_sweep, run_sweep
+
+    planned = plan_sweep(folder, axes, profile=profile, data=data, overrides=settings)
+    print(f"sweep of {len(planned.combinations)} runs in {folder}", file=sys.stderr)
+    comparison = run_sweep(planned, **options)
+    print(comparison.to_text())
+    print(f"comparison: {folder / 'comparison.html'}")
+    asked = {combination.name for combination in planned.combinations}
+    failed = [run for run in comparison.runs if run.name in asked and run.state != "done"]
+    if failed:
+        print(f"{len(failed)} of {len(asked)} runs failed; the same command goes on:", file=sys.stderr)
+        print("\n".join(f"  {run.name}: {run.error}" for run in failed), file=sys.stderr)
+        raise typer.Exit(1)
 
 
 @app.command(
@@ -115,7 +163,7 @@ def train(
 
 @app.command(epilog="Example: python -m ssdlib evaluate --data bccd --split test --json results.json")
 def evaluate(
-    weights: Weights = None,
+    weights: Weights = "shipped",
     data: Data = "auto",
     split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only the split's first images.", min=1)] = None,
@@ -126,24 +174,19 @@ def evaluate(
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a detector: mAP three ways, precision and recall, each class."""
+    """Judge a detector: mAP three ways, precision and recall, each class; 95 % intervals over the images."""
     from ssdlib.data import bccd
-    from ssdlib.evaluation import evaluate_model
+    from ssdlib.evaluation.summary import evaluate_split
     from ssdlib.files import write_json
     from ssdlib.predict import Predictor
 
-    weights = _weights(weights)
+    path = _weights(weights)
     source = bccd.resolve(data, progress=not quiet)
-    predictor = Predictor.from_checkpoint(weights, device=device, precision=precision, batch_size=batch)
-    dataset = source.dataset(split, limit=limit)
-    metrics, _ = evaluate_model(predictor, dataset, working_threshold=threshold, progress=not quiet)
-    report = {
-        "split": split,
-        **metrics.to_dict(),
-        "working_threshold": threshold,
-        "weights": str(weights),
-        "data": source.describe(),
-    }
+    predictor = Predictor.from_checkpoint(path, device=device, precision=precision, batch_size=batch)
+    report = evaluate_split(
+        predictor, source, split, limit=limit, working_threshold=threshold, progress=not quiet
+    )
+    report["weights"] = str(path)
     print(results_text({split: report, "data": report["data"]}))
     if json_file is not None:
         write_json(json_file, report)
@@ -155,7 +198,7 @@ def detect(
     images: Annotated[
         list[Path], typer.Argument(help="Image files and folders of them.", show_default=False)
     ],
-    weights: Weights = None,
+    weights: Weights = "shipped",
     threshold: Annotated[float, typer.Option(help="Least score that counts.", min=0, max=1)] = 0.5,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write boxes and counts here.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for annotated pictures.")] = None,
@@ -399,10 +442,10 @@ def _overrides(settings: Sequence[str] | None) -> dict[str, Any] | None:
     return dict(map(parse_override, settings)) if settings else None
 
 
-def _weights(weights: Path | None) -> Path:
-    from ssdlib.runs import newest_checkpoint
+def _weights(asked: str) -> Path:
+    """The file meant, which is said on stderr."""
+    from ssdlib.runs import find_weights
 
-    if weights is None:
-        weights = newest_checkpoint()
-        print(f"weights: {weights}", file=sys.stderr)
-    return weights
+    path = find_weights(asked)
+    print(f"weights: {path}{' (shipped)' if asked == 'shipped' else ''}", file=sys.stderr)
+    return path

@@ -211,7 +211,7 @@ class Recipe(Settings):
 
     name: str = "scratch"
     initial_weights: str = "scratch"
-    """scratch, imagenet, coco, or a file: see `ssdlib.weights.build_model`."""
+    """scratch, imagenet, coco, shipped, or a file: see `ssdlib.weights.build_model`."""
     model: ModelConfig = field(default_factory=lambda: ModelConfig(batch_norm=True, priors=SMALL_PRIORS))
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -277,7 +277,19 @@ _PAPER = _ORIGINAL.replace(
     epochs=120,
     augment=AugmentConfig(zoom_out=4.0, iou_crop=0.1, vertical_flip=0.0, quarter_turns=False),
 )
-RECIPES = {recipe.name: recipe for recipe in (Recipe(), _ORIGINAL, _PAPER)}
+SHIPPED_MODEL = ModelConfig(width=0.5, batch_norm=True, priors=SMALL_PRIORS)
+"""The network of the shipped weights; only other classes can be given to it (a test compares the two)."""
+_FINETUNE = Recipe().replace(
+    # A trained network needs few and small steps: what it knows is to be kept, not learnt again.
+    name="finetune",
+    initial_weights="shipped",
+    model=SHIPPED_MODEL,
+    learning_rate=2e-4,
+    warmup_steps=20,
+    epochs=10,
+    evaluate_every=5,
+)
+RECIPES = {recipe.name: recipe for recipe in (Recipe(), _ORIGINAL, _PAPER, _FINETUNE)}
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,10 @@ def result_sections(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def result_rows(section: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of one results section: a row for each class, then all classes together."""
+    """(header, rows) of one results section: a row for each class, then all classes together.
+
+    AP50 comes with its interval where the section has `intervals` (`Intervals.to_dict`).
+    """
     known = {
         "ap_50": "AP50",
         "ap": "AP",
@@ -166,7 +169,14 @@ def result_rows(section: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         else ""
         for name in columns
     ]
-    return ["class", *(known[name] for name in columns)], [*rows, ["all", *counted]]
+    rows.append(["all", *counted])
+    if "ap_50" in columns and (intervals := section.get("intervals")):
+        place = 1 + columns.index("ap_50")
+        from ssdlib.evaluation.bootstrap import Interval  # loads torch
+
+        for row, interval in zip(rows, [*intervals["per_class"].values(), intervals["map_50"]], strict=True):
+            row[place] = str(Interval(**interval))
+    return ["class", *(known[name] for name in columns)], rows
 
 
 def _tiles(metrics: Mapping[str, Any]) -> str:

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdlib import files
-from ssdlib.config import Profile
-from ssdlib.errors import ConfigError, StageError
+from ssdlib.config import RECIPES, Profile
+from ssdlib.errors import CheckpointError, ConfigError, StageError
 from ssdlib.profiles import find_profile
 
 if TYPE_CHECKING:
@@ -260,9 +260,17 @@ class RunFolder:
 
 
 def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
-    """A copy of `profile` with settings changed by dotted name. Raises ConfigError for a name it lacks."""
+    """A copy of `profile` with settings changed by dotted name. Raises ConfigError for a name it lacks.
+
+    Whole groups of settings are changed before single ones of them. A text for `recipe` names one of
+    RECIPES, which then is taken as it stands, its epochs and the network's width included.
+    """
     values = profile.to_dict()
-    for name, value in overrides.items():
+    for name, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        if name == "recipe" and isinstance(value, str):
+            if value not in RECIPES:
+                raise ConfigError(f"there is no recipe {value!r}; choose one of: {', '.join(RECIPES)}")
+            value = RECIPES[value].to_dict()
         *parents, last = name.split(".")
         node = values
         for part in parents:
@@ -295,6 +303,35 @@ def newest_checkpoint(folder: Path | None = None) -> Path:
             "or name a file with --weights."
         )
     return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def find_weights(asked: str | Path | None = None) -> Path:
+    """The checkpoint that `--weights` means.
+
+    None or "shipped" is the one that comes with the project; "newest" the best one of the newest run; else
+    a file, a run's folder or a run's name under `runs/`, whose best one is meant. Raises CheckpointError
+    that lists these if there is nothing of the kind.
+    """
+    from ssdlib.weights import shipped_weights
+
+    if asked is None or str(asked) == "shipped":
+        return shipped_weights()
+    if str(asked) == "newest":
+        return newest_checkpoint()
+    path = Path(asked).expanduser()
+    if path.is_file():
+        return path
+    for folder in (path, runs_folder() / path):
+        if folder.is_dir():
+            best = folder / "checkpoints/best.safetensors"
+            if best.is_file():
+                return best
+            raise CheckpointError(f"{folder} holds no {best.relative_to(folder)}: train that run to an end")
+    raise CheckpointError(
+        f"no weights at {path}: there is no such file, and no such run under {runs_folder()}. Give a file, "
+        "a run's name or folder, `newest` for the newest run or `shipped` for those of the project; or train "
+        "some: python -m ssdlib run --profile quick"
+    )
 
 
 def read_stages(folder: Path) -> list[dict[str, Any]]:

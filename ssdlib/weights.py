@@ -21,7 +21,9 @@ from ssdlib.errors import CheckpointError, ConfigError
 from ssdlib.files import write_bytes
 from ssdlib.model import SSD300
 
-SOURCES = ("scratch", "imagenet", "coco")
+SOURCES = ("scratch", "imagenet", "coco", "shipped")
+SHIPPED = Path(__file__).resolve().parents[1] / "data" / "weights" / "ssd300-bccd.safetensors"
+"""The trained detector that comes with the project; the page beside it (.md) says what it is worth."""
 StateDict = Mapping[str, Tensor]
 
 COCO_MEAN = (0.48235, 0.45882, 0.40784)
@@ -36,12 +38,13 @@ def build_model(
 
     initial_weights: `scratch`; `imagenet` (torchvision's VGG16 in the backbone); `coco` (torchvision's
     SSD300, all but the class heads); or a checkpoint file of this project, whose heads are kept where they
-    fit, those of the classes only for the same classes. The rest is initialised from `seed`. The last two
-    bring their own normalisation of the images, which replaces the config's.
+    fit, those of the classes only for the same classes; `shipped` is such a file. The rest is initialised
+    from `seed`. All but the first two bring their own normalisation of the images, which replaces the
+    config's.
     Raises ConfigError where config and weights cannot go together, CheckpointError for a bad file.
     """
     config = config or ModelConfig()
-    stored = None if initial_weights in SOURCES else load_model(initial_weights)
+    stored = _stored(initial_weights)
     if initial_weights == "coco":
         config = config.replace(mean=COCO_MEAN, std=COCO_STD)
     elif stored is not None:
@@ -53,9 +56,10 @@ def build_model(
     if stored is not None:
         if (stored.config.batch_norm, stored.config.width) != (config.batch_norm, config.width):
             raise ConfigError(
-                f"{initial_weights} holds a network with batch_norm={stored.config.batch_norm}, "
-                f"width={stored.config.width}; asked for was batch_norm={config.batch_norm}, "
-                f"width={config.width}. Use a recipe with the same model, or start from scratch."
+                f"the initial weights ({initial_weights}) are a network with "
+                f"batch_norm={stored.config.batch_norm}, width={stored.config.width}; asked for was "
+                f"batch_norm={config.batch_norm}, width={config.width}. Keep recipe.model as the weights "
+                "have it, or train another network from nothing: --set recipe.initial_weights=scratch"
             )
         _load_fitting(model, stored.state_dict(), stored.config.class_names == config.class_names)
         return model
@@ -70,6 +74,25 @@ def build_model(
         state = convert_torchvision_ssd(_fetch(SSD300_VGG16_Weights.COCO_V1))
         _load_fitting(model, state, same_classes=False)
     return model
+
+
+def shipped_weights() -> Path:
+    """The file SHIPPED. Raises CheckpointError, saying how to get it, if it is not there."""
+    if not SHIPPED.is_file():
+        raise CheckpointError(
+            f"the shipped weights are missing: {SHIPPED}. They are part of the repository, not of the "
+            "installed package: restore the file (git restore data/weights), install from a checkout "
+            "(pip install --editable .), name others (--weights), or train without them "
+            "(--set recipe.initial_weights=scratch)."
+        )
+    return SHIPPED
+
+
+def _stored(initial_weights: str | Path) -> SSD300 | None:
+    """The network in a file of ours, if that is what to start from."""
+    if initial_weights == "shipped":
+        return load_model(shipped_weights())
+    return None if initial_weights in SOURCES else load_model(initial_weights)
 
 
 def _fetch(weights: Any) -> StateDict:
@@ -214,12 +237,15 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
     """Write the weights to a safetensors file, atomically; `half` keeps floating-point ones as fp16.
 
     The header carries the model's config and `metadata` (JSON values), so that the file alone rebuilds the
-    network. Raises SsdError where the disk refuses; what was there before then stays.
+    network. Raises SsdError where the disk refuses (what was there before then stays), CheckpointError for
+    a number too large for fp16.
     """
     tensors = {}
     for name, tensor in model.state_dict().items():
-        tensor = tensor.detach().to("cpu", memory_format=torch.contiguous_format)
-        tensors[name] = (tensor.half() if half and tensor.is_floating_point() else tensor).contiguous()
+        tensor = tensor.detach().to("cpu", memory_format=torch.contiguous_format).contiguous()
+        tensors[name] = tensor.half() if half and tensor.is_floating_point() else tensor
+        if half and torch.isinf(tensors[name]).any() and not torch.isinf(tensor).any():
+            raise CheckpointError(f"{path}: {name} is too large for fp16. Keep these weights in fp32.")
     header = {
         "format": FORMAT,
         "config": json.dumps(model.config.to_dict()),

@@ -143,7 +143,7 @@ def test_lengths_must_agree():
     [
         (Interval(None, None, None), "n/a"),
         (Interval(0.5, None, None), "0.500"),
-        (Interval(0.9019, 0.88, 0.9213), "0.902 [0.880, 0.921]"),
+        (Interval(0.9019, 0.88, 0.9213), "0.902 [0.88, 0.92]"),
     ],
 )
 def test_how_it_is_written(interval, text):

@@ -17,7 +17,7 @@ from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.smears import write_dataset
 from ssdlib.detections import Detections
-from ssdlib.errors import DataError, TrainingError
+from ssdlib.errors import CheckpointError, DataError, StageError, TrainingError
 from ssdlib.weights import build_model, save_model
 
 COMMANDS = ("run", "train", "evaluate", "detect", "data fetch", "data check", "data smears")
@@ -26,6 +26,12 @@ COMMANDS = ("run", "train", "evaluate", "detect", "data fetch", "data check", "d
 @pytest.fixture(scope="module")
 def smears(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=2, val=1, test=3, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def shipped(weights, monkeypatch):
+    """A small network in the place of the shipped weights: these tests are not about what it finds."""
+    monkeypatch.setattr("ssdlib.weights.SHIPPED", weights)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +67,8 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
     ("arguments", "message"),
     [
         (["detect", "nowhere.png"], "nowhere.png does not exist"),
-        (["evaluate", "--weights", "none.safetensors", "--data", "nowhere"], "nowhere"),
+        (["evaluate", "--weights", "none.safetensors"], "no weights at none.safetensors"),
+        (["evaluate", "--weights", "shipped", "--data", "nowhere"], "nowhere"),
         (["run", "--only", "99"], "99"),
         (["train", "--data", "nowhere", "--run", "./never"], "nowhere"),
         (["train", "--set", "recipe.epochs"], "NAME=VALUE"),
@@ -138,8 +145,7 @@ def test_detect_with_only_damaged_images(weights, tmp_path, capsys):
     assert "no image could be read" in capsys.readouterr().out
 
 
-def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "runs_folder", lambda: weights.parents[2])
+def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys):
     report = tmp_path / "results.json"
     arguments = ["evaluate", "--data", str(smears), "--split", "test", "--limit", "2", "--quiet"]
     assert main([*arguments, "--json", str(report)]) == 0
@@ -150,8 +156,53 @@ def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys, mo
     assert set(values["per_class"]) == {"WBC", "RBC", "Platelets"}
     assert len(values["data"]["fingerprint"]) == 64 and values["data"]["source"]
     captured = capsys.readouterr()
-    assert str(weights) in captured.err, "which weights were taken is said"
+    assert f"weights: {weights} (shipped)" in captured.err, "which weights were taken is said"
     assert "SYNTHETIC" in captured.out and "AP50" in captured.out
+    total = values["intervals"]["map_50"]
+    assert total["value"] == pytest.approx(values["map_50"], abs=1e-6) and total["low"] <= total["high"]
+    assert set(values["intervals"]["per_class"]) == set(values["per_class"])
+    assert f"{values['map_50']:.3f} [{total['low']:.2f}, {total['high']:.2f}]" in captured.out
+    # The table can be made again from the file alone.
+    assert results_text({"test": values, "data": values["data"]}) in captured.out
+
+
+def test_which_weights_are_meant(weights, tmp_path, monkeypatch):
+    folder = weights.parents[2]
+    monkeypatch.setattr(runs, "runs_folder", lambda: folder)
+    (folder / "empty").mkdir()
+    monkeypatch.chdir(folder / "empty")
+    for asked in (None, "shipped", "newest", "a", folder / "a", str(weights), "../a"):
+        assert runs.find_weights(asked).samefile(weights), asked
+    with pytest.raises(CheckpointError, match=r"empty holds no checkpoints/best\.safetensors"):
+        runs.find_weights("empty")
+    with pytest.raises(CheckpointError, match=r"no weights at b: .*shipped"):
+        runs.find_weights("b")
+    monkeypatch.setattr(runs, "runs_folder", lambda: tmp_path)
+    with pytest.raises(StageError, match="no trained weights"):
+        runs.find_weights("newest")
+
+
+@pytest.mark.parametrize("command", ["detect", "evaluate"])
+def test_help_says_which_weights_are_the_default(command, capsys):
+    assert main([command, "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[default: shipped]" in printed and "newest" in printed
+
+
+def test_missing_shipped_weights_are_said(smears, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ssdlib.weights.SHIPPED", tmp_path / "gone.safetensors")
+    image = next((smears / "JPEGImages").iterdir())
+    assert main(["detect", str(image)]) == 1
+    assert (
+        "gone.safetensors" in (printed := capsys.readouterr().err) and "git restore data/weights" in printed
+    )
+
+
+def test_fine_tuning_another_width_names_the_setting(smears, tmp_path, capsys):
+    run = ["train", "--profile", "smoke", "--data", str(smears), "--run", str(tmp_path / "run")]
+    assert main([*run, "--set", "recipe.model.width=0.1"]) == 1
+    printed = capsys.readouterr().err
+    assert "width=0.1. " in printed and "--set recipe.initial_weights=scratch" in printed
 
 
 def test_data_commands(tmp_path, capsys):

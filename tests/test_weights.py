@@ -384,8 +384,42 @@ def test_a_checkpoint_as_a_start(tmp_path):
 def test_a_checkpoint_of_another_network_is_refused(tmp_path, change):
     path = tmp_path / "model.safetensors"
     save_model(build_model(NARROW), path)
-    with pytest.raises(ConfigError, match=r"model\.safetensors.*batch_norm=False, width=0.125"):
+    with pytest.raises(
+        ConfigError,
+        match=r"model\.safetensors.*batch_norm=False, width=0.125.*recipe.initial_weights=scratch",
+    ):
         build_model(NARROW.replace(**change), path)
+
+
+@pytest.mark.parametrize("names", [("WBC", "RBC", "Platelets"), ("a", "b", "c"), ("a", "b", "c", "d")])
+def test_a_start_from_the_shipped_weights(names, tmp_path, monkeypatch):
+    """All of it for the same classes; for others, three or four, all but the class heads."""
+    shipped = build_model(NARROW.replace(mean=(0.5, 0.5, 0.5)), seed=3)
+    save_model(shipped, tmp_path / "shipped.safetensors", half=True)
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped.safetensors")
+    model = build_model(NARROW.replace(class_names=names), "shipped", seed=4)
+    fresh = build_model(NARROW.replace(class_names=names), seed=4)
+    assert model.config == fresh.config.replace(mean=(0.5, 0.5, 0.5))
+    kept, state = load_model(tmp_path / "shipped.safetensors").state_dict(), model.state_dict()
+    for name, tensor in state.items():
+        ours = not name.startswith("class_heads.") or names == NARROW.class_names
+        assert torch.equal(tensor, kept[name] if ours else fresh.state_dict()[name]), name
+        assert tensor.dtype in (torch.float32, torch.int64)
+
+
+def test_missing_shipped_weights_name_the_remedies(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "none.safetensors")
+    with pytest.raises(CheckpointError, match=r"none\.safetensors.*restore.*initial_weights=scratch"):
+        build_model(NARROW, "shipped")
+
+
+def test_numbers_too_large_for_fp16_are_not_lost(tmp_path):
+    model = build_model(NARROW)
+    model.loc_heads.convs[0].bias.data[0] = 1e5
+    with pytest.raises(CheckpointError, match=r"loc_heads\.convs\.0\.bias is too large"):
+        save_model(model, tmp_path / "model", half=True)
+    assert list(tmp_path.iterdir()) == []
+    save_model(model, tmp_path / "model")
 
 
 def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, good, monkeypatch):

@@ -32,10 +32,10 @@ class Interval:
     high: float | None
 
     def __str__(self) -> str:
-        """Such as `0.902 [0.880, 0.921]`."""
+        """Such as `0.902 [0.88, 0.92]`."""
         if self.value is None:
             return "n/a"
-        return f"{self.value:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
+        return f"{self.value:.3f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if self.low is not None else "")
 
 
 @dataclass(frozen=True)
