@@ -68,6 +68,12 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     (folder / NEXT).replace(folder / LAST)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a kill in the middle of a write left behind: each may be as large as a whole state."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def read_state(path: Path) -> dict[str, Any]:
     """The state in one file. Raises CheckpointError if it is missing, damaged or not ours; runs no code."""
     if not path.is_file():
@@ -101,6 +107,13 @@ def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
             "Start again without resuming; the weights beside them (*.safetensors) stay usable."
         )
     return None, complaints
+
+
+def describe(folder: Path) -> str:
+    """In words what a run can go on from."""
+    if any((folder / name).exists() for name in (NEXT, LAST, PREVIOUS)):
+        return f"Its last saved state is in {folder}: resume (--resume) and it goes on from there."
+    return f"No state had been saved in {folder} yet: start again."
 
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -56,6 +57,23 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     if recipe.optimizer == "sgd":
         return SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, fused=True)
     return AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
+    """Scale all gradients so that their common norm is at most `max_norm`.
+
+    Returns the norms before: of all under "gradient norm", and of each part of the network by its name, to
+    see which part went wrong first. Nothing is read, so a GPU need not be waited for.
+    """
+    parts = [(name, p) for name, part in model.named_children() for p in part.parameters()]
+    parts = [(name, p) for name, p in parts if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm([p.grad for _, p in parts]))
+    total = torch.linalg.vector_norm(norms)
+    nn.utils.clip_grads_with_norm_([p for _, p in parts], max_norm, total)
+    sizes = Counter(name for name, _ in parts)
+    by_part = zip(sizes, norms.split(list(sizes.values())), strict=True)
+    return {"gradient norm": total, **{name: torch.linalg.vector_norm(part) for name, part in by_part}}
 
 
 class Ema:

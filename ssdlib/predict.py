@@ -151,7 +151,7 @@ def fold_batch_norm(model: SSD300) -> SSD300:
     for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
         layers = list(block.named_children())
         for (conv_name, conv), (norm_name, norm) in pairwise(layers):
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
                 setattr(block, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(block, norm_name, nn.Identity())
     return model

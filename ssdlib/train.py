@@ -6,10 +6,11 @@ was interrupted, at any step, and resumed ends in the same weights, bit for bit 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
@@ -27,17 +28,18 @@ from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
 from ssdlib.data.transforms import train_transform
-from ssdlib.errors import ConfigError, DataError, TrainingError
+from ssdlib.distributed import gather, is_lost_process, share_batch_norm
+from ssdlib.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssdlib.evaluation import evaluate_model
 from ssdlib.files import write_json
 from ssdlib.history import EpochRecord, History
 from ssdlib.loss import MultiBoxLoss, multibox_loss
 from ssdlib.matching import match
 from ssdlib.model import IMAGE_SIZE, SSD300
-from ssdlib.optimization import Ema, learning_rate_factor, make_optimizer
+from ssdlib.optimization import Ema, clip_gradients, learning_rate_factor, make_optimizer
 from ssdlib.predict import Predictor
 from ssdlib.runtime import choose_device, choose_precision, keep_freed_memory
-from ssdlib.watch import LossWatch, StopSignals
+from ssdlib.watch import LossWatch, NonFiniteLoss, StopSignals
 from ssdlib.weights import save_model
 
 
@@ -59,8 +61,12 @@ def make_accelerator(device: torch.device) -> Accelerator:
     return Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no",
-        # The others wait while one evaluates: NCCL's ten minutes may be too few for a large val split.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+        kwargs_handlers=[
+            # How long the others wait for one that is slow, such as in writing a checkpoint.
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+            # Running statistics are the same everywhere (`share_batch_norm`).
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
     )
 
 
@@ -74,6 +80,7 @@ class Trainer:
     weights are those with the highest mAP@0.5 on `val_data`; without it, the last.
 
     data_description: what `DataSource.describe()` says; its fingerprint ties the checkpoints to the data.
+    save_minutes: a long epoch saves its state in between, when the last one is older than this.
     """
 
     def __init__(
@@ -91,6 +98,7 @@ class Trainer:
         data_description: dict[str, Any] | None = None,
         compile: bool = False,
         snapshot_every: int = 10,
+        save_minutes: float = 10.0,
         progress: bool = True,
     ) -> None:
         _check_data(model, train_data, val_data)
@@ -100,15 +108,16 @@ class Trainer:
         self.train_data, self.val_data = train_data, val_data
         self.run_dir = Path(run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
-        self.snapshot_every = snapshot_every
+        self.snapshot_every, self.save_minutes = snapshot_every, save_minutes
         self.data_description = data_description or {}
         self.precision = choose_precision(precision, device)
         if device.type == "cpu":
             keep_freed_memory()
         self.accelerator = make_accelerator(device)
         processes = self.accelerator.num_processes
-        if recipe.batch_size < processes:
-            raise ConfigError(f"a batch of {recipe.batch_size} cannot be shared by {processes} processes")
+        smallest = min(recipe.batch_size, len(train_data))
+        if smallest < processes:
+            raise ConfigError(f"a batch of {smallest} images cannot be shared by {processes} processes")
 
         self.loader = make_loader(
             train_data.with_transform(train_transform(recipe.augment, IMAGE_SIZE)),
@@ -121,12 +130,14 @@ class Trainer:
             processes=processes,
         )
         self.batches = self.loader.batch_sampler.batches
-        total_steps = recipe.epochs * self.batches
+        total = self.total_steps = recipe.epochs * self.batches
 
         self.network = model.to(self.accelerator.device, memory_format=torch.channels_last)
         self.ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+        if processes > 1:
+            share_batch_norm(model, self.accelerator.device)
         optimizer = make_optimizer(model, recipe)
-        self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total_steps, recipe))
+        self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, recipe))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         if compile:
             self.model = torch.compile(self.model)
@@ -135,6 +146,7 @@ class Trainer:
         self.epoch, self.step = 0, 0  # finished so far
         self.watch = self._new_watch()
         self.seconds = 0.0
+        self._saved_at = self._counted_to = time.perf_counter()
 
     # The loop ------------------------------------------------------------------------------------------
 
@@ -159,8 +171,8 @@ class Trainer:
                 )
                 loss = self._share(loss)
                 self.accelerator.backward(loss.total)
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-                self.watch.add(loss, norm, self._where(), [target["image_id"] for target in targets])
+                norms = clip_gradients(self.network, recipe.clip_norm)
+                self.watch.add(self.step, loss, norms)
                 self.optimizer.step()
                 self.scheduler.step()
                 self.optimizer.zero_grad()
@@ -171,6 +183,7 @@ class Trainer:
                 bar.set_postfix(loss=f"{self.watch.latest:.3f}", refresh=False)
                 if self._stop_agreed(stop, ask=self.step % self.watch.every == 0):
                     break
+                self._save_if_due()
         self.watch.read()
 
     def fit(self, *, resume: bool = False, on_epoch: Callable[[EpochRecord], None] | None = None) -> History:
@@ -182,19 +195,25 @@ class Trainer:
         Raises TrainingError for a loss that is not finite, TrainingInterrupted (saved, resumable) after
         Ctrl-C or SIGTERM, CheckpointError if `resume` finds another run's state, SsdError for a full disk.
         """
+        with self._failures_explained():
+            return self._fit(resume, on_epoch or self._print_line)
+
+    def _fit(self, resume: bool, report: Callable[[EpochRecord], None]) -> History:
+        if self._is_main:
+            checkpoints.remove_leftovers(self.checkpoints)
         if resume:
             self._resume()
-        self.train_data.preload(progress=self.progress and self._is_main)
-        report = on_epoch or self._print_line
-        if self.val_data is not None and self._is_main:
-            # So that a damaged image is named now, not after the epochs until the first evaluation.
-            self.val_data.preload(progress=self.progress)
+        self._check_agreement()
+        for data in (self.train_data, self.val_data):
+            if data is not None:  # val too: a damaged image is named now, not after the first epochs
+                data.preload(progress=self.progress and self._is_main)
         patience = 5.0 if self.accelerator.num_processes > 1 else 0.0
+        self._saved_at = time.perf_counter()
         with StopSignals(patience) as stop, self._open_events() as self.events:
             while self.epoch < self.recipe.epochs:
-                began = time.perf_counter()
+                self._counted_to = time.perf_counter()
                 self.train_one_epoch(stop)
-                self.seconds += time.perf_counter() - began
+                self._count_seconds()
                 if self.step == (self.epoch + 1) * self.batches:
                     record = self._finish_epoch()
                     if self._is_main:
@@ -209,6 +228,60 @@ class Trainer:
                     )
         self.accelerator.wait_for_everyone()
         return self.history
+
+    @contextmanager
+    def _failures_explained(self) -> Iterator[None]:
+        """Turns what stops a training from within into TrainingError with all that is known."""
+        try:
+            yield
+        except NonFiniteLoss as error:
+            message = self._account(error)
+            # The first process to end makes the launcher end the others.
+            self.accelerator.wait_for_everyone()
+            raise TrainingError(message) from None
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            raise TrainingError(
+                f"another process of this training has ended, or cannot be reached, so it stopped before "
+                f"{self._where()}; that process's own messages say why. "
+                f"{checkpoints.describe(self.checkpoints)}"
+            ) from error
+
+    def _account(self, error: NonFiniteLoss) -> str:
+        """What is known about a step whose loss is not finite, for the eye and in `nonfinite.json`."""
+        epoch, step = divmod(error.step, self.batches)
+        batch = self.loader.batch_sampler.whole_batch(epoch, step)
+        images = [self.train_data.samples[index].image_id for index in batch]
+        path = self.run_dir / "nonfinite.json"
+        if self._is_main:
+            report = {
+                "epoch": epoch + 1,
+                "step": step + 1,
+                "steps_of_an_epoch": self.batches,
+                "learning_rate": self._rate(error.step),
+                "images": images,
+                # JSON has no nan.
+                **{name: v if math.isfinite(v) else str(v) for name, v in error.values.items()},
+            }
+            write_json(path, report)
+        parts = ", ".join(f"{name} {value:.6g}" for name, value in error.values.items())
+        return (
+            f"the loss is no longer finite at {self._where(error.step)}: {parts}; images of the batch: "
+            f"{', '.join(images)}. What was saved before stays; this account is in {path}. Look at these "
+            "images' boxes (ssdlib data check), or start again with a smaller learning rate."
+        )
+
+    def _check_agreement(self) -> None:
+        """Raise CheckpointError unless all processes are about to do the same."""
+        states = gather({**self._identity(), "finished steps": self.step})
+        for number, other in enumerate(states[1:], start=1):
+            differing = ", ".join(name for name in states[0] if states[0][name] != other[name])
+            if differing:
+                raise CheckpointError(
+                    f"processes 0 and {number} differ in: {differing}. Start them all with the same command, "
+                    f"and let every machine see the same data and the same {self.run_dir}."
+                )
 
     def _stop_agreed(self, stop: StopSignals, *, ask: bool = True) -> bool:
         """Whether a stop was asked for, of any process: all stop after the same step, or they would wait
@@ -231,14 +304,11 @@ class Trainer:
         self.epoch += 1
         began = time.perf_counter()
         due = self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs
-        metrics = self._evaluate() if due and self._is_main and self.val_data is not None else None
-        sums = torch.tensor(self.watch.sums, dtype=torch.float32, device=self.accelerator.device)
-        sums = self.accelerator.reduce(sums, "mean").tolist()
+        metrics = self._evaluate() if due and self.val_data is not None else None
         record = EpochRecord(
             self.epoch,
-            *(total / self.batches for total in sums),
-            learning_rate=self.recipe.learning_rate
-            * learning_rate_factor(self.step - 1, self.recipe.epochs * self.batches, self.recipe),
+            *(total / self.batches for total in self.watch.sums),
+            learning_rate=self._rate(self.step - 1),
             images_per_second=self.images / self.seconds,
             seconds=self.seconds + time.perf_counter() - began,
             map_50=metrics["map_50"] if metrics else None,
@@ -252,7 +322,8 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, Any]:
         predictor = Predictor(self.weights, device=self.accelerator.device, precision=self.precision)
-        metrics, _ = evaluate_model(predictor, self.val_data, progress=self.progress)
+        progress = self.progress and self._is_main
+        metrics, _ = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
         return metrics.to_dict()
 
     def _save_epoch(self, record: EpochRecord, metrics: dict[str, Any] | None) -> None:
@@ -262,10 +333,11 @@ class Trainer:
             self._save_weights(checkpoints.BEST, metrics)
         if self.epoch % self.snapshot_every == 0:
             self._save_weights(f"epoch-{self.epoch:03d}.safetensors", metrics)
-        if last or self.epoch % self.recipe.checkpoint_every == 0:
-            self._save_state()
         write_json(self.run_dir / "history.json", self.history.to_dict())
         self._write_events(record)
+        # Last of all: what a kill leaves undone before this, a resumed run does again.
+        if last or self.epoch % self.recipe.checkpoint_every == 0:
+            self._save_state()
 
     def _save_weights(self, name: str, metrics: dict[str, Any] | None) -> None:
         save_model(
@@ -324,6 +396,18 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
         }
         checkpoints.save_state(self.checkpoints, state)
+        self._saved_at = time.perf_counter()
+
+    def _save_if_due(self) -> None:
+        if self._is_main and time.perf_counter() - self._saved_at > 60 * self.save_minutes:
+            self.watch.read()
+            self._count_seconds()
+            self._save_state()
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._counted_to
+        self._counted_to = now
 
     def _resume(self) -> None:
         """Load the newest sound state. No random state is in it: what a step draws depends on its number."""
@@ -375,25 +459,33 @@ class Trainer:
         return images, boxes, labels
 
     def _share(self, loss: MultiBoxLoss) -> MultiBoxLoss:
-        """Divide by the positives of all processes, so that their mean is the loss of the whole batch."""
-        if self.accelerator.num_processes == 1:
+        """The loss of the whole batch out of this process's share of it.
+
+        Its gradient is that of the share, scaled so that the mean over the processes, which the backward
+        pass takes, is the whole batch's.
+        """
+        count = self.accelerator.num_processes
+        if count == 1:
             return loss
-        everywhere = self.accelerator.reduce(loss.positives, "sum").clamp(min=1)
-        share = self.accelerator.num_processes * loss.positives.clamp(min=1) / everywhere
-        return MultiBoxLoss(
-            loss.total * share, loss.localisation * share, loss.confidence * share, loss.positives
-        )
+        positives = loss.positives.clamp(min=1)
+        own = torch.stack([loss.localisation * positives, loss.confidence * positives])  # sums
+        *sums, positives = self.accelerator.reduce(torch.stack([*own.detach(), loss.positives]), "sum")
+        localisation, confidence = (total / positives.clamp(min=1) for total in sums)
+        scaled = own.sum() * (count / positives.clamp(min=1))
+        total = localisation + confidence + (scaled - scaled.detach())
+        return MultiBoxLoss(total, localisation, confidence, positives)
 
     def _new_watch(self, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> LossWatch:
         return LossWatch(every=1 if self.accelerator.device.type == "cpu" else 20, sums=list(sums))
 
-    def _where(self) -> str:
-        epoch = self.step // self.batches
-        rate = self.scheduler.get_last_lr()[0]
-        return (
-            f"epoch {epoch + 1}, step {self.step - epoch * self.batches + 1} of {self.batches} "
-            f"(learning rate {rate:.3g})"
-        )
+    def _rate(self, step: int) -> float:
+        return self.recipe.learning_rate * learning_rate_factor(step, self.total_steps, self.recipe)
+
+    def _where(self, step: int | None = None) -> str:
+        """Where in the training a step is; by default the next one."""
+        epoch, number = divmod(self.step if step is None else step, self.batches)
+        rate = self._rate(epoch * self.batches + number)
+        return f"epoch {epoch + 1}, step {number + 1} of {self.batches} (learning rate {rate:.3g})"
 
     def _bar(self) -> tqdm:
         return tqdm(

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -16,24 +17,33 @@ from ssdlib.errors import TrainingError
 from ssdlib.loss import MultiBoxLoss
 
 
+class NonFiniteLoss(TrainingError):
+    """The loss or the gradient of a step (from 0) was not finite; `values` are its parts by name."""
+
+    def __init__(self, step: int, values: dict[str, float]) -> None:
+        parts = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        super().__init__(f"the loss is no longer finite at step {step}: {parts}")
+        self.step, self.values = step, values
+
+
 class LossWatch:
     """Adds up the loss parts of an epoch and stops at the first that is not finite.
 
     Reading a number from a GPU waits for all its work, so the numbers of `every` steps are read at once.
     """
 
-    NAMES = ("loss", "localisation", "confidence", "gradient norm")
+    NAMES = ("loss", "localisation", "confidence")
 
     def __init__(self, every: int, sums: list[float]) -> None:
         self.every = every
         self.sums = sums
         self.latest = float("nan")
-        self._pending: list[tuple[Tensor, str, list[str]]] = []
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
 
-    def add(self, loss: MultiBoxLoss, norm: Tensor, where: str, images: list[str]) -> None:
-        """Take note of one step. Raises TrainingError, perhaps some steps late, if it was not finite."""
-        values = (loss.total, loss.localisation, loss.confidence, norm)
-        self._pending.append((torch.stack([v.detach().float() for v in values]), where, images))
+    def add(self, step: int, loss: MultiBoxLoss, norms: Mapping[str, Tensor]) -> None:
+        """Take note of one step. Raises NonFiniteLoss, perhaps some steps late, if it was not finite."""
+        parts = zip(self.NAMES, (loss.total, loss.localisation, loss.confidence), strict=True)
+        self._pending.append((step, {name: value.detach() for name, value in (*parts, *norms.items())}))
         if len(self._pending) >= self.every:
             self.read()
 
@@ -41,15 +51,11 @@ class LossWatch:
         """Read what is pending."""
         if not self._pending:
             return
-        rows = torch.stack([values for values, _, _ in self._pending]).tolist()
-        for row, (_, where, images) in zip(rows, self._pending, strict=True):
+        stacks = [torch.stack([v.float() for v in values.values()]) for _, values in self._pending]
+        rows = torch.stack(stacks).tolist()
+        for row, (step, values) in zip(rows, self._pending, strict=True):
             if not all(map(math.isfinite, row)):
-                parts = ", ".join(f"{name} {value:.6g}" for name, value in zip(self.NAMES, row, strict=True))
-                raise TrainingError(
-                    f"the loss is no longer finite at {where}: {parts}; images of the batch: "
-                    f"{', '.join(images)}. What was saved before stays. Look at these images' boxes "
-                    "(ssdlib data check), or start again with a smaller learning rate."
-                )
+                raise NonFiniteLoss(step, dict(zip(values, row, strict=True)))
             self.sums = [total + value for total, value in zip(self.sums, row[:3], strict=True)]
             self.latest = row[0]
         self._pending.clear()

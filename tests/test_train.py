@@ -19,9 +19,9 @@ from ssdlib.data.images import write_image
 from ssdlib.errors import CheckpointError, DataError, SsdError, TrainingError
 from ssdlib.history import EpochRecord, History
 from ssdlib.loss import MultiBoxLoss
-from ssdlib.optimization import Ema, learning_rate_factor, parameter_groups
+from ssdlib.optimization import Ema, clip_gradients, learning_rate_factor, parameter_groups
 from ssdlib.train import Trainer, TrainingInterrupted
-from ssdlib.watch import LossWatch, StopSignals
+from ssdlib.watch import LossWatch, NonFiniteLoss, StopSignals
 from ssdlib.weights import build_model, load_model, read_metadata
 
 TINY = ModelConfig(batch_norm=True, width=0.0625)
@@ -63,7 +63,7 @@ def scores(monkeypatch):
     values = {1: 0.1, 2: 0.3, 3: 0.2}
     calls = []
 
-    def evaluate(predictor, dataset, *, progress):
+    def evaluate(predictor, dataset, *, progress, shared):
         calls.append(predictor)
         return FakeMetrics(values[len(calls)]), []
 
@@ -193,23 +193,44 @@ def loss_of(value):
     return MultiBoxLoss(torch.tensor(value), torch.tensor(1.0), torch.tensor(2.0), torch.tensor(5))
 
 
+def norms_of(value):
+    return {"gradient norm": torch.tensor(value), "backbone": torch.tensor(value)}
+
+
 @pytest.mark.parametrize("every", [1, 2, 20])
 def test_watch_adds_up_and_names_the_step_that_went_wrong(every):
     watch = LossWatch(every, [1.0, 0.0, 0.0])
     watch.read()
     for step in range(5):
-        watch.add(loss_of(3.0), torch.tensor(1.0), f"step {step}", ["a"])
+        watch.add(step, loss_of(3.0), norms_of(1.0))
     watch.read()
     assert watch.sums == [16.0, 5.0, 10.0] and watch.latest == 3.0
-    with pytest.raises(TrainingError, match=r"step 1: loss nan.*gradient norm 1; images of the batch: b1, c"):
-        for step, value in enumerate((3.0, math.nan, 3.0)):
-            watch.add(loss_of(value), torch.tensor(1.0), f"step {step}", [f"b{step}", "c"])
+    with pytest.raises(NonFiniteLoss, match=r"step 6: loss nan.*gradient norm 1, backbone 1") as caught:
+        for step, value in enumerate((3.0, math.nan, 3.0), start=5):
+            watch.add(step, loss_of(value), norms_of(1.0))
         watch.read()
+    assert caught.value.step == 6 and caught.value.values["confidence"] == 2.0
 
 
 def test_watch_stops_at_an_infinite_gradient():
-    with pytest.raises(TrainingError, match="gradient norm inf"):
-        LossWatch(1, [0.0] * 3).add(loss_of(1.0), torch.tensor(math.inf), "step 1", ["a"])
+    with pytest.raises(NonFiniteLoss, match="gradient norm inf"):
+        LossWatch(1, [0.0] * 3).add(0, loss_of(1.0), norms_of(math.inf))
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_tells_the_norm_of_each_part_before(max_norm):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"one": nn.Linear(3, 2), "frozen": nn.Linear(2, 2), "two": nn.Linear(2, 1)})
+    model["frozen"].requires_grad_(False)
+    model["two"](model["frozen"](model["one"](torch.randn(4, 3)))).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm(expected)
+    norms = clip_gradients(model, max_norm)
+    assert list(norms) == ["gradient norm", "one", "two"] and torch.equal(norms["gradient norm"], total)
+    assert norms["one"] == nn.utils.get_total_norm(expected[:2])
+    scale = min(1.0, max_norm / (total.item() + 1e-6))
+    clipped = [p.grad for p in model.parameters() if p.grad is not None]
+    torch.testing.assert_close(clipped, [gradient * scale for gradient in expected])
 
 
 @pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
@@ -351,7 +372,14 @@ def test_no_training_images_is_an_error(data, tmp_path):
 
 
 def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypatch):
-    original, calls = ssdlib.train.multibox_loss, []
+    original, calls, steps = ssdlib.train.multibox_loss, [], []
+    to_device = Trainer._to_device
+
+    def note(self, images, targets):
+        steps.append(targets)
+        return to_device(self, images, targets)
+
+    monkeypatch.setattr(Trainer, "_to_device", note)
 
     def multibox_loss(*arguments, **options):
         calls.append(None)
@@ -363,10 +391,15 @@ def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypa
     monkeypatch.setattr(ssdlib.train, "multibox_loss", multibox_loss)
     with pytest.raises(
         TrainingError,
-        match=r"epoch 2, step 2 of 2 \(learning rate .*\): loss nan, localisation \d.*, gradient norm nan; "
-        r"images of the batch: field-\d, field-\d",
+        match=r"epoch 2, step 2 of 2 \(learning rate .*\): loss nan, localisation \d.*, gradient norm nan, "
+        r"backbone nan, .*; images of the batch: field-\d, field-\d\. .*nonfinite\.json",
     ):
         make_trainer(data, tmp_path).fit()
+    account = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (account["epoch"], account["step"], account["loss"]) == (2, 2, "nan") and account["confidence"] > 0
+    assert {"backbone", "norm4_3", "extras", "loc_heads", "class_heads"} <= account.keys()
+    seen = [[target["image_id"] for target in targets] for targets in steps]
+    assert account["images"] == seen[-1]
     state = checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")
     assert state["epoch"] == 1 and all(t.isfinite().all() for t in state["model"].values())
     assert load_model(tmp_path / "checkpoints" / "best.safetensors")
@@ -408,18 +441,45 @@ def test_bf16_with_the_real_evaluation(data, tmp_path, capsys):
 
 
 def test_shares_of_two_processes_make_the_whole_loss(data, tmp_path, monkeypatch):
+    """Its value on each is that of the whole batch; the mean of the gradients is the whole's gradient."""
     trainer = make_trainer(data, tmp_path, val=False)
-    sums, positives = (12.0, 40.0), (3, 0)
+    positives, sums = (3, 0), [(4.0, 8.0), (0.0, 40.0)]
+    reduced = [*torch.tensor(sums).sum(0).tolist(), sum(positives)]
 
     class Two:
         num_processes = 2
 
         def reduce(self, tensor, _):
-            return torch.tensor(sum(positives))
+            return torch.tensor(reduced)
 
     monkeypatch.setattr(trainer, "accelerator", Two())
-    shares = [
-        trainer._share(MultiBoxLoss(*[torch.tensor(s / max(p, 1))] * 3, torch.tensor(p))).total
-        for s, p in zip(sums, positives, strict=True)
-    ]
-    assert sum(shares).item() / 2 == pytest.approx(sum(sums) / sum(positives))
+    gradients = []
+    for (localisation, confidence), count in zip(sums, positives, strict=True):
+        factor = torch.ones((), requires_grad=True)
+        parts = [factor * part / max(count, 1) for part in (localisation, confidence)]
+        loss = trainer._share(MultiBoxLoss(sum(parts), *parts, torch.tensor(count)))
+        loss.total.backward()
+        gradients.append(factor.grad.item())
+        values = [v.item() for v in (loss.total, loss.localisation, loss.confidence, loss.positives)]
+        assert values == pytest.approx([52 / 3, 4 / 3, 16, 3])
+    assert sum(gradients) / 2 == pytest.approx(52 / 3)
+
+
+def test_a_long_epoch_saves_in_between(data, uninterrupted, tmp_path, monkeypatch):
+    """Killed without warning in the second step, it goes on from the first."""
+    monkeypatch.setattr(ssdlib.train, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, die)
+        with pytest.raises(Killed):
+            make_trainer(data, tmp_path, save_minutes=0).fit()
+    assert checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 1
+    make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)

@@ -92,12 +92,20 @@ class EpochBatches(Sampler):
         return self.batches - self.start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.arange(self.length)
-        if self.shuffle:
-            np.random.default_rng(seed_for(self.seed, self.epoch)).shuffle(order)
+        order = self._order(self.epoch)
         for batch in range(self.start, self.batches):
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             yield [(self.epoch, int(index)) for index in indices[self.process :: self.processes]]
+
+    def whole_batch(self, epoch: int, batch: int) -> list[int]:
+        """Indices of one batch of one epoch (both from 0), the shares of all processes together."""
+        return self._order(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = np.arange(self.length)
+        if self.shuffle:
+            np.random.default_rng(seed_for(self.seed, epoch)).shuffle(order)
+        return order
 
 
 def collate(samples: list[tuple[Tensor, Target]]) -> Batch:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm import tqdm
 
 from ssdlib.detections import Detections
+from ssdlib.distributed import gather, rank_and_count
 from ssdlib.errors import CheckpointError
 from ssdlib.evaluation.metrics import Metrics, evaluate_detections
 
@@ -23,11 +24,13 @@ def evaluate_model(
     *,
     working_threshold: float | Mapping[str, float] = 0.5,
     progress: bool = False,
+    shared: bool = False,
 ) -> tuple[Metrics, list[Detections]]:
     """Detect on every image of `dataset` (its transform is not used) and compare with its ground truth.
 
-    The detections carry the image ids and come in the dataset's order. Raises CheckpointError if the network
-    was made for other classes.
+    The detections carry the image ids and come in the dataset's order. With `shared` each process of a
+    distributed training detects on its share of the images; all must call it, and all get the whole result.
+    Raises CheckpointError if the network was made for other classes.
     """
     if predictor.class_names != tuple(dataset.class_names):
         raise CheckpointError(
@@ -35,9 +38,14 @@ def evaluate_model(
             f"{', '.join(dataset.class_names)}: use a checkpoint trained on these classes, in this order."
         )
     targets = dataset.targets()
-    images = (dataset.image(index) for index in range(len(dataset)))
-    found = tqdm(predictor.stream(images), "evaluate", total=len(dataset), unit="img", disable=not progress)
-    detections = [replace(one, image=target["image_id"]) for one, target in zip(found, targets, strict=True)]
+    rank, processes = rank_and_count() if shared else (0, 1)
+    # Whole batches are dealt out, as one process would make them, so that not even rounding differs.
+    own = [k for k in range(len(dataset)) if k // predictor.batch_size % processes == rank]
+    images = (dataset.image(index) for index in own)
+    found = list(tqdm(predictor.stream(images), "evaluate", len(own), unit="img", disable=not progress))
+    parts = gather(list(zip(own, found, strict=True))) if shared else [list(zip(own, found, strict=True))]
+    by_index = dict(pair for part in parts for pair in part)
+    detections = [replace(by_index[k], image=target["image_id"]) for k, target in enumerate(targets)]
     metrics = evaluate_detections(
         detections, targets, predictor.class_names, working_threshold=working_threshold
     )
