@@ -2,17 +2,26 @@
 
 import json
 import math
+import time
+from concurrent.futures import Future
 from itertools import pairwise
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from ssdlib.bench import contestants, training
+from ssdlib.bench import contestants, training, waste
 from ssdlib.bench.contestants import Ours, Schedule, Setting, StopAt, TorchvisionRecipe
+from ssdlib.bench.suites import Bench
 from ssdlib.bench.training import Race
 from ssdlib.config import RECIPES, ModelConfig, Recipe
+from ssdlib.data.dataset import ImageCache
 from ssdlib.errors import CheckpointError, ConfigError, SsdError, TrainingError
+from ssdlib.loss import multibox_loss
+from ssdlib.matching import match
+from ssdlib.model import SSD300
+from ssdlib.optimization import Ema
+from ssdlib.watch import StopSignals
 
 CPU = torch.device("cpu")
 TINY = Recipe(
@@ -280,3 +289,119 @@ def test_the_command_names_an_unknown_contestant():
     app.command()(training.main)
     assert CliRunner().invoke(app, ["--only", "yolo"]).exit_code == 2
     assert CliRunner().invoke(app, ["--data", "/nowhere"]).exit_code == 1
+
+
+# --- where the time goes ---------------------------------------------------------------------------------
+
+
+class SlowBackward(torch.autograd.Function):
+    """Does nothing, and takes its time on the way back."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(PAUSE)
+        return gradient
+
+
+PAUSE = 0.4
+
+
+def slow(function):
+    def slower(*arguments, **options):
+        time.sleep(PAUSE)
+        return function(*arguments, **options)
+
+    return slower
+
+
+def slow_loss(locs, logits, *rest, **options):
+    return multibox_loss(SlowBackward.apply(locs), logits, *rest, **options)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "replacement", "part"),
+    [
+        ("ssdlib.data.dataset.ImageCache", "get", slow(ImageCache.get), waste.DATA),
+        ("ssdlib.model.SSD300", "forward", slow(SSD300.forward), waste.NETWORK),
+        ("ssdlib.train", "match", slow(match), waste.LOSS),
+        ("ssdlib.train", "multibox_loss", slow_loss, waste.LOSS),
+        ("ssdlib.train.Ema", "update", slow(Ema.update), waste.UPDATE),
+    ],
+)
+def test_time_is_given_to_the_part_that_takes_it(bench, monkeypatch, where, name, replacement, part):
+    monkeypatch.setattr(f"{where}.{name}", replacement)
+    row = waste.time_shares(bench, TINY)
+    assert set(row["shares"]) == {waste.NETWORK, waste.LOSS, waste.UPDATE, waste.DATA}
+    assert sum(row["shares"].values()) == pytest.approx(1)
+    assert min(row["shares"].values()) > 0
+    # One step of two images: a pause, or two where each image is read.
+    assert row["shares"][part] * row["seconds_per_image"] * 2 > PAUSE
+    assert max(row["shares"], key=row["shares"].get) == part
+
+
+@pytest.fixture
+def bench(smears_source, tmp_path):
+    return Bench(tmp_path, smears_source, CPU, batch=2, rounds=1, progress=False)
+
+
+def test_the_way_back_through_the_network_is_the_networks(bench):
+    trainer = waste._trainer(bench, TINY, 1)
+    stopwatch = waste.watch(trainer)
+    conv = trainer.network.loc_heads.convs[0]
+    conv.register_forward_hook(lambda module, inputs, output: SlowBackward.apply(output))
+    stopwatch.start()
+    trainer.train_one_epoch(StopSignals())
+    assert stopwatch.seconds[waste.NETWORK] > PAUSE > 2 * stopwatch.seconds[waste.LOSS]
+
+
+@pytest.mark.parametrize("widths", [(0.05,), (0.1, 0.05)])
+def test_waste_is_measured_and_said(bench, monkeypatch, widths):
+    class Here:
+        def __init__(self, *_, **__):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def submit(self, function, *arguments):
+            future = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    monkeypatch.setattr(waste, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(
+        waste, "matrix_rate", lambda bench, size: ({"fp32": 1e12, "bf16": 1e12}, "bf16", None)
+    )
+    measured = waste.measure(bench, TINY, widths)
+    assert [row["width"] for row in measured["time"]] == list(widths)
+    assert 0.1 < measured["memory"]["peak_gb"] < 50
+    assert [row["name"] for row in measured["device"]] == ["eager fp32", "bf16", "bf16, channels_last"]
+    json.dumps(measured)
+    text = waste.report(measured, CPU)
+    assert text.count("PASS") + text.count("miss") == len(widths) + 1
+    assert len(waste.judge(measured, torch.device("cuda"))) == len(widths) + 2
+
+
+@pytest.mark.parametrize(("share", "memory", "passed"), [(0, 0, [False, True]), (0.95, 6, [True, True]),
+                                                         (0.9, 7, [False, False])])  # fmt: skip
+def test_bars_of_waste(share, memory, passed):
+    measured = {
+        "time": [{"width": 1.0, "shares": {waste.NETWORK: share}}],
+        "memory": {"width": 1.0, "batch": 8, "peak_gb": memory},
+        "device": [],
+    }
+    assert [bar["passed"] for bar in waste.judge(measured, CPU)] == passed
+
+
+def test_only_variants_that_make_sense_here(bench, monkeypatch):
+    monkeypatch.setattr(waste, "matrix_rate", lambda bench, size: ({"fp32": 1e12}, "fp32", None))
+    rows = waste.device_rates(bench, TINY)
+    assert [row["name"] for row in rows] == ["eager fp32"]
+    assert rows[0]["images_per_second"] > 0 and rows[0]["peak_gpu_gb"] is None

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ssdlib.bench import suites
+from ssdlib.bench import suites, waste
 from ssdlib.bench.suites import NAIVE, OURS, TORCHVISION, Bench
 from ssdlib.bench.timing import Timings
 from ssdlib.files import write_json
@@ -22,6 +22,8 @@ SUITES = {
     "nms": suites.suppression,
     "loading": suites.loading,
 }
+WASTE = "waste"
+"""Also a suite to ask for, but no race: see `ssdlib.bench.waste`."""
 
 BARS = (
     ("training", NAIVE, 2.8),
@@ -91,7 +93,8 @@ def main(
     ] = None,
     quick: Annotated[bool, typer.Option(help="Three rounds instead of seven.")] = False,
     only: Annotated[
-        list[str] | None, typer.Option(help=f"Only this suite ({', '.join(SUITES)}); may be repeated.")
+        list[str] | None,
+        typer.Option(help=f"Only this suite ({', '.join([*SUITES, WASTE])}); may be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 8,
@@ -102,10 +105,12 @@ def main(
 
     Example: python -m ssdlib.bench --quick --only nms
     """
-    unknown = sorted(set(only or ()) - set(SUITES))
+    suites_known = [*SUITES, WASTE]
+    unknown = sorted(set(only or ()) - set(suites_known))
     if unknown:
         raise typer.BadParameter(
-            f"there is no suite {', '.join(unknown)}; choose from {', '.join(SUITES)}", param_hint="--only"
+            f"there is no suite {', '.join(unknown)}; choose from {', '.join(suites_known)}",
+            param_hint="--only",
         )
     now = datetime.now(UTC)
     torch.manual_seed(0)
@@ -115,7 +120,10 @@ def main(
         )
         results = {name: suite(bench) for name, suite in SUITES.items() if not only or name in only}
         matrix = matrix_share(bench, results["training"]) if "training" in results else None
-    print(report(results, matrix))
+        wasted = waste.measure(bench) if not only or WASTE in only else None
+    parts = [report(results, matrix)] if results else []
+    parts += [waste.report(wasted, bench.device)] if wasted else []
+    print("\n\n".join(parts))
     path = json or Path("bench") / f"results-{now:%Y-%m-%d}.json"
     write_json(
         path,
@@ -127,7 +135,8 @@ def main(
             "rounds": bench.rounds,
             "suites": {name: timings.to_dict() for name, timings in results.items()},
             "matrix": matrix,
-            "bars": judge(results),
+            "waste": wasted,
+            "bars": judge(results) + (waste.judge(wasted, bench.device) if wasted else []),
         },
     )
     print(f"\nwritten: {path}")
