@@ -119,7 +119,8 @@ def _sweep(
     asked = {combination.name for combination in planned.combinations}
     failed = [run for run in comparison.runs if run.name in asked and run.state != "done"]
     if failed:
-        print(f"{len(failed)} of {len(asked)} runs failed; the same command goes on:", file=sys.stderr)
+        again = f"The same command with --run {folder} tries them again"
+        print(f"{len(failed)} of {len(asked)} runs failed. {again}:", file=sys.stderr)
         print("\n".join(f"  {run.name}: {run.error}" for run in failed), file=sys.stderr)
         raise typer.Exit(1)
 
