@@ -33,7 +33,7 @@ LAYERS = (
     {"sweep"},
     {"bench"},
     {"cli"},
-    {"__main__"},
+    {"__main__", "card"},
 )
 HEIGHT = {name: height for height, layer in enumerate(LAYERS) for name in layer}
 DATA = {"data"}
