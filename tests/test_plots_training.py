@@ -109,3 +109,10 @@ def test_time_to_accuracy_says_where_it_was_measured(synthetic):
     figure = plots.time_to_accuracy({**results, "environment": {"cpu": "a machine", "cores": 2}})
     assert "a machine, 2 cores" in figure.get_suptitle()
     assert ("synthetic" in figure.get_supxlabel()) == synthetic
+
+
+@pytest.mark.parametrize("names", [["torchvision"], ["torchvision", "scratch"], ["scratch", "torchvision"]])
+def test_a_contestant_keeps_its_colour(names):
+    ax = plots.plot_time_to_accuracy({"contestants": {name: contestant([0.5]) for name in names}})
+    colours = {line.get_label(): line.get_color() for line in ax.get_lines()}
+    assert colours == {name: plots.CONTESTANT_COLOURS[name] for name in names}

@@ -2,7 +2,8 @@
 
 Each contestant trains in a process of its own, one after the other, on the same images in the same order,
 the same number of them, and is judged at the same moments by the same code. What it reached is written after
-each evaluation; a contestant that is done is not run again with the same settings.
+each evaluation; a contestant that is done is not run again with the same settings, one that was interrupted
+begins again. Minutes are of training alone: decoding, augmentation and all, but not the evaluations.
 """
 
 from __future__ import annotations

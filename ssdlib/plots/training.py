@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 LINE_COLOURS = ("#1d4ed8", "#b45309", "#047857", "#a21caf", "#0f766e")
 """For quantities; those of the classes are left to the classes."""
 
+CONTESTANT_COLOURS = dict(zip(("scratch", "original", "torchvision"), LINE_COLOURS, strict=False))
+"""Each keeps its own in every figure, whoever else is there."""
+
 
 def training_image(ax: Axes | None, image: Any, target: Mapping[str, Any]) -> Axes:
     """One image of a batch, (3, S, S) uint8, as the network gets it, with its boxes in the class colours."""
@@ -113,7 +116,7 @@ def plot_time_to_accuracy(
             continue
         across = [p["seconds"] / 60 if against == "minutes" else p["images"] for p in points]
         values = [p["map_50"] for p in points]
-        colour = LINE_COLOURS[i % len(LINE_COLOURS)]
+        colour = CONTESTANT_COLOURS.get(name, LINE_COLOURS[i % len(LINE_COLOURS)])
         ax.plot(across, values, "o-", ms=4, lw=2.2, color=colour, label=name, clip_on=False)
         if entry.get("stopped"):
             ax.plot(across[-1], values[-1], "x", ms=10, mew=2.2, color=colour, clip_on=False)
@@ -158,7 +161,11 @@ def time_to_accuracy(results: Mapping[str, Any]) -> Figure:
     environment, data = results.get("environment", {}), results.get("data", {})
     machine = environment.get("gpu") or f"{environment.get('cpu')}, {environment.get('cores')} cores"
     figure.suptitle(
-        f"the same images in the same order, on {machine}", x=0.01, ha="left", fontsize=9, color=MUTED
+        f"Time to accuracy: the same images in the same order, on {machine}",
+        x=0.01,
+        ha="left",
+        fontsize=9,
+        color=MUTED,
     )
     if data.get("synthetic"):
         mark_synthetic(figure)
