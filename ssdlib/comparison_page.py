@@ -267,7 +267,7 @@ def _link(run: RunSummary, folder: Path) -> str:
     if not report.exists():
         return name
     target = Path(os.path.relpath(report.resolve(), folder.resolve())).as_posix()
-    return f'<a href="{html.escape(quote(target))}">{name}</a>'
+    return f'<a href="{html.escape(quote(target, safe="/=,+"))}">{name}</a>'
 
 
 def _failures(comparison: Comparison) -> str:
