@@ -205,6 +205,23 @@ def test_fine_tuning_another_width_names_the_setting(smears, tmp_path, capsys):
     assert "width=0.1. " in printed and "--set recipe.initial_weights=scratch" in printed
 
 
+def test_fine_tuning_on_classes_of_ones_own(smears, tmp_path, capsys):
+    """The shipped network with new class heads, trained on four classes and judged by the run's folder."""
+    data, run = shutil.copytree(smears, tmp_path / "mine"), tmp_path / "run"
+    (data / "smears.json").unlink()
+    for file in (data / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("<name>RBC</name>", "<name>Burr cell</name>", 1))
+    settings = ("model.width=0.05", "model.batch_norm=false", "epochs=1", "batch_size=2")
+    changes = [word for setting in settings for word in ("--set", f"recipe.{setting}")]
+    given = ["--data", str(data)]
+    assert main(["train", "--profile", "smoke", "--run", str(run), "--device", "cpu", *given, *changes]) == 0
+    assert main(["evaluate", "--weights", str(run), "--quiet", *given]) == 0
+    printed = capsys.readouterr()
+    assert "Burr cell" in printed.out and str(run / "checkpoints/best.safetensors") in printed.err
+    assert main(["evaluate", "--quiet", *given]) == 1, "the shipped weights know other classes"
+    assert "finds WBC, RBC, Platelets, but the data holds Burr cell" in capsys.readouterr().err
+
+
 def test_data_commands(tmp_path, capsys):
     folder = tmp_path / "new"
     assert main(["data", "smears", str(folder), "--train", "1", "--val", "1", "--test", "1", "--quiet"]) == 0
