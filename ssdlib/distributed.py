@@ -88,7 +88,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         """(N, C, H, W) -> the same shape, zero mean and unit spread over the N of all processes."""
         if not self.training or rank_and_count()[1] == 1:
             return super().forward(features)
-        mean, variance, count = shared_moments(features.detach())
+        mean, variance, count = shared_moments(features.detach().to(self.weight.dtype))
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
@@ -102,9 +102,10 @@ def shared_moments(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     channels whose mean is large. Chan, Golub and LeVeque 1983, "Algorithms for computing the
     sample variance".
     """
-    variance, mean = torch.var_mean(features.float(), dim=(0, 2, 3), correction=0)
+    mean = features.mean(dim=(0, 2, 3))
+    squares = (features - mean[:, None, None]).square_().sum(dim=(0, 2, 3))
     count = torch.full_like(mean, features.numel() / features.shape[1])
-    own = torch.stack([count, mean, count * variance])
+    own = torch.stack([count, mean, squares])
     parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, own)
     counts, means, squares = torch.stack(parts, dim=1)  # (processes, C) each
@@ -135,8 +136,8 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, mean, scale, count = ctx.saved_tensors
-        gradient = gradient.float()
-        centred = features.float() - mean[:, None, None]
+        gradient = gradient.to(mean.dtype)
+        centred = features.to(mean.dtype) - mean[:, None, None]
         own_bias = gradient.sum(dim=(0, 2, 3))
         own_weight = (gradient * centred).sum(dim=(0, 2, 3)) * scale
         # The moments depend on every process's features, hence so do all the losses.

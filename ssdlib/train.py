@@ -146,7 +146,7 @@ class Trainer:
         self.epoch, self.step = 0, 0  # finished so far
         self.watch = self._new_watch()
         self.seconds = 0.0
-        self._saved_at = self._counted_to = time.perf_counter()
+        self._saved_at, self._counted_to = math.inf, 0.0  # the loop alone saves nothing
 
     # The loop ------------------------------------------------------------------------------------------
 
