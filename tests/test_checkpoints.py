@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import random
 
 import pytest
 import torch
@@ -171,3 +172,27 @@ def test_what_differs_is_listed(saved, current, expected):
     else:
         with pytest.raises(CheckpointError, match=expected):
             check_same_run(saved, current)
+
+
+def test_a_byte_changed_anywhere_is_found_or_changes_nothing(tmp_path):
+    """Some bytes of the archive, such as times and padding, mean nothing; no other change may pass."""
+    save_state(tmp_path, state(1))
+    path = tmp_path / "last.pt"
+    sound, generator, found = path.read_bytes(), random.Random(0), 0
+    for _ in range(200):
+        content = bytearray(sound)
+        content[generator.randrange(len(sound))] ^= 1 << generator.randrange(8)
+        path.write_bytes(content)
+        try:
+            assert digest(read_state(path)) == digest(state(1))
+        except CheckpointError:
+            found += 1
+    assert found > 100
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
+    save_state(tmp_path, state(1))
+    (tmp_path / ".next.pt.abc.tmp").write_bytes(b"half")
+    checkpoints.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    checkpoints.remove_leftovers(tmp_path / "missing")
