@@ -186,22 +186,28 @@ class ModelConfig(Settings):
 class AugmentConfig(Settings):
     """Training-time augmentation; SSD sections 2.2 and 3.6 unless the field says otherwise."""
 
-    photometric: float = 0.5
-    """Chance of each photometric distortion (brightness, contrast, saturation, hue)."""
-    zoom_out: float = 1.6
+    photometric: float = 0.05
+    """Chance of each photometric distortion (brightness, contrast, saturation, hue). Low, because the stain
+    of a BCCD field tells which slide it is from, and with it how fully its cells are labelled."""
+    zoom_out: float = 1.25
     """Largest side of the canvas an image may be placed on, in image sides; 1 is off. The paper's 4 makes
     platelets vanish."""
     zoom_out_chance: float = 0.5
-    iou_crop: float = 0.5
-    """Smallest minimum-IoU of the random crops; 0 is off. Lower ones cut cells into unrecognisable slices."""
+    zoom_in: float = 1.25
+    """Largest magnification of a random crop, its shape about the image's; 1 is off."""
+    zoom_in_chance: float = 0.5
+    iou_crop: float = 0.0
+    """Smallest minimum-IoU of the paper's random crops; 0 is off. They reach 0.3 of a side and twice the
+    image's aspect, which no microscope does to a cell."""
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.5
-    """Cells have no up, so a smear may be flipped and turned at will."""
-    quarter_turns: bool = True
+    """Cells have no up."""
+    quarter_turns: bool = False
+    """Off, because a 4:3 field squeezed into a square makes all cells narrow: turned, they would be wide."""
 
 
 NO_AUGMENTATION = AugmentConfig(
-    photometric=0.0, zoom_out=1.0, iou_crop=0.0, horizontal_flip=0.0, vertical_flip=0.0, quarter_turns=False
+    photometric=0.0, zoom_out=1.0, zoom_in=1.0, horizontal_flip=0.0, vertical_flip=0.0
 )
 
 
@@ -275,7 +281,7 @@ _PAPER = _ORIGINAL.replace(
     name="paper",
     warmup_steps=200,
     epochs=120,
-    augment=AugmentConfig(zoom_out=4.0, iou_crop=0.1, vertical_flip=0.0, quarter_turns=False),
+    augment=AugmentConfig(photometric=0.5, zoom_out=4.0, zoom_in=1.0, iou_crop=0.1, vertical_flip=0.0),
 )
 SHIPPED_MODEL = ModelConfig(width=0.5, batch_norm=True, priors=SMALL_PRIORS)
 """The network of the shipped weights; only other classes can be given to it (a test compares the two)."""

@@ -12,13 +12,22 @@ from ssdlib.data.transforms import (
     Photometric,
     QuarterTurn,
     SquareResize,
+    ZoomIn,
     ZoomOut,
     eval_transform,
     resize_to,
     train_transform,
 )
 
-ALWAYS = AugmentConfig(zoom_out=4.0, zoom_out_chance=1.0, iou_crop=0.1, photometric=1.0)
+ALWAYS = AugmentConfig(
+    zoom_out=4.0,
+    zoom_out_chance=1.0,
+    zoom_in=2.0,
+    zoom_in_chance=1.0,
+    iou_crop=0.1,
+    photometric=1.0,
+    quarter_turns=True,
+)
 OBJECTS = [(200.0, 150.0, 405.0, 328.0), (0.0, 0.0, 100.0, 90.0), (600.0, 440.0, 640.0, 480.0)]
 
 
@@ -61,7 +70,9 @@ def test_output_contract(config, boxes):
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 300)], ids=str)
 def test_labels_and_pixels_stay_with_their_boxes(size):
-    geometry = AugmentConfig(photometric=0.0, zoom_out=2.0, iou_crop=0.1)
+    geometry = AugmentConfig(
+        photometric=0.0, zoom_out=2.0, zoom_in=2.0, zoom_in_chance=0.8, iou_crop=0.1, quarter_turns=True
+    )
     for seed in range(60):
         torch.manual_seed(seed)
         objects = [(100.0, 60.0, 240.0, 180.0), (10.0, 10.0, 80.0, 60.0), (200.0, 200.0, 280.0, 290.0)]
@@ -139,6 +150,41 @@ def test_crop_that_finds_nothing_leaves_the_image_whole():
     image, target = sample([(0.0, 0.0, 3.0, 3.0)])  # no crop can overlap a speck by 0.9
     cropped, after = IoUCrop(0.9)(image, target)
     assert cropped.shape == image.shape and after["boxes"].tolist() == target["boxes"].tolist()
+
+
+@pytest.mark.parametrize("boxes", [[], OBJECTS[:1], OBJECTS], ids=["empty", "one", "three"])
+def test_zoom_in_keeps_the_shape_and_only_centred_boxes(boxes):
+    magnified = 0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        image, target = sample(boxes)
+        cropped, after = v2.Compose([ZoomIn(2.0, 1.0), v2.SanitizeBoundingBoxes(min_size=1)])(image, target)
+        height, width = cropped.shape[1:]
+        assert 1 / 2.3 < height / 480 <= 1 and 1 / 2.3 < width / 640 <= 1
+        assert after["boxes"].canvas_size == (height, width)
+        assert not boxes or len(after["labels"]) >= 1
+        for (x_min, y_min, x_max, y_max), label in zip(
+            after["boxes"].tolist(), after["labels"].tolist(), strict=True
+        ):
+            assert 0 <= x_min < x_max <= width and 0 <= y_min < y_max <= height
+            whole = boxes[label - 1]
+            # At least the half around the centre is left, and it shows the object.
+            assert x_max - x_min > 0.49 * (whole[2] - whole[0]) and y_max - y_min > 0.49 * (
+                whole[3] - whole[1]
+            )
+            assert (cropped[:, int(y_min) : int(y_max), int(x_min) : int(x_max)] == 90 + 10 * label).all()
+        magnified += width < 600
+    assert magnified > 20
+
+
+def test_zoom_in_by_chance_or_not_at_all():
+    image, target = sample()
+    assert ZoomIn(2.0, p=0.0)(image, target)[0].shape == image.shape
+    speck, target = sample([(0.0, 0.0, 1.0, 1.0)])  # its centre is 0.5: almost any crop loses it
+    for seed in range(20):
+        torch.manual_seed(seed)
+        x_min, y_min, x_max, y_max = ZoomIn(1.5, p=1.0)(speck, target)[1]["boxes"][0].tolist()
+        assert (x_min, y_min, x_max, y_max) == (0, 0, 1, 1)
 
 
 def test_zoom_out_fills_with_the_border_colour():

@@ -1,6 +1,6 @@
 """Augmentation for training and the plain resize for everything else, on `torchvision.transforms.v2`.
 
-Images are uint8 from end to end, boxes follow them as `tv_tensors`. The order keeps it cheap: only the zoom
+Images are uint8 from end to end, boxes follow them as `tv_tensors`. The order keeps it cheap: only the zooms
 and the crop see the full image; flips, quarter turns and colours act on the small square, where they do the
 same as before it (turning a square is turning what was resized into it). Liu et al. 2016, sections 2.2, 3.6.
 """
@@ -106,6 +106,52 @@ class IoUCrop(v2.RandomIoUCrop):
         return torch.cat([corner, corner + shape], dim=1)
 
 
+class ZoomIn(v2.Transform):
+    """With chance `p`, a crop that magnifies by 1 to `most`; its shape is the image's within 10 %.
+
+    Boxes whose centre is cut away become points: `SanitizeBoundingBoxes` must follow. An image that has
+    boxes keeps at least one, or stays whole where ten draws find none.
+    """
+
+    ASPECT = 1.1
+    TRIALS = 10
+
+    def __init__(self, most: float, p: float = 0.5) -> None:
+        super().__init__()
+        self.most, self.p = most, p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        boxes = next(item for item in flat_inputs if isinstance(item, tv_tensors.BoundingBoxes))
+        height, width = boxes.canvas_size
+        boxes = boxes.as_subclass(Tensor)  # (G, 4) xyxy pixels
+        if torch.rand(()) >= self.p:
+            return {}
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        for scale, aspect, left, top in torch.rand(self.TRIALS, 4).tolist():
+            side = 1 / (1 + (self.most - 1) * scale)
+            stretch = self.ASPECT ** (2 * aspect - 1)
+            shape = int(min(1.0, side * stretch) * width), int(min(1.0, side / stretch) * height)
+            corner = int(left * (width - shape[0] + 1)), int(top * (height - shape[1] + 1))
+            low, high = torch.tensor(corner), torch.tensor(corner) + torch.tensor(shape)
+            inside = ((centres > low) & (centres < high)).all(1)  # (G,)
+            if inside.any() or not len(boxes):
+                window = {"left": corner[0], "top": corner[1], "width": shape[0], "height": shape[1]}
+                return {**window, "is_within_crop_area": inside}
+        return {}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not params or not isinstance(inpt, tv_tensors.Image | tv_tensors.BoundingBoxes):
+            return inpt
+        window = (params["top"], params["left"], params["height"], params["width"])
+        cropped = F.crop(inpt, *window)
+        if isinstance(inpt, tv_tensors.BoundingBoxes):
+            cropped = tv_tensors.wrap(
+                cropped.clamp(min=0).where(params["is_within_crop_area"][:, None], 0), like=cropped
+            )
+            return F.clamp_bounding_boxes(cropped)
+        return cropped
+
+
 class QuarterTurn(v2.Transform):
     """Turn image and boxes (xyxy) by 0, 90, 180 or 270 degrees anticlockwise, each as likely."""
 
@@ -149,6 +195,8 @@ def train_transform(config: AugmentConfig, size: int = 300) -> v2.Transform:
     steps: list[v2.Transform] = []
     if config.zoom_out > 1 and config.zoom_out_chance > 0:
         steps.append(ZoomOut(side_range=(1.0, config.zoom_out), p=config.zoom_out_chance))
+    if config.zoom_in > 1 and config.zoom_in_chance > 0:
+        steps.append(ZoomIn(config.zoom_in, config.zoom_in_chance))
     if config.iou_crop > 0:
         steps.append(IoUCrop(config.iou_crop))
     steps.append(SquareResize(size))
