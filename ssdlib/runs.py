@@ -17,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from ssdlib.profiles import find_profile
 if TYPE_CHECKING:
     from ssdlib.data.bccd import DataSource
     from ssdlib.data.dataset import DetectionDataset
-    from ssdlib.history import History
+    from ssdlib.history import EpochRecord, History
 
 CONFIG_FORMAT = 1
 RUN_FOLDER_VARIABLE = "SSDLIB_RUN_DIR"
@@ -179,22 +180,46 @@ class RunFolder:
     def train(
         self, *, resume: bool = False, device: str = "auto", workers: Any = "auto", on_epoch: Any = None
     ) -> History:
-        """Train this run's recipe on its data; checkpoints, history and events land in the folder."""
+        """Train this run's recipe on its data; checkpoints, history and events land in the folder.
+
+        Pretraining on synthetic smears, where the recipe has it, leaves the same in its folder `pretraining`.
+        """
+        from ssdlib.config import BCCD_CLASSES
+        from ssdlib.data.bccd import extra_smears
         from ssdlib.train import Trainer
         from ssdlib.weights import build_model
 
-        recipe = self.profile.recipe
+        recipe, data = self.profile.recipe, self.dataset("train")
+        options = {
+            "precision": self.profile.precision,
+            "device": device,
+            "seed": self.seed,
+            "workers": workers,
+        }
+        model = build_model(recipe.model, recipe.initial_weights, seed=self.seed)
+        smears_help = data.class_names == BCCD_CLASSES
+        if recipe.pretrain_epochs and smears_help:
+            pretraining = Trainer(
+                model,
+                recipe.replace(epochs=recipe.pretrain_epochs),
+                extra_smears(recipe.pretrain_smears),
+                None,
+                run_dir=self.path / "pretraining",
+                **options,
+            )
+            pretraining.fit(resume=resume, on_epoch=partial(_say_pretraining, recipe.pretrain_epochs))
+            model = pretraining.weights.requires_grad_(True)
+            del pretraining  # and with it its optimiser's memory
+        if recipe.smears and smears_help:
+            data = data.joined(extra_smears(recipe.smears))
         trainer = Trainer(
-            build_model(recipe.model, recipe.initial_weights, seed=self.seed),
+            model,
             recipe,
-            self.dataset("train"),
+            data,
             self.dataset("val"),
             run_dir=self.path,
-            precision=self.profile.precision,
-            device=device,
-            seed=self.seed,
-            workers=workers,
             data_description=self.source.describe(),
+            **options,
         )
         return trainer.fit(resume=resume, on_epoch=on_epoch)
 
@@ -257,6 +282,11 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({self.name!r}, profile={self.profile.name!r}, data={self.source.kind!r})"
+
+
+def _say_pretraining(epochs: int, record: EpochRecord) -> None:
+    # On stderr, like everything that is not about the run's own data.
+    print(f"pretraining on synthetic smears: {record.line(epochs)}", file=sys.stderr)
 
 
 def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:

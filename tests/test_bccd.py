@@ -342,3 +342,14 @@ def test_another_process_may_finish_first(online, tmp_path, monkeypatch):
     with pytest.raises(DataError):  # what lies there and is not BCCD is never overwritten
         download.download_bccd(target, progress=False)
     assert (target / "JPEGImages" / "a.jpg").read_bytes() == b"mine"
+
+
+def test_extra_smears_are_in_no_split_of_the_smears(no_data):
+    extra = bccd.extra_smears(3, progress=False)
+    assert len(extra) == 3 and extra.class_names == BCCD_CLASSES
+    smears.write_dataset(no_data / "same", train=3, val=0, test=0, progress=False)
+    standard = bccd.open_folder(no_data / "same").dataset("train")
+    for ours, theirs in zip(extra.samples, standard.samples, strict=True):
+        assert ours.image_path.read_bytes() != theirs.image_path.read_bytes()
+    stamp = extra.samples[0].image_path.stat().st_mtime_ns
+    assert bccd.extra_smears(3, progress=False).samples[0].image_path.stat().st_mtime_ns == stamp

@@ -104,3 +104,14 @@ def test_labels_and_unknown_names(tmp_path):
     assert str(caught.value).endswith(
         "a.xml has unknown class 'Rbc'; known are WBC, RBC, Platelets. Correct it."
     )
+
+
+def test_joined_keeps_the_order_and_the_transform_and_refuses_other_classes(tmp_path):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    first, second = make(tmp_path / "a", [[], [1]]), make(tmp_path / "b", [[2, 3]])
+    both = first.with_transform(lambda image, target: (image, target | {"seen": True})).joined(second)
+    assert len(both) == 3 and [len(both[i][1]["labels"]) for i in range(3)] == [0, 1, 2]
+    assert all(both[i][1]["seen"] for i in range(3)) and both.class_counts()["Platelets"] == 1
+    other = DetectionDataset(second.samples, ("a", "b", "c"))
+    with pytest.raises(DataError, match="cannot be one data set"):
+        first.joined(other)

@@ -1,16 +1,21 @@
 """Run folders: what they write, what they refuse, and how a notebook finds its own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from ssdlib import runs
+from ssdlib.checkpoints import load_state
 from ssdlib.config import Profile
+from ssdlib.data import bccd
 from ssdlib.data.smears import write_dataset
 from ssdlib.errors import ConfigError, SsdError, StageError
 from ssdlib.profiles import PROFILES
 from ssdlib.runs import RunFolder, apply_overrides, new_run_name, newest_checkpoint, parse_override
+from ssdlib.weights import build_model, load_model
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +192,56 @@ def test_unknown_profile_lists_the_known(tmp_path, smears):
 def test_no_weights_anywhere(tmp_path: Path):
     with pytest.raises(StageError, match="no trained weights"):
         newest_checkpoint(tmp_path)
+
+
+def test_pretraining_on_smears_comes_first_and_is_not_done_twice(tmp_path, smears, monkeypatch, capsys):
+    monkeypatch.setattr(bccd, "_data_folders", lambda: [tmp_path / "data"])
+    small = {
+        "recipe.initial_weights": "scratch",
+        "recipe.model.width": 0.05,
+        "recipe.epochs": 1,
+        "recipe.batch_size": 2,
+        "recipe.pretrain_epochs": 2,
+        "recipe.pretrain_smears": 3,
+        "recipe.smears": 2,
+        "train_images": 2,
+        "val_images": 1,
+    }
+    run = open_run(tmp_path / "a", smears, overrides=small)
+    run.train()
+    assert capsys.readouterr().err.count("pretraining on synthetic smears: epoch") == 2
+    pretrained = load_model(run.path / "pretraining/checkpoints/best.safetensors")
+    state, _ = load_state(run.path / "checkpoints")
+    assert state["step"] == (2 + 2) // 2  # images of the data and smears beside them
+    alone = open_run(tmp_path / "b", smears, overrides={**small, "recipe.pretrain_epochs": 0})
+    alone.train()
+    untaught, _ = load_state(alone.path / "checkpoints")
+    weight = next(name for name in state["model"] if name.endswith("weight"))
+    start = build_model(pretrained.config, seed=0).state_dict()[weight]
+    assert torch.dist(untaught["model"][weight], start) < torch.dist(state["model"][weight], start)
+
+    (run.path / "checkpoints/last.pt").unlink()
+    run.train(resume=True)  # the pretraining is finished: only what came after is trained again
+    assert "pretraining on synthetic smears: epoch" not in capsys.readouterr().err.split("starting")[0]
+    again, _ = load_state(run.path / "checkpoints")
+    assert all(torch.equal(again["model"][name], value) for name, value in state["model"].items())
+
+
+def test_smears_are_not_mixed_with_other_classes(tmp_path, smears, monkeypatch):
+    monkeypatch.setattr(bccd, "_data_folders", lambda: pytest.fail("smears were asked for"))
+    other = Path(shutil.copytree(smears, tmp_path / "cells"))
+    (other / "smears.json").unlink()
+    for file in (other / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace(">RBC<", ">Parasite<"))
+    small = {
+        "recipe.initial_weights": "scratch",
+        "recipe.model.width": 0.05,
+        "recipe.epochs": 1,
+        "recipe.batch_size": 2,
+        "recipe.pretrain_epochs": 1,
+        "recipe.smears": 2,
+        "train_images": 2,
+        "val_images": 1,
+    }
+    run = open_run(tmp_path / "a", str(other), overrides=small)
+    assert len(run.train().epochs) == 1 and not (run.path / "pretraining").exists()

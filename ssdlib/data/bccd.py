@@ -28,6 +28,7 @@ LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test
 _SPLIT_SHARES = {"train": 0.56, "val": 0.24, "test": 0.20}  # as BCCD's 205, 87 and 72
 _SPLIT_SEED = 0
 
+_EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"
 _SMEAR_NOTICE = (
     "SYNTHETIC DATA: these are drawn blood smears, not BCCD. Results say nothing about real cells."
@@ -126,6 +127,21 @@ def resolve(
         if str(data) == "bccd" or os.environ.get("BCCD_ROOT"):
             raise
         return _smears(homes[0], progress, f"BCCD cannot be had: {error}")
+
+
+def extra_smears(
+    count: int, *, cache_dir: str | Path | None = None, progress: bool = True
+) -> DetectionDataset:
+    """`count` synthetic smears to train on beside other data, drawn once into data/cache.
+
+    Another seed than that of "smears" draws them: none is in a split that anything is judged by.
+    """
+    from ssdlib.data import smears
+
+    home = Path(cache_dir) if cache_dir is not None else _data_folders()[0]
+    root = home / "cache" / f"extra-smears-{smears.SMEARS_VERSION}-{count}"
+    smears.write_dataset(root, train=count, val=0, test=0, seed=_EXTRA_SMEARS_SEED, progress=progress)
+    return DataSource("smears", root, BCCD_CLASSES, synthetic=True).dataset("train")
 
 
 def open_folder(path: str | Path) -> DataSource:

@@ -144,6 +144,17 @@ class DetectionDataset(Dataset):
             raise DataError(f"a subset of {count} images is empty; ask for at least 1.")
         return type(self)(samples, self.class_names, self.transform, cache=self._cache)
 
+    def joined(self, other: DetectionDataset) -> Self:
+        """The images of both, this one's first, under this one's transform. DataError for other classes."""
+        if self.class_names != other.class_names:
+            raise DataError(
+                f"images with the classes {', '.join(self.class_names)} and {', '.join(other.class_names)} "
+                "cannot be one data set; give both the same classes in the same order."
+            )
+        return type(self)(
+            [*self.samples, *other.samples], self.class_names, self.transform, cache=self._cache
+        )
+
     def preload(self, *, progress: bool = False) -> Self:
         """Decode every image into the cache now, so that workers forked later share it. Returns self."""
         paths = [sample.image_path for sample in self.samples]
