@@ -48,6 +48,49 @@ def test_map_curve_shows_evaluated_epochs_only(maps, best):
     assert any("best" in str(line.get_label()) for line in ax.get_lines()) == (best is not None)
 
 
+@pytest.mark.parametrize(("start", "lines"), [(None, []), (0.25, [0.25])])
+def test_map_curve_shows_where_it_started(start, lines):
+    ax = plots.map_curve(None, history([]), start=start)
+    before = [line for line in ax.get_lines() if "before" in str(line.get_label())]
+    assert [line.get_ydata()[0] for line in before] == lines
+
+
+@pytest.mark.parametrize("values", [{}, {"a": []}, {"a": [None]}, {"a": [0.1, None, 0.3], "b": [0.2, 0.4]}])
+def test_compared_maps(values):
+    ax = plots.compared_maps(None, values)
+    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
+    assert drawn == {name: [v for v in maps if v is not None] for name, maps in values.items()}
+
+
+@pytest.mark.parametrize("epochs", [0, 1, 3])
+def test_live_figure_is_shown_once_and_updated_in_place(epochs, monkeypatch):
+    shown, updates = [], []
+
+    class Handle:
+        def update(self, figure):
+            updates.append((figure, [len(ax.get_lines()) for ax in figure.axes]))
+
+    def display(figure, display_id):
+        shown.append(figure)
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    live = plots.LiveFigure(1, 2, size=(6, 3))
+    for epoch in range(epochs):
+        with live.redrawn() as (left, right):
+            left.plot(range(epoch))
+            plots.compared_maps(right, {"a": [0.5] * epoch})
+    assert shown == [live.figure] and not plt.get_fignums()
+    assert updates == [(live.figure, [1, 1])] * epochs
+
+
+def test_live_figure_outside_a_notebook(monkeypatch):
+    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: None)
+    with plots.LiveFigure().redrawn() as (ax,):
+        plots.loss_curves(ax, history([0.5]))
+    assert ax.get_lines()
+
+
 @pytest.mark.parametrize("objects", [0, 1, 4])
 def test_training_image(objects):
     image = torch.full((3, 300, 300), 200, dtype=torch.uint8)

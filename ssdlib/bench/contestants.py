@@ -59,11 +59,15 @@ AnyRecipe = Recipe | TorchvisionRecipe
 
 
 def contestants(pretrained: bool = False) -> dict[str, AnyRecipe]:
-    """The recipes by name. `original` starts from random weights like the others unless `pretrained`."""
+    """The recipes by name. All see the same images: `scratch` goes without its synthetic smears.
+
+    `original` starts from random weights like the others unless `pretrained`.
+    """
+    scratch = RECIPES["scratch"].replace(pretrain_epochs=0, smears=0)
     original = RECIPES["original"]
     if not pretrained:
         original = original.replace(initial_weights="scratch")
-    return {"scratch": RECIPES["scratch"], "original": original, "torchvision": TorchvisionRecipe()}
+    return {"scratch": scratch, "original": original, "torchvision": TorchvisionRecipe()}
 
 
 def describe(recipe: AnyRecipe, device: torch.device) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,17 @@ def loss_curves(ax: Axes | None, history: History) -> Axes:
     return ax
 
 
-def map_curve(ax: Axes | None, history: History) -> Axes:
-    """mAP@0.5 on val at each epoch that was evaluated, with the best one marked and named."""
+def map_curve(ax: Axes | None, history: History, *, start: float | None = None) -> Axes:
+    """mAP@0.5 on val at each epoch that was evaluated, with the best one marked and named.
+
+    `start` is that of the network before training, a dotted line.
+    """
     ax = axes_or_new(ax, (6, 3.6))
     evaluated = [(r.epoch, r.map_50) for r in history.epochs if r.map_50 is not None]
     epochs, values = [e for e, _ in evaluated], [v for _, v in evaluated]
     ax.plot(epochs, values, "o-", ms=_marker(epochs), color=LINE_COLOURS[0], label="mAP@0.5 on val")
+    if start is not None:
+        ax.axhline(start, color=MUTED, lw=1.6, ls=":", label=f"before training: {start:.3f}")
     _mark_best(ax, history)
     if history.best is not None:
         best = history.best
@@ -98,6 +104,52 @@ def map_curve(ax: Axes | None, history: History) -> Axes:
     ax.set(ylim=(0, 1.02), xlabel="epoch", ylabel="mAP@0.5 on val")
     _finish_epochs(ax, history, "lower right")
     return ax
+
+
+def compared_maps(ax: Axes | None, values: Mapping[str, Sequence[float | None]]) -> Axes:
+    """mAP@0.5 on val after each epoch of each {name: one value an epoch}; None was not evaluated."""
+    ax = axes_or_new(ax, (6, 3.6))
+    for i, (name, maps) in enumerate(values.items()):
+        epochs = [e for e, value in enumerate(maps, 1) if value is not None]
+        known = [value for value in maps if value is not None]
+        ax.plot(
+            epochs, known, "o-", ms=_marker(epochs), color=LINE_COLOURS[i % len(LINE_COLOURS)], label=name
+        )
+    ax.set(xlim=(0.5, max([len(maps) for maps in values.values()] + [1]) + 0.5), ylim=(0, 1.02))
+    ax.set(xlabel="epoch", ylabel="mAP@0.5 on val")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if values:
+        ax.legend(fontsize=9, loc="lower right")
+    return ax
+
+
+class LiveFigure:
+    """A figure that a notebook shows once and redraws in place while its cell runs.
+
+        live = LiveFigure(1, 2)
+        with live.redrawn() as (left, right):  # emptied; shown again at the end of the block
+            loss_curves(left, history)
+
+    Takes what `new_figure` takes.
+    """
+
+    def __init__(self, *shape: int, **options: Any) -> None:
+        from IPython.display import display  # not needed by any other figure
+        from matplotlib import pyplot as plt
+
+        self.figure, axes = new_figure(*shape, **options)
+        self.axes = np.atleast_1d(axes)
+        plt.close(self.figure)  # else the notebook would show it once more at the end of the cell
+        self._shown = display(self.figure, display_id=True)
+
+    @contextmanager
+    def redrawn(self) -> Iterator[Sequence[Axes]]:
+        """The Axes, emptied, to be drawn anew."""
+        for ax in self.axes:
+            ax.clear()
+        yield self.axes
+        if self._shown is not None:  # None outside a notebook
+            self._shown.update(self.figure)
 
 
 def plot_time_to_accuracy(
