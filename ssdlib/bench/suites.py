@@ -93,7 +93,7 @@ def training(bench: Bench) -> Timings:
     """Seconds to train on an image: decoding or cache, augmentation, network, matching, loss, update.
 
     The first row is the original recipe: the same network and optimiser as the naive one's and torchvision's.
-    The second is the default recipe at the paper's width, with BatchNorm, AdamW, all augmentation and averaged weights.
+    The second is the default recipe at the paper's width: BatchNorm, AdamW, augmentation, averaged weights.
     Training of ours tells glibc to keep freed memory (`runtime.keep_freed_memory`), for the whole process.
     The others run as they would on their own, under glibc's own limits, and once more with our setting.
     """
