@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from ssdlib.detections import Detections
+from ssdlib.evaluation.bootstrap import Interval
 from ssdlib.evaluation.errors import judge
 from ssdlib.evaluation.metrics import PrecisionRecall, evaluate_detections, precision_recall
 from ssdlib.plots import evaluation as plots
@@ -133,6 +134,21 @@ def test_ap_bars(values):
     heights = [value or 0 for by_class in values.values() for value in by_class.values()]
     assert [bar.get_height() for bar in ax.patches] == heights
     assert sum("n/a" in text.get_text() for text in ax.texts) == ("VOC" in values and "WBC" in values["VOC"])
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ({}, 0),
+        ({"a": Interval(None, None, None)}, 0),
+        ({"a": Interval(0.5, None, None)}, 1),
+        ({"a": Interval(0.5, 0.4, 0.6), "b": Interval(None, None, None), "mean": Interval(0.5, 0.4, 0.6)}, 4),
+    ],
+)
+def test_interval_dots(values, lines):
+    ax = plots.interval_dots(None, values)
+    assert len(ax.get_lines()) == lines
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(values)
 
 
 @pytest.mark.parametrize("pair", [([], []), ([(*A, 1, 0.9)], [(*A, 1)])])

@@ -16,6 +16,7 @@ from ssdlib.plots.style import INK, MUTED, axes_or_new, colour_of, draw_boxes, s
 
 if TYPE_CHECKING:
     from ssdlib.detections import Detections
+    from ssdlib.evaluation.bootstrap import Interval
     from ssdlib.evaluation.errors import Verdict
     from ssdlib.evaluation.metrics import Metrics, PrecisionRecall
 
@@ -148,6 +149,24 @@ def ap_bars(ax: Axes | None, values: Mapping[str, Mapping[str, float | None]]) -
     ax.set(ylim=(0, 1.2), ylabel="average precision")
     ax.set_yticks(np.linspace(0, 1, 6))
     ax.grid(axis="x", visible=False)
+    return ax
+
+
+def interval_dots(ax: Axes | None, values: Mapping[str, Interval]) -> Axes:
+    """{class or "mean": value with interval} as dots with whiskers, the first on top; n/a is left empty."""
+    ax = axes_or_new(ax, (6, 2.4))
+    classes = [name for name in values if name != "mean"]
+    for row, (name, one) in enumerate(values.items()):
+        if one.value is None:
+            continue
+        colour = INK if name == "mean" else colour_of(name, classes)
+        if one.low is not None:
+            ax.plot([one.low, one.high], [row, row], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
+        ax.plot(one.value, row, "o", ms=9, color=colour)
+        ax.annotate(f"{one.value:.2f}", (one.value, row), (0, 9), textcoords="offset points", ha="center")
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set(ylim=(len(values) - 0.5, -0.7), xlim=(0, 1.03), xlabel="AP at IoU 0.5")
+    ax.grid(axis="y", visible=False)
     return ax
 
 
