@@ -165,7 +165,9 @@ def interval_dots(ax: Axes | None, values: Mapping[str, Interval]) -> Axes:
         ax.plot(one.value, row, "o", ms=9, color=colour)
         ax.annotate(f"{one.value:.2f}", (one.value, row), (0, 9), textcoords="offset points", ha="center")
     ax.set_yticks(range(len(values)), list(values))
-    ax.set(ylim=(len(values) - 0.5, -0.7), xlim=(0, 1.03), xlabel="AP at IoU 0.5")
+    ax.update_datalim([(0.85, 0), (1.0, 0)])  # at least this much, so that nothing looks worse than it is
+    ax.autoscale_view()
+    ax.set(ylim=(len(values) - 0.5, -0.8), xlabel="AP at IoU 0.5")
     ax.grid(axis="y", visible=False)
     return ax
 

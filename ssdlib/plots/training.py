@@ -241,4 +241,6 @@ def _marker(epochs: Sequence[int]) -> float:
 def _finish_epochs(ax: Axes, history: History, legend: str, columns: int = 1) -> None:
     ax.set_xlim(0.5, max(len(history.epochs), 1) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.legend(fontsize=9, loc=legend, ncols=columns)
+    ax.legend(
+        fontsize=9, loc=legend, ncols=columns, frameon=True, edgecolor="none", framealpha=0.9
+    )  # fmt: skip
