@@ -210,6 +210,7 @@ def _recipe_facts(about: Mapping[str, Any]) -> dict[str, Any]:
         "schedule": f"{told['schedule']}, {recipe.get('warmup_steps', '–')} steps of warm-up",
         "epochs": f"{recipe.get('epochs', '–')} of batch {recipe.get('batch_size', '–')}; "
         f"these weights are of epoch {about.get('epoch', '–')}",
+        "synthetic smears": f"{recipe.get('smears', '–')} among the images of every epoch",
         "moving average": told["ema_decay"],
         "augmentation": ", ".join(f"{key} {_value(value)}" for key, value in augment.items()) or "–",
         "seed": about.get("seed", "–"),
