@@ -163,7 +163,7 @@ def interval_dots(ax: Axes | None, values: Mapping[str, Interval]) -> Axes:
         if one.low is not None:
             ax.plot([one.low, one.high], [row, row], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
         ax.plot(one.value, row, "o", ms=9, color=colour)
-        ax.annotate(f"{one.value:.2f}", (one.value, row), (0, 9), textcoords="offset points", ha="center")
+        ax.annotate(f"{one.value:.3f}", (one.value, row), (0, 9), textcoords="offset points", ha="center")
     ax.set_yticks(range(len(values)), list(values))
     ax.update_datalim([(0.85, 0), (1.0, 0)])  # at least this much, so that nothing looks worse than it is
     ax.autoscale_view()
