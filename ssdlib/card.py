@@ -128,6 +128,8 @@ def ship_weights(checkpoint: Path, training: str = "") -> Path:
 
     about = weights.read_metadata(checkpoint)
     del about["config"]  # save_model writes the network's own
+    # Where the data lay on the machine that trained means nothing elsewhere.
+    about["data"] = {key: value for key, value in (about.get("data") or {}).items() if key != "root"}
     if training:
         about["training"] = training
     weights.save_model(weights.load_model(checkpoint), weights.SHIPPED, half=True, **about)

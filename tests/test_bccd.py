@@ -77,6 +77,7 @@ def test_offline_auto_falls_back_to_smears_and_says_so_once(no_data, tiny_smears
         "notice": source.notice,
         "fingerprint": source.fingerprint,
     }
+    assert source.describe(root=False) == {k: v for k, v in described.items() if k != "root"}
     by_path = bccd.resolve(source.root)
     assert (by_path.kind, by_path.synthetic, by_path.notice) == ("smears", True, source.notice)
 

@@ -1,6 +1,7 @@
 """The model card: its tables are those of `ssdlib evaluate`, its facts those of the file."""
 
 import hashlib
+import json
 
 import pytest
 import safetensors.torch
@@ -42,6 +43,7 @@ def test_a_shipped_checkpoint_and_its_card(shipped, checkpoint, smears_root, tmp
     stored = safetensors.torch.load_file(shipped)
     assert {t.dtype for t in stored.values()} == {torch.float16, torch.int64}
     about = read_metadata(shipped)
+    assert "root" not in about["data"] and "/" not in json.dumps(about["data"])
     assert about["epoch"] == 6 and about["training"] == "`make it` on a potato: 3 h."
     for name, tensor in load_model(checkpoint).state_dict().items():
         torch.testing.assert_close(load_model(shipped).state_dict()[name], tensor, rtol=1e-3, atol=1e-6)

@@ -142,7 +142,7 @@ def main(
                 json,
                 {
                     "images": epochs * count,
-                    "data": source.describe(),
+                    "data": source.describe(root=False),
                     "environment": environment(),
                     "rows": [*stored["rows"], row],
                 },

@@ -87,7 +87,7 @@ def open_results(race: Race, force: bool = False) -> dict[str, Any]:
         "date": _now(),
         "command": " ".join(["python -m ssdlib.bench.training", *sys.argv[1:]]),
         "environment": environment(),
-        "data": race.source.describe(),
+        "data": race.source.describe(root=False),
         "terms": terms,
         "contestants": {} if others else known.get("contestants", {}),
     }

@@ -88,11 +88,14 @@ class DataSource:
         samples = [_sample(self.root, image_id, images, self.class_names) for image_id in ids[:limit]]
         return DetectionDataset(samples, self.class_names, transform).subset(limit)
 
-    def describe(self) -> dict[str, Any]:
-        """Plain values for a run's files: source, root, synthetic, notice, fingerprint."""
+    def describe(self, *, root: bool = True) -> dict[str, Any]:
+        """Plain values for a run's files: source, root, synthetic, notice, fingerprint.
+
+        Without `root`, which only means something on this machine, for files that leave it.
+        """
         return {
             "source": self.kind,
-            "root": str(self.root),
+            **({"root": str(self.root)} if root else {}),
             "synthetic": self.synthetic,
             "notice": self.notice,
             "fingerprint": self.fingerprint,
