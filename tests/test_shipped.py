@@ -15,14 +15,10 @@ from ssdlib.profiles import PROFILES
 from ssdlib.runs import project_root
 from ssdlib.weights import SHIPPED, build_model, load_model
 
-LEAST_MAP = 0.9
+LEAST_MAP = 0.95
 """mAP@0.5 over the six drawn smears of data/samples, none of which was trained on."""
-COUNTS_WITHIN = 0.3
+COUNTS_WITHIN = 0.15
 """Cells of a class counted on all six, against how many there are: off by this share, or by two."""
-
-pytestmark = pytest.mark.skipif(
-    not SHIPPED.is_file(), reason="data/weights/ssd300-bccd.safetensors is not in this checkout"
-)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,6 @@ def test_the_profiles_start_from_it(profile, names):
     assert bool(new) == (names != BCCD_CLASSES)
 
 
-@pytest.mark.skipif(not SHIPPED.with_suffix(".md").is_file(), reason="its card is not in this checkout")
 def test_its_card_is_of_this_very_file():
     page = SHIPPED.with_suffix(".md").read_text(encoding="utf-8")
     assert hashlib.sha256(SHIPPED.read_bytes()).hexdigest() in page
