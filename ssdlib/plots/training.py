@@ -214,7 +214,9 @@ def time_to_accuracy(results: Mapping[str, Any]) -> Figure:
     right.set_title("From how much", pad=10)
     right.set_ylabel("")
     environment, data = results.get("environment", {}), results.get("data", {})
-    machine = environment.get("gpu") or f"{environment.get('cpu')}, {environment.get('cores')} cores"
+    cores = environment.get("cores")
+    cores = "1 core" if cores == 1 else f"{cores} cores"
+    machine = environment.get("gpu") or f"{environment.get('cpu')}, {cores}"
     figure.suptitle(
         f"Time to accuracy: the same images in the same order, on {machine}",
         x=0.01,
