@@ -187,7 +187,8 @@ class AugmentConfig(Settings):
     """Training-time augmentation; SSD sections 2.2 and 3.6 unless the field says otherwise."""
 
     photometric: float = 0.05
-    """Chance of each photometric distortion (brightness, contrast, saturation, hue). On BCCD 0.5 does as well."""
+    """Chance of each photometric distortion (brightness, contrast, saturation, hue); on BCCD 0.5 does
+    as well."""
     zoom_out: float = 1.25
     """Largest side of the canvas an image may be placed on, in image sides; 1 is off. The paper's 4 makes
     platelets vanish."""
