@@ -43,7 +43,8 @@ def evaluate_model(
     own = [k for k in range(len(dataset)) if k // predictor.batch_size % processes == rank]
     images = (dataset.image(index) for index in own)
     found = list(tqdm(predictor.stream(images), "evaluate", len(own), unit="img", disable=not progress))
-    parts = gather(list(zip(own, found, strict=True))) if shared else [list(zip(own, found, strict=True))]
+    pairs = list(zip(own, found, strict=True))
+    parts = gather(pairs) if shared else [pairs]
     by_index = dict(pair for part in parts for pair in part)
     detections = [replace(by_index[k], image=target["image_id"]) for k, target in enumerate(targets)]
     metrics = evaluate_detections(
