@@ -17,6 +17,9 @@ from ssdlib.errors import ConfigError
 BCCD_CLASSES = ("WBC", "RBC", "Platelets")
 """Class names in label order: background is 0, WBC 1, RBC 2, Platelets 3."""
 
+BACKGROUNDS = ("hard", "soft", "ignore_confident")
+"""Ways to learn background where labels have gaps: see `ssdlib.loss.background_weights`."""
+
 
 class Settings:
     """Base of all settings: to and from plain JSON values, strict about names and types."""
@@ -239,6 +242,14 @@ class Recipe(Settings):
     iou_threshold: float = 0.5
     """A prior is positive from this IoU with an object on."""
     negatives_per_positive: float = 3.0
+    background: str = "hard"
+    """hard, soft or ignore_confident: what background counts where labels may be missing."""
+    ignore_above: float = 0.5
+    """ignore_confident leaves out negatives to which the network gives an object more than this."""
+    ignore_iou: float = 1.0
+    """ignore_confident keeps negatives that overlap a labelled object at this IoU or more; 1 keeps none."""
+    ignore_after: float = 0.3
+    """The share of the training after which ignore_confident sets in; before, the network knows nothing."""
     pretrain_epochs: int = 0
     """Passes over `pretrain_smears` synthetic smears before the training proper, at the same settings."""
     pretrain_smears: int = 600
@@ -259,10 +270,20 @@ class Recipe(Settings):
         for name, value in least.items():
             if getattr(self, name) < value:
                 raise ConfigError(f"{name} must be at least {value}, not {getattr(self, name)}")
+        if self.background not in BACKGROUNDS:
+            raise ConfigError(f"background must be {', '.join(BACKGROUNDS)}, not {self.background!r}")
+        for name in ("ignore_above", "ignore_iou", "ignore_after"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], not {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate must be positive, not {self.learning_rate}")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"ema_decay must be in [0, 1), not {self.ema_decay}")
+
+    def background_at(self, step: int, steps: int) -> str:
+        """`background` at a step, from 0, of a training of `steps`: "hard" until `ignore_after` of it."""
+        waiting = self.background == "ignore_confident" and step < self.ignore_after * steps
+        return "hard" if waiting else self.background
 
 
 SHIPPED_MODEL = ModelConfig(width=0.5, batch_norm=True, priors=SMALL_PRIORS)

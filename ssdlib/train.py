@@ -168,6 +168,9 @@ class Trainer:
                     priors,
                     variances=self.network.config.variances,
                     negatives_per_positive=recipe.negatives_per_positive,
+                    background=recipe.background_at(self.step, self.total_steps),
+                    ignore_above=recipe.ignore_above,
+                    ignore_iou=recipe.ignore_iou,
                 )
                 loss = self._share(loss)
                 self.accelerator.backward(loss.total)
@@ -417,7 +420,10 @@ class Trainer:
         if state is None:
             self._say(f"nothing to resume in {self.checkpoints}: starting from the beginning.")
             return
-        checkpoints.check_same_run(state["identity"], self._identity())
+        saved = state["identity"]
+        # A setting that the recipe did not have yet when the run began stood at its default.
+        saved = {**saved, "recipe": Recipe.from_dict(saved["recipe"]).to_dict()}
+        checkpoints.check_same_run(saved, self._identity())
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])

@@ -302,6 +302,45 @@ def test_interrupted_and_resumed_ends_in_the_same_bits(
     assert losses(tmp_path) == losses(uninterrupted)
 
 
+def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
+    data, uninterrupted, tmp_path, monkeypatch
+):
+    """Of 6 steps the first 3 are as ever; stopped after the change and resumed, the end is the same."""
+    recipe = RECIPE.replace(background="ignore_confident", ignore_after=0.5)
+    original, used = ssdlib.train.multibox_loss, []
+
+    def multibox_loss(*arguments, **options):
+        used.append(options["background"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(ssdlib.train, "multibox_loss", multibox_loss)
+    monkeypatch.setattr(ssdlib.train, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+    make_trainer(data, tmp_path / "whole", recipe).fit()
+    assert used == ["hard"] * 3 + ["ignore_confident"] * 3
+    end = checkpoints.digest(final_state(tmp_path / "whole"))
+    assert end != checkpoints.digest(final_state(uninterrupted))
+    used.clear()
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, stop_by(signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted):
+            make_trainer(data, tmp_path / "stopped", recipe).fit()
+    make_trainer(data, tmp_path / "stopped", recipe, model_seed=99).fit(resume=True)
+    assert used == ["hard"] * 3 + ["ignore_confident"] * 3
+    assert checkpoints.digest(final_state(tmp_path / "stopped")) == end
+
+
+def test_a_state_from_before_a_setting_was_there_can_be_resumed(data, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(ssdlib.train, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+    state = checkpoints.read_state(uninterrupted / "checkpoints" / "previous.pt")
+    del state["identity"]["recipe"]["background"]
+    checkpoints.save_state(tmp_path / "checkpoints", state)
+    make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    checkpoints.save_state(tmp_path / "checkpoints", state)
+    with pytest.raises(CheckpointError, match="background was 'hard' and is 'soft'"):
+        make_trainer(data, tmp_path, RECIPE.replace(background="soft")).fit(resume=True)
+
+
 def test_killed_in_the_evaluation_with_the_last_state_damaged(
     data, uninterrupted, tmp_path, monkeypatch, capfd
 ):
