@@ -388,6 +388,11 @@ def results_text(metrics: dict[str, Any]) -> str:
     for name, section in result_sections(metrics).items():
         header, rows = result_rows(section)
         blocks.append(f"{name} ({section.get('images', '?')} images)\n{text_table(header, rows)}")
+        if "classes" in (intervals := section.get("intervals") or {}):  # else the table above holds them all
+            from ssdlib.evaluation.summary import interval_rows  # loads torch
+
+            table = text_table(*interval_rows(intervals), total=False)
+            blocks.append(f"with 95 % intervals over the images\n{table}")
     return "\n\n".join(blocks) if blocks else "no results yet"
 
 
@@ -401,7 +406,7 @@ def counts_text(found: Sequence[Detections]) -> str:
     return text_table(["image", *names], [*rows, [f"all {len(found)}", *totals]])
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = True) -> str:
     """A plain table: first column to the left, numbers to the right, the last row set off as a total."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     rule = "  ".join("-" * width for width in widths)
@@ -411,7 +416,9 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
 
     body = [line(row) for row in rows]
-    return "\n".join([line(header), rule, *body[:-1], *([rule] if len(body) > 1 else []), *body[-1:]])
+    return "\n".join(
+        [line(header), rule, *body[:-1], *([rule] if total and len(body) > 1 else []), *body[-1:]]
+    )
 
 
 def _run_path(run: str, profile: str, data: str) -> Path:

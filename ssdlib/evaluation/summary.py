@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ssdlib import evaluation
-from ssdlib.evaluation.bootstrap import bootstrap_map
+from ssdlib.evaluation.bootstrap import Interval, bootstrap_map
 
 if TYPE_CHECKING:
     from ssdlib.data.bccd import DataSource
@@ -30,10 +30,40 @@ def evaluate_split(
     metrics, detections = evaluation.evaluate_model(
         predictor, dataset, working_threshold=working_threshold, progress=progress
     )
-    intervals = bootstrap_map(detections, dataset.targets(), predictor.class_names)
+    intervals = bootstrap_map(
+        detections, dataset.targets(), predictor.class_names, working_threshold=working_threshold
+    )
     return {
         "split": split,
         **metrics.to_dict(),
         "intervals": intervals.to_dict(),
         "data": source.describe(),
     }
+
+
+_FIGURES = {
+    "ap_50": ("COCO AP at IoU 0.5", "map_50"),
+    "ap": ("COCO AP", "map"),
+    "voc07_ap": ("VOC07 AP", "voc07_map"),
+    "voc12_ap": ("VOC12 AP", "voc12_map"),
+    "precision": ("precision", ""),
+    "recall": ("recall", ""),
+    "ar_100": ("COCO AR at 100", "mar_100"),
+}
+"""Each figure of a class: its name and the mean over the classes."""
+
+
+def interval_rows(intervals: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows) of `Intervals.to_dict`: a row for each figure, a column for each class and their mean.
+
+    Sections written before all figures had intervals give the one row that they hold.
+    """
+    classes = intervals.get("classes") or {
+        name: {"ap_50": value} for name, value in intervals["per_class"].items()
+    }
+    rows = []
+    for figure, (words, mean) in _FIGURES.items():
+        cells = [of_class.get(figure) for of_class in classes.values()] + [intervals.get(mean)]
+        if any(cells):
+            rows.append([words, *(str(Interval(**cell)) if cell else "" for cell in cells)])
+    return ["", *classes, "mean"], rows
