@@ -44,13 +44,11 @@ Sweep = Annotated[
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Use a run made with other settings all the same.")]
-Weights = Annotated[
-    str,
-    typer.Option(
-        help="A checkpoint; a run's name or folder (its best one); newest (the newest run's best one); or "
-        "shipped: the weights that come with the project, trained on BCCD."
-    ),
-]
+WEIGHTS_HELP = (
+    "A checkpoint; a run's name or folder (its best one); newest (the newest run's best one); or "
+    "shipped: the weights that come with the project, trained on BCCD."
+)
+Weights = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -191,6 +189,40 @@ def evaluate(
     print(results_text({split: report, "data": report["data"]}))
     if json_file is not None:
         write_json(json_file, report)
+        print(f"written: {json_file}")
+
+
+@app.command(epilog="Example: python -m ssdlib compare first shipped --data bccd --split val")
+def compare(
+    a: Annotated[str, typer.Argument(metavar="RUN_A", help=WEIGHTS_HELP, show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="RUN_B", help="The same.", show_default=False)],
+    data: Data = "auto",
+    split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "val",
+    samples: Annotated[int, typer.Option(help="Draws of the images.", min=1)] = 1000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Say whether one detector is better than another: both on the same images, by a paired bootstrap."""
+    from ssdlib.data import bccd
+    from ssdlib.evaluation.compare import compare_split
+    from ssdlib.files import write_json
+    from ssdlib.predict import Predictor
+    from ssdlib.runs import find_weights
+
+    paths = [find_weights(a), find_weights(b)]
+    source = bccd.resolve(data, progress=not quiet)
+    predictors = [Predictor.from_checkpoint(path, device=device, precision=precision) for path in paths]
+    result = compare_split(*predictors, source, split, samples=samples, progress=not quiet)
+    if source.notice:
+        print(source.notice)
+    print(f"A: {paths[0]}\nB: {paths[1]}")
+    print(f"{split}, {result.images} images, 95 % intervals from {samples} draws of both together\n")
+    print(f"{text_table(*result.rows())}\n\nmAP@0.5: {result.verdict}")
+    if json_file is not None:
+        described = {"a": str(paths[0]), "b": str(paths[1]), "split": split, "data": source.describe()}
+        write_json(json_file, {**described, **result.to_dict()})
         print(f"written: {json_file}")
 
 

@@ -20,7 +20,7 @@ from ssdlib.detections import Detections
 from ssdlib.errors import CheckpointError, DataError, StageError, TrainingError
 from ssdlib.weights import build_model, save_model
 
-COMMANDS = ("run", "train", "evaluate", "detect", "data fetch", "data check", "data smears")
+COMMANDS = ("run", "train", "evaluate", "compare", "detect", "data fetch", "data check", "data smears")
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,199 @@
+"""Whether one detector is better than another, or the images at hand cannot tell.
+
+A paired bootstrap (Efron 1979): every draw of images judges both detectors, and what counts is the difference
+within a draw. A field that is hard for one is hard for the other, which widens both intervals and leaves the
+difference alone: two intervals may overlap widely around a difference that is real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ssdlib import evaluation
+from ssdlib.detections import Detections
+from ssdlib.errors import CheckpointError, DataError
+from ssdlib.evaluation.bootstrap import (
+    LEVEL,
+    Interval,
+    draw_figures,
+    draws_after_the_whole,
+    percentile_interval,
+)
+
+if TYPE_CHECKING:
+    from ssdlib.data.bccd import DataSource
+    from ssdlib.predict import Predictor
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of two detectors on the same images, and how much higher it is for b."""
+
+    a: Interval
+    b: Interval
+    difference: Interval
+
+    @property
+    def real(self) -> bool | None:
+        """Whether the difference's interval leaves out 0; None where there is no interval."""
+        if self.difference.low is None or self.difference.high is None:
+            return None
+        return self.difference.low > 0 or self.difference.high < 0
+
+    @property
+    def points(self) -> str:
+        """The difference in hundredths, such as `1.2 [0.3, 2.1]`."""
+        return _points(self.difference)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "real": self.real}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """COCO's mAP@0.5, mAP over IoU 0.5 to 0.95, and AP@0.5 of each class, of detectors a and b."""
+
+    map_50: Difference
+    map: Difference
+    per_class: dict[str, Difference]
+    images: int
+    samples: int
+    seed: int
+    level: float = LEVEL
+
+    @property
+    def verdict(self) -> str:
+        """One sentence on mAP@0.5, the one figure that it judges by."""
+        gap, several = self.map_50, f"{self.images} image{'' if self.images == 1 else 's'}"
+        if gap.difference.value is None:
+            return f"nothing to compare: there are no objects to find in {several}"
+        if not gap.real:
+            return f"no difference can be told from {several}"
+        winner, margin = (
+            ("B", gap.difference) if gap.difference.value > 0 else ("A", _negated(gap.difference))
+        )
+        return (
+            f"{winner} is better by {_points(margin).replace(' ', ' points ', 1)}: "
+            "the difference is real (the interval does not hold 0)"
+        )
+
+    def rows(self) -> tuple[list[str], list[list[str]]]:
+        """(header, rows) for a table, mAP@0.5 last."""
+        figures = {f"AP50 {name}": one for name, one in self.per_class.items()}
+        figures |= {"COCO mAP": self.map, "mAP@0.5": self.map_50}
+        said = {True: "real", False: "not told", None: "n/a"}
+        rows = [[name, str(one.a), str(one.b), one.points, said[one.real]] for name, one in figures.items()]
+        return ["", "A", "B", "B - A in points", "difference"], rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "map_50": self.map_50.to_dict(),
+            "map": self.map.to_dict(),
+            "per_class": {name: one.to_dict() for name, one in self.per_class.items()},
+            "verdict": self.verdict,
+            "images": self.images,
+            "samples": self.samples,
+            "seed": self.seed,
+            "level": self.level,
+        }
+
+
+def compare_detections(
+    a: Sequence[Detections],
+    b: Sequence[Detections],
+    targets: Sequence[Mapping[str, Any]],
+    class_names: Sequence[str],
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    level: float = LEVEL,
+) -> Comparison:
+    """Compare the detections of two detectors on the same images, in the same order, by the same draws.
+
+    A draw in which a figure is undefined (no object of a class) is left out of that figure. Raises DataError
+    where the two are not of the same images and classes, or not as many as `targets`.
+    """
+    _check_pairs(a, b, class_names)
+    counts = draws_after_the_whole(len(targets), samples, seed)
+    of_a, of_b = (draw_figures(found, targets, class_names, counts) for found in (a, b))
+
+    def difference(figure: str, row: Any = ...) -> Difference:
+        left, right = of_a[figure][row], of_b[figure][row]
+        return Difference(*(percentile_interval(drawn, level) for drawn in (left, right, right - left)))
+
+    return Comparison(
+        map_50=difference("map_50"),
+        map=difference("map"),
+        per_class={name: difference("ap_50", k) for k, name in enumerate(class_names)},
+        images=len(targets),
+        samples=samples,
+        seed=seed,
+        level=level,
+    )
+
+
+def compare_split(
+    a: Predictor,
+    b: Predictor,
+    source: DataSource,
+    split: str,
+    *,
+    samples: int = 1000,
+    seed: int = 0,
+    progress: bool = False,
+) -> Comparison:
+    """Detect with both on every image of a split, and compare.
+
+    Raises CheckpointError where the classes differ, from each other's or from the data's, and what
+    `DataSource.dataset` raises.
+    """
+    if a.class_names != b.class_names:
+        raise CheckpointError(
+            f"A finds {', '.join(a.class_names)}, but B {', '.join(b.class_names)}: only detectors of "
+            "the same classes, in the same order, can be compared."
+        )
+    dataset = source.dataset(split)
+    found = [evaluation.evaluate_model(one, dataset, progress=progress)[1] for one in (a, b)]
+    return compare_detections(*found, dataset.targets(), a.class_names, samples=samples, seed=seed)
+
+
+def _check_pairs(a: Sequence[Detections], b: Sequence[Detections], class_names: Sequence[str]) -> None:
+    if len(a) != len(b):
+        raise DataError(
+            f"A has detections of {len(a)} images, B of {len(b)}: compare them on the same images."
+        )
+    for index, (one, other) in enumerate(zip(a, b, strict=True)):
+        if (one.image, one.image_size) != (other.image, other.image_size):
+            raise DataError(
+                f"image {index} of A is {_name(one)}, of B {_name(other)}: compare them on the same "
+                "images, in the same order."
+            )
+        for who, found in (("A", one), ("B", other)):
+            if found.class_names != tuple(class_names):
+                raise DataError(
+                    f"{who}'s detections of {_name(found)} are of {', '.join(found.class_names)}, not of "
+                    f"{', '.join(class_names)}: compare detectors of the same classes, in the same order."
+                )
+
+
+def _name(found: Detections) -> str:
+    width, height = found.image_size
+    return f"{found.image or 'unnamed'} ({width} x {height})"
+
+
+def _points(gap: Interval) -> str:
+    """In hundredths, with one decimal, or two where one would make a 0 of what is none."""
+    if gap.value is None:
+        return "n/a"
+    ends = [100 * end for end in (gap.value, gap.low, gap.high) if end is not None]
+    digits = 1 if all(end == 0 or abs(end) >= 0.05 for end in ends) else 2
+    value, *others = (f"{round(end, digits) + 0.0:.{digits}f}" for end in ends)  # + 0.0: no "-0.0"
+    return value + (f" [{', '.join(others)}]" if others else "")
+
+
+def _negated(gap: Interval) -> Interval:
+    return Interval(*(None if end is None else -end for end in (gap.value, gap.high, gap.low)))
