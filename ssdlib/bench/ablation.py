@@ -52,6 +52,8 @@ def changes(epochs: int, images: int) -> dict[str, Overrides]:
         "the paper's priors": {"recipe.model.priors": PAPER_PRIORS},
         "positive from IoU 0.4": {"recipe.iou_threshold": 0.4},
         "six negatives per positive": {"recipe.negatives_per_positive": 6.0},
+        "soft background": {"recipe.background": "soft"},
+        "confident background ignored": {"recipe.background": "ignore_confident"},
         "no average of weights": {"recipe.ema_decay": 0.0},
         "no warm-up": {"recipe.warmup_steps": 0},
         "half the learning rate": {"recipe.learning_rate": 5e-4},

@@ -15,9 +15,9 @@ ByShare = Mapping[float, float | None]
 """A figure of merit by the share of labels removed, 0 to 1; None where there is none."""
 
 NAMES = {
-    "hard": "every gap is background",
-    "soft": "background far from labels counts less",
-    "ignore_confident": "what looks like a cell is ignored",
+    "hard": "hard: every gap is background",
+    "soft": "soft: background far from labels counts less",
+    "ignore_confident": "ignore_confident: what looks like a cell is left out",
 }
 COLOURS = dict(zip(NAMES, (MUTED, LINE_COLOURS[1], LINE_COLOURS[0]), strict=True))
 """Each method keeps its own in every figure, whoever else is there."""
