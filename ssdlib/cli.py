@@ -395,6 +395,70 @@ def data_check(
 
 
 @data_app.command(
+    "suspects",
+    epilog="Example: python -m ssdlib data suspects --data my_cells/ --out runs/suspects",
+)
+def data_suspects(
+    out: Annotated[Path, typer.Option(help="Folder to write; called again it goes on there.")],
+    data: Data = "auto",
+    split: Annotated[str, typer.Option(help="all (every labelled image), train, val or test.")] = "all",
+    folds: Annotated[int, typer.Option(help="Networks trained, each judging a share of images.", min=2)] = 5,
+    epochs: Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)] = None,
+    init: Annotated[
+        str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
+    ] = "scratch",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Folder of `detect --json` files to use; their detector must not know the labels."),
+    ] = None,
+    min_score: Annotated[
+        float | None, typer.Option(help="Least score of unlabelled objects; default 0.5.", min=0, max=1)
+    ] = None,
+    apply: Annotated[
+        Path | None,
+        typer.Option(help="A decisions.json: write the corrected copy of the data to --out instead."),
+    ] = None,
+    settings: Settings = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Find missing and doubtful labels with networks that never saw them; the data are never changed.
+
+    Writes a CSV, a page and contact sheets of crops, annotations with the proposed boxes, and decisions.json
+    to be filled in a notebook (ssdlib.suspects.review.ReviewWidget) and given to --apply.
+    """
+    from ssdlib.data import bccd
+    from ssdlib.suspects.correct import apply_decisions
+    from ssdlib.suspects.rank import KINDS, count_kinds
+    from ssdlib.suspects.search import search
+
+    source = bccd.resolve(data, progress=not quiet)
+    if apply is not None:
+        changes = apply_decisions(source, apply, out)
+        print(", ".join(f"{count} {action}" for action, count in changes.items()))
+        print(f"corrected copy: {out}")
+        return
+    found = search(
+        source,
+        out,
+        split=split,
+        folds=folds,
+        epochs=epochs,
+        init=init,
+        predictions=predictions,
+        overrides=_overrides(settings),
+        min_score=min_score,
+        device=device,
+        progress=not quiet,
+    )
+    if source.notice:
+        print(source.notice)
+    rows = [[f"{kind}: {KINDS[kind]}", str(count)] for kind, count in count_kinds(found).items()]
+    print(text_table(["suspects", "number"], [*rows, ["all", str(len(found))]]))
+    print(f"look: {out / 'suspects.html'}\ndecide: {out / 'decisions.json'}")
+
+
+@data_app.command(
     "smears", epilog="Example: python -m ssdlib data smears my_smears --train 20 --val 5 --test 5"
 )
 def data_smears(

@@ -28,7 +28,7 @@ LAYERS = (
     {"checkpoints"},
     {"train"},
     {"runs"},
-    {"report", "comparison"},
+    {"report", "comparison", "suspects"},
     {"pipeline", "comparison_page"},
     {"sweep"},
     {"bench"},

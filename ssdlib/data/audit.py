@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -180,6 +180,19 @@ def _outlines(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     small -= cv2.GaussianBlur(small, (0, 0), 4)
     return np.clip(small, -small.std(), small.std())
+
+
+def same_fields(images: Mapping[str, Path], *, progress: bool = False) -> list[tuple[str, str]]:
+    """Pairs of ids whose images show the same cells: copies, near copies and overlapping fields.
+
+    What must not be parted when images are divided into folds. Damaged images are passed over.
+    """
+    pictures = _read_pictures(dict(images), [], progress)
+    ids = sorted(pictures)
+    pairs = {(a, b) for a, b, _ in _near_duplicates(ids, pictures)}
+    if len(ids) <= _MAX_IMAGES:
+        pairs |= {(a, b) for a, b, *_ in _overlapping_fields(ids, pictures, progress)}
+    return sorted(pairs)
 
 
 def _splits(source: DataSource, findings: list[Finding]) -> dict[str, list[str]]:

@@ -28,7 +28,7 @@ LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test
 _SPLIT_SHARES = {"train": 0.56, "val": 0.24, "test": 0.20}  # as BCCD's 205, 87 and 72
 _SPLIT_SEED = 0
 
-_EXTRA_SMEARS_SEED = 1
+EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"
 _SMEAR_NOTICE = (
     "SYNTHETIC DATA: these are drawn blood smears, not BCCD. Results say nothing about real cells."
@@ -61,15 +61,27 @@ class DataSource:
         return _fingerprint(self.root, tuple(files), stamp)
 
     def split_ids(self, split: str) -> list[str]:
-        """Image ids of train, val, test or trainval, in the file's order. Raises DataError if empty."""
+        """Image ids of train, val, test or trainval, in the file's order. Raises DataError if empty.
+
+        "all" is every annotation that has an image, in a split or not, by name.
+        """
+        if split == "all":
+            return self._labelled_ids()
         if split not in SPLITS:
-            raise DataError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)}.")
+            raise DataError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)} or all.")
         ids = list(read_splits(self.root).get(split, ()))
         if not ids:
             raise DataError(
                 f"split {split} of {self.root} is empty. List image names, one a line, in "
                 f"{_split_file(self.root, split)}, or remove ImageSets to have the images divided for you."
             )
+        return ids
+
+    def _labelled_ids(self) -> list[str]:
+        images = images_by_id(self.root)
+        ids = [file.stem for file in annotation_files(self.root) if file.stem in images]
+        if not ids:
+            raise DataError(f"no image in {self.root} has an annotation: label some images first.")
         return ids
 
     def dataset(
@@ -143,7 +155,7 @@ def extra_smears(
 
     home = Path(cache_dir) if cache_dir is not None else _data_folders()[0]
     root = home / "cache" / f"extra-smears-{smears.SMEARS_VERSION}-{count}"
-    smears.write_dataset(root, train=count, val=0, test=0, seed=_EXTRA_SMEARS_SEED, progress=progress)
+    smears.write_dataset(root, train=count, val=0, test=0, seed=EXTRA_SMEARS_SEED, progress=progress)
     return DataSource("smears", root, BCCD_CLASSES, synthetic=True).dataset("train")
 
 

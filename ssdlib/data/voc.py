@@ -62,7 +62,7 @@ def read_voc(path: str | Path, image_size: tuple[int, int] | None = None) -> Voc
     DOCTYPE or entities, is no VOC annotation, or names an image outside its folder.
     """
     path = Path(path)
-    root = _parse(path)
+    root = read_tree(path)
     filename = _safe_filename(root.findtext("filename") or "", path)
     written = tuple(
         _number(root.findtext(f"size/{side}") or "0", path, "size") for side in ("width", "height")
@@ -115,14 +115,33 @@ def voc_bytes(
         _add(size, tag, value)
     _add(root, "segmented", 0)
     for box, name in zip(np.asarray(boxes, np.float64).reshape(-1, 4), names, strict=True):
-        node = etree.SubElement(root, "object")
-        for tag, value in (("name", name), ("pose", "Unspecified"), ("truncated", 0), ("difficult", 0)):
-            _add(node, tag, value)
-        corners = etree.SubElement(node, "bndbox")
-        for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
-            _add(corners, tag, int(value) if value.is_integer() else round(float(value), 3))
+        add_object(root, name, box)
     etree.indent(root, "\t")
     return etree.tostring(root, encoding="utf-8") + b"\n"
+
+
+def read_objects(path: str | Path) -> list[tuple[str, tuple[float, ...]]]:
+    """(class name, xyxy corners) of every object exactly as the file has it, in its order. DataError as
+    `read_voc`."""
+    path = Path(path)
+    nodes = read_tree(path).iterfind("object")
+    return [_read_object(node, path, number) for number, node in enumerate(nodes, 1)]
+
+
+def add_object(root: etree._Element, name: str, box: Sequence[float], pose: str = "Unspecified") -> None:
+    """Append an object with the class `name` and a box of xyxy pixels to an annotation's tree."""
+    node = etree.SubElement(root, "object")
+    for tag, value in (("name", name), ("pose", pose), ("truncated", 0), ("difficult", 0)):
+        _add(node, tag, value)
+    set_box(etree.SubElement(node, "bndbox"), box)
+
+
+def set_box(corners: etree._Element, box: Sequence[float]) -> None:
+    """Write xyxy pixels into a <bndbox> element."""
+    for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), map(float, box), strict=True):
+        node = corners.find(tag)
+        node = etree.SubElement(corners, tag) if node is None else node
+        node.text = str(int(value) if value.is_integer() else round(value, 3))
 
 
 def write_voc(
@@ -141,7 +160,8 @@ def write_voc(
     write_bytes(path, voc_bytes(image, width, height, boxes, names, database=database))
 
 
-def _parse(path: Path) -> etree._Element:
+def read_tree(path: Path) -> etree._Element:
+    """The root element of an annotation, safe to edit. Raises DataError as `read_voc` does."""
     try:
         if path.stat().st_size > MAX_XML_BYTES:
             raise DataError(
