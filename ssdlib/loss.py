@@ -107,10 +107,11 @@ def multibox_loss(
     network ran in.
 
     background, ignore_above and ignore_iou, for labels with gaps: see `background_weights`. Negatives are
-    mined by their weighted loss, because mining by the bare one would spend the places on what then counts
-    little: an ignored prior takes no place from another, and a quarter of a large loss has to compete with
-    the whole of a small one. Neither the number of negatives nor the normaliser changes, so weights below
-    1 make the background's part of the loss smaller, not the others larger.
+    mined by their bare loss, and weighted then, but one that counts nothing is no candidate: its place goes
+    to the next. Were soft background mined by what it counts, the places would go to the borders of the
+    labelled objects, which count in full, and push down the scores of the objects themselves. Neither the
+    number of negatives nor the normaliser changes, so weights below 1 make the background's part of the
+    loss smaller, not the others larger.
     """
     locs, logits = locs.float(), logits.float()
     positive = matches.labels > 0  # (N, P)
@@ -124,8 +125,11 @@ def multibox_loss(
     weights = background_weights(
         logits, matches, background, ignore_above=ignore_above, ignore_iou=ignore_iou
     )
-    if weights is not None:
+    if weights is None:
+        learned = positive | hard_negatives(confidence_loss, positive, negatives_per_positive)
+    else:
+        candidates = confidence_loss.detach() * (weights > 0)
+        learned = positive | hard_negatives(candidates, positive, negatives_per_positive)
         confidence_loss = confidence_loss * weights
-    learned = positive | hard_negatives(confidence_loss, positive, negatives_per_positive)
     confidence = (confidence_loss * learned).sum() / normaliser
     return MultiBoxLoss(localisation + confidence, localisation, confidence, positives)

@@ -170,20 +170,21 @@ def test_soft_background_far_from_labels_counts_a_quarter():
     assert loss == pytest.approx(-math.log(0.5 * 0.75) - math.log(0.1 * 0.6 * 0.7) / 4, abs=1e-5)
 
 
-def test_soft_background_is_mined_by_what_it_counts():
-    """Beside the label at IoU 1/3 a loss of 0.51 counts 0.48; far from it one of 1.2 counts 0.30."""
+def test_soft_background_is_mined_by_its_bare_loss():
+    """Two places. Beside the label at IoU 1/3 a loss of 0.51 counts 0.48; far off one of 1.20 counts 0.30,
+    and still takes the place."""
     near = torch.tensor([[0.3, 0.2, 0.2, 0.2]])  # half over the object: IoU 1/3
     priors = torch.cat([PRIORS[:1], near, PRIORS[1:4]])
     matches = match([torch.tensor([[0.1, 0.1, 0.3, 0.3]])], [torch.tensor([1])], priors)
-    logits = logits_of([0.5, 0.4, 0.7, 0.7, 0.7])
-    taught = {}
-    for background in ("hard", "soft"):
-        values = logits.clone().requires_grad_()
-        multibox_loss(
+    for background, weight in (("hard", 1.0), ("soft", 0.25)):
+        values = logits_of([0.5, 0.4, 0.7, 0.7, 0.6]).requires_grad_()
+        loss = multibox_loss(
             torch.zeros(1, 5, 4), values, matches, priors, negatives_per_positive=2, background=background
-        ).total.backward()
-        taught[background] = (values.grad[0].abs().sum(1) > 0).tolist()
-    assert taught == {"hard": [True, False, True, True, False], "soft": [True, True, True, False, False]}
+        )
+        loss.total.backward()
+        assert (values.grad[0].abs().sum(1) > 0).tolist() == [True, False, True, True, False]
+        expected = -math.log(0.5 * 0.75) - weight * 2 * math.log(0.3)
+        assert loss.confidence.item() == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("background", BACKGROUNDS)
