@@ -117,6 +117,8 @@ def _share(part: float, whole: int) -> float | None:
 def temper(scores: Any, temperature: float) -> np.ndarray:
     """(K,) sigmoid(logit(score) / T): T > 1 makes scores less sure, their order stays. Guo et al. 2017, 4.2.
 
+    A score of one half stays one half, so no temperature mends scores that are all too high, as they are
+    where sure detections are charged as false because their cells carry no label.
     Raises ConfigError unless T > 0.
     """
     if not temperature > 0:
