@@ -63,6 +63,11 @@ CASES = {
         [Detections([[10, 10, 60, 60]] * 3, [0.9, 0.8, 0.7], [1] * 3, SIZE, NAMES)],
         [{"boxes": [[10, 10, 60, 60]] * 2, "labels": [1, 1]}],
     ),
+    # The first detection overlaps both objects by 2 / 3 and takes the later, which the second one is after.
+    "a tie between two objects": (
+        [Detections([[10, 0, 30, 10], [14, 0, 34, 10]], [0.9, 0.8], [1, 1], SIZE, NAMES)],
+        [{"boxes": [[6, 0, 26, 10], [14, 0, 34, 10]], "labels": [1, 1]}],
+    ),
     "over the limit": many_in_one_image(),
     "one class": random_case(1, classes=1),
     **{f"random {seed}": random_case(seed) for seed in range(4)},
