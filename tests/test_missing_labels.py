@@ -143,6 +143,11 @@ def test_a_method_that_changed_is_trained_anew(smears_source, tmp_path, trained,
     monkeypatch.setitem(bench.METHODS, "soft", {"background": "soft", "negatives_per_positive": 4.0})
     rows = bench.measure(smears_source, tmp_path / "a.json", **settings)
     assert len(trained) == 2 and [r["recipe"]["negatives_per_positive"] for r in rows] == [4.0]
+    stored = json.loads((tmp_path / "a.json").read_text())
+    del stored["rows"][0]["recipe"]["ignore_iou"]  # as if written before there was such a setting
+    (tmp_path / "a.json").write_text(json.dumps(stored))
+    bench.measure(smears_source, tmp_path / "a.json", **settings)
+    assert len(trained) == 2
 
 
 def test_a_row_is_really_trained(smears_source):

@@ -196,12 +196,13 @@ def measure(
         for share in sorted(shares, reverse=True):
             for method in methods:
                 recipe = recipe_for(method, images, len(train))
-                key = {"removed": share, "method": method, "seed": seed, "recipe": recipe.to_dict()}
-                if any(row | key == row for row in rows):
+                key = {"removed": share, "method": method, "seed": seed}
+                same = [row for row in rows if key.items() <= row.items()]
+                # Through Recipe, so that a setting it has got since then does not count as a change.
+                if any(Recipe.from_dict(row["recipe"]) == recipe for row in same):
                     continue
-                # A row of the same name is of another version of the recipe.
-                rows = [row for row in rows if any(row[k] != key[k] for k in ("removed", "method", "seed"))]
-                rows = [*rows, key | run_row(train, val, recipe, share, seed)]
+                own = key | {"recipe": recipe.to_dict()} | run_row(train, val, recipe, share, seed)
+                rows = [*(row for row in rows if row not in same), own]
                 write_json(
                     path,
                     {
