@@ -244,10 +244,12 @@ class Recipe(Settings):
     negatives_per_positive: float = 3.0
     background: str = "hard"
     """hard, soft or ignore_confident: what background counts where labels may be missing."""
-    ignore_above: float = 0.5
-    """ignore_confident leaves out negatives to which the network gives an object more than this."""
-    ignore_iou: float = 1.0
-    """ignore_confident keeps negatives that overlap a labelled object at this IoU or more; 1 keeps none."""
+    ignore_above: float = 0.2
+    """ignore_confident leaves out negatives to which the network gives an object more than this. Where half
+    of the labels are missing, even an unmistakable cell gets no more than 0.5."""
+    ignore_iou: float = 0.3
+    """ignore_confident keeps negatives that overlap a labelled object at this IoU or more: they teach where
+    an object ends, and without them many boxes come out on one cell. 1 keeps none."""
     ignore_after: float = 0.3
     """The share of the training after which ignore_confident sets in; before, the network knows nothing."""
     pretrain_epochs: int = 0

@@ -64,8 +64,8 @@ def background_weights(
     matches: Matches,
     background: str = "hard",
     *,
-    ignore_above: float = 0.5,
-    ignore_iou: float = 1.0,
+    ignore_above: float = 0.2,
+    ignore_iou: float = 0.3,
 ) -> Tensor | None:
     """What the cross entropy of each prior counts, (N, P) in [0, 1], 1 for positives; None where all count 1.
 
@@ -96,8 +96,8 @@ def multibox_loss(
     variances: tuple[float, float] = (0.1, 0.2),
     negatives_per_positive: float = 3.0,
     background: str = "hard",
-    ignore_above: float = 0.5,
-    ignore_iou: float = 1.0,
+    ignore_above: float = 0.2,
+    ignore_iou: float = 0.3,
 ) -> MultiBoxLoss:
     """Smooth L1 on the positives' boxes plus cross entropy on positives and hard negatives.
 

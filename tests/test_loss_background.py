@@ -68,11 +68,12 @@ def test_soft_weights_grow_with_the_overlap():
     [
         ([], [], [], {}, []),
         # More than the threshold, and no less; background only.
-        ([0.4, 0.6, 0.6], [0, 0, 1], [0.0, 0.0, 0.6], {}, [1, 0, 1]),
+        ([0.19, 0.21, 0.21], [0, 0, 1], [0.0, 0.0, 0.6], {}, [1, 0, 1]),
         ([0.4, 0.6, 0.95], [0, 0, 0], [0.0, 0.0, 0.0], {"ignore_above": 0.9}, [1, 1, 0]),
         ([0.9, 0.9], [0, 0], [0.0, 0.49], {"ignore_above": 1.0}, [1, 1]),
-        # Beside a labelled object it stays a negative, if so wanted.
-        ([0.9, 0.9, 0.9], [0, 0, 0], [0.29, 0.31, 0.49], {"ignore_iou": 0.3}, [0, 1, 1]),
+        # Beside a labelled object it stays a negative, unless told otherwise.
+        ([0.9, 0.9, 0.9], [0, 0, 0], [0.29, 0.31, 0.49], {}, [0, 1, 1]),
+        ([0.9, 0.9, 0.9], [0, 0, 0], [0.29, 0.31, 0.49], {"ignore_iou": 1.0}, [0, 0, 0]),
         ([0.9, 0.1], [0, 0], [0.29, 0.0], {"ignore_iou": 0.0}, [1, 1]),
     ],
 )
@@ -148,7 +149,7 @@ def test_an_unlabelled_cell_the_network_sees_teaches_nothing():
     before, loss = gradients(objectness)
     assert before[1].abs().sum() > 1  # the hardest negative of all
     assert loss == pytest.approx(positive - math.log(0.1 * 0.6 * 0.7), abs=1e-5)
-    after, loss = gradients(objectness, background="ignore_confident")
+    after, loss = gradients(objectness, background="ignore_confident", ignore_above=0.5)
     assert after[1].tolist() == [0, 0, 0]
     # Its place goes to the next one: as many negatives as before.
     assert (after.abs().sum(1) > 0).tolist() == [True, False, True, True, True, False]
