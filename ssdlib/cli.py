@@ -167,6 +167,9 @@ def evaluate(
     split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "test",
     limit: Annotated[int | None, typer.Option(help="Only the split's first images.", min=1)] = None,
     threshold: Annotated[float, typer.Option(help="Score for precision and recall.", min=0, max=1)] = 0.5,
+    lab: Annotated[
+        bool, typer.Option("--lab", help="Errors by kind, counts and calibration, too; chosen on val.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -183,10 +186,18 @@ def evaluate(
     source = bccd.resolve(data, progress=not quiet)
     predictor = Predictor.from_checkpoint(path, device=device, precision=precision, batch_size=batch)
     report = evaluate_split(
-        predictor, source, split, limit=limit, working_threshold=threshold, progress=not quiet
+        predictor,
+        source,
+        split,
+        limit=limit,
+        working_threshold=threshold,
+        laboratory=lab,
+        progress=not quiet,
     )
     report["weights"] = str(path)
     print(results_text({split: report, "data": report["data"]}))
+    if lab:
+        print(laboratory_text(report["laboratory"], split))
     if json_file is not None:
         write_json(json_file, report)
         print(f"written: {json_file}")
@@ -492,6 +503,22 @@ def results_text(metrics: dict[str, Any]) -> str:
     return "\n\n".join(blocks) if blocks else "no results yet"
 
 
+def laboratory_text(section: dict[str, Any], split: str) -> str:
+    """Errors by kind, counts and calibration as plain tables."""
+    from ssdlib.evaluation import laboratory
+
+    chosen = "chosen on val" + (", which is judged here: too kind" if split == "val" else "")
+    tables = {
+        "errors by kind, of all detections": laboratory.error_rows(section["errors"]),
+        f"counts; thresholds {chosen}": laboratory.counting_rows(section["counting"]),
+        f"calibration; temperature {chosen}": laboratory.calibration_rows(section["calibration"]),
+    }
+    return "".join(
+        f"\n{title}\n{text_table(*rows, total=rows[1][-1][0] == laboratory.ALL)}\n"
+        for title, rows in tables.items()
+    )
+
+
 def counts_text(found: Sequence[Detections]) -> str:
     """Cells of each class on each image and in all, as a plain table."""
     if not found:
@@ -509,7 +536,7 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: b
 
     def line(cells: Sequence[str]) -> str:
         first, *others = (pad for pad in zip(cells, widths, strict=True))
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
+        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
 
     body = [line(row) for row in rows]
     return "\n".join(
