@@ -123,6 +123,7 @@ def _summary(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:
     blocks.append(_picture(run))
     blocks.append('<button class="toggle" type="button" aria-pressed="false">Show all code</button>')
     blocks += _metric_tables(metrics)
+    blocks += _laboratory(run, metrics)
     blocks.append("<h3>Stages</h3>" + _stage_table(run, stages))
     blocks.append(
         '<details class="block"><summary>Environment: versions, processor, device, data</summary>'
@@ -194,11 +195,15 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
 
 def _picture(run: RunFolder) -> str:
     """Fields beside what was found in them, before any number: what the whole run is about."""
-    path = run.path / PICTURE
+    return _figure(run, PICTURE, "Left to right: the field, what was found in it, and its ground truth.")
+
+
+def _figure(run: RunFolder, name: str, caption: str) -> str:
+    """A saved figure of the run inside the page; nothing where it is not there."""
+    path = run.path / name
     if not path.is_file():
         return ""
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = "Left to right: the field, what was found in it, and its ground truth."
     return (
         f'<figure class="output"><img src="data:image/png;base64,{data}" alt="{caption}">'
         f"<figcaption>{caption}</figcaption></figure>"
@@ -214,7 +219,16 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[str]:
         facts = " · ".join(f"{html.escape(k)} {html.escape(_plain(v))}" for k, v in scalars.items())
         title = html.escape(name.replace("_", " "))
         blocks.append(f"<h3>Results: {title}</h3>{_table(header, rows)}<p>{facts}</p>")
-    others = {k: v for k, v in metrics.items() if k not in results and k not in ("profile", "data")}
+        if "classes" in (section.get("intervals") or {}):
+            from ssdlib.evaluation.summary import interval_rows  # loads torch
+
+            blocks.append(
+                '<details class="block"><summary>Every figure with its 95 % interval over the images</summary>'
+                f"{_table(*interval_rows(section['intervals']), total=False)}</details>"
+            )
+    others = {
+        k: v for k, v in metrics.items() if k not in results and k not in ("profile", "data", LABORATORY)
+    }
     for name, section in others.items():
         title = html.escape(name.replace("_", " ")).capitalize()
         blocks.append(
@@ -222,6 +236,61 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[str]:
             f"{_table((), _flat_rows({name: section}))}</details>"
         )
     return blocks
+
+
+def _laboratory(run: RunFolder, metrics: Mapping[str, Any]) -> list[str]:
+    """Errors by kind, counts and calibration of the test split, with words for who reads nothing else."""
+    section = metrics.get(LABORATORY)
+    if not section:
+        return []
+    from ssdlib.evaluation import laboratory  # loads torch
+
+    parts = (
+        ("What it gets wrong", _ERRORS, laboratory.error_rows(section["errors"]), _ERROR_FIGURES),
+        ("How well it counts", _COUNTS, laboratory.counting_rows(section["counting"]), _COUNT_FIGURES),
+        ("Can its scores be believed?", _SCORES, laboratory.calibration_rows(section["calibration"]),
+         _SCORE_FIGURES),
+    )  # fmt: skip
+    return [
+        f"<h3>{title}</h3><p>{words}</p>{_table(*rows, total=rows[1][-1][0] == laboratory.ALL)}"
+        + "".join(_figure(run, name, caption) for name, caption in figures.items())
+        for title, words, rows, figures in parts
+    ]
+
+
+LABORATORY = "laboratory"
+"""The section of metrics.json that `ssdlib.evaluation.laboratory` fills."""
+
+_ERRORS = (
+    "Points of AP at IoU 0.5 that mending one kind of error, and nothing else, would add on the test "
+    "images; in brackets how many there are among all detections with a score of at least 0.01. "
+    "<b>class</b>: the box fits a cell of another class. <b>localisation</b>: it touches a cell of its "
+    "class but fits badly. <b>both</b>: both of these. <b>duplicate</b>: a cell found twice. "
+    "<b>background</b>: no labelled cell there, which is no error of the detector where a label is "
+    "missing. <b>missed</b>: nothing found there."
+)
+_COUNTS = (
+    "Cells on the test images, counted from the score on that counted best on val. Accuracy compares the "
+    "totals over all images, where errors of different images cancel; the mean |difference| is what to "
+    "expect on one image. The bias is the mean difference, counted less true; 95 % of single differences "
+    "are expected within the limits beside it. In brackets 95 % intervals over the images."
+)
+_SCORES = (
+    "Of all detections with a score near 0.7, seven in ten should be right. ECE is the mean gap between "
+    "score and share right, over ten bins; scaled: after one temperature fitted on val. Scores below 0.05"
+    " are left out."
+)
+_ERROR_FIGURES = {
+    "figures/05_errors.png": "mAP to gain by mending each kind, on test and on the same images out of focus.",
+    "figures/05_worst_images.png": "The test images with the most errors.",
+    "figures/05_worst_crops.png": "The false alarms with the highest scores, then missed cells.",
+    "figures/05_confusion.png": "What became of each cell at the working thresholds.",
+}
+_COUNT_FIGURES = {
+    "figures/05_counts.png": "Each dot is a test image. Above: counted against true; below: the difference "
+    "against the mean (Bland and Altman), with bias and 95 % limits.",
+}
+_SCORE_FIGURES = {"figures/05_calibration.png": "Score and share right: equal on the diagonal."}
 
 
 def _stage_table(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:
@@ -283,7 +352,8 @@ def _flat_rows(values: Any, prefix: str = "") -> list[list[str]]:
     return [[prefix, _plain(values)]]
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = True) -> str:
+    """A table whose last row, with `total`, is set off from the others; without a header, of plain pairs."""
     head = "".join(f'<th class="{"number" if i else ""}">{html.escape(h)}</th>' for i, h in enumerate(header))
     kind = "number" if header else "path"
     body = "".join(
@@ -293,8 +363,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in rows
     )
     head = f"<thead><tr>{head}</tr></thead>" if header else ""
-    total = ' class="total"' if header else ""
-    return f'<div class="scroll"><table{total}>{head}<tbody>{body}</tbody></table></div>'
+    style = ' class="total"' if header and total else ""
+    return f'<div class="scroll"><table{style}>{head}<tbody>{body}</tbody></table></div>'
 
 
 def _number(value: Any) -> str:

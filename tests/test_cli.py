@@ -166,6 +166,17 @@ def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys):
     assert results_text({"test": values, "data": values["data"]}) in captured.out
 
 
+def test_evaluate_lab_adds_errors_counts_and_calibration(smears, weights, tmp_path, capsys):
+    report = tmp_path / "results.json"
+    arguments = ["evaluate", "--lab", "--data", str(smears), "--split", "val", "--limit", "1", "--quiet"]
+    assert main([*arguments, "--json", str(report)]) == 0
+    section = json.loads(report.read_text())["laboratory"]
+    assert section["images"] == 1 and set(section["counting"]["per_class"]) == {"WBC", "RBC", "Platelets"}
+    out = capsys.readouterr().out
+    assert "background" in out and "95 % of differences" in out and "ECE" in out
+    assert "chosen on val, which is judged here" in out
+
+
 def test_which_weights_are_meant(weights, tmp_path, monkeypatch):
     folder = weights.parents[2]
     monkeypatch.setattr(runs, "runs_folder", lambda: folder)

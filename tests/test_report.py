@@ -206,3 +206,26 @@ def test_result_rows():
     assert header == ["class", "AP50", "objects"]
     assert rows == [["WBC", "0.500", "3"], ["<b>", "n/a", "0"], ["all", "0.500", "3"]]
     assert result_rows({"per_class": {}}) == (["class"], [["all"]])
+
+
+def test_errors_counts_and_calibration_stand_in_the_report(run):
+    from ssdlib.detections import Detections
+    from ssdlib.evaluation.laboratory import laboratory_section
+
+    found = Detections([[0, 0, 9, 9], [50, 50, 60, 60]], [0.9, 0.8], [1, 1], (90, 90), ("WBC", "<b>"))
+    judged = ([found], [{"boxes": [[0, 0, 9, 9]], "labels": [1]}])
+    before = BeautifulSoup(render_report(run), "html.parser").get_text()
+    run.update_metrics("laboratory", laboratory_section(judged, judged, ("WBC", "<b>"), samples=5))
+    run.save("figures/05_errors.png", base64.b64decode(PIXEL))
+    page = BeautifulSoup(render_report(run), "html.parser")
+    assert "What it gets wrong" not in before
+    titles = [title.get_text() for title in page.find_all("h3")]
+    place = titles.index("What it gets wrong")
+    assert titles[place : place + 3] == [
+        "What it gets wrong", "How well it counts", "Can its scores be believed?",
+    ]  # fmt: skip
+    rows = {row.td.get_text(): [cell.get_text() for cell in row.find_all("td")[1:]]
+            for row in page.find_all("tr") if row.td}  # fmt: skip
+    assert rows["background"] == ["0.0 (1)", "n/a (0)", "0.0 (1)"], "after the right one it costs nothing"
+    assert page.find("img", alt=re.compile("mending each kind"))["src"].startswith("data:image/png;base64,")
+    assert "laboratory" not in page.get_text(), "the section is not listed raw as well"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdlib import evaluation
 from ssdlib.evaluation.bootstrap import Interval, bootstrap_map
+from ssdlib.evaluation.laboratory import Judged, laboratory_section
 
 if TYPE_CHECKING:
     from ssdlib.data.bccd import DataSource
@@ -20,11 +21,14 @@ def evaluate_split(
     *,
     limit: int | None = None,
     working_threshold: float | Mapping[str, float] = 0.5,
+    laboratory: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
     """Plain values of `Metrics`, `intervals` over the images, and which data these were.
 
-    `limit` takes the split's first images only. Raises what `evaluate_model` and `DataSource.dataset` raise.
+    `limit` takes the split's first images only. `laboratory` adds a section of that name (see
+    `ssdlib.evaluation.laboratory`), for which the network looks at val as well. Raises what `evaluate_model`
+    and `DataSource.dataset` raise.
     """
     dataset = source.dataset(split, limit=limit)
     metrics, detections = evaluation.evaluate_model(
@@ -33,12 +37,27 @@ def evaluate_split(
     intervals = bootstrap_map(
         detections, dataset.targets(), predictor.class_names, working_threshold=working_threshold
     )
-    return {
+    report = {
         "split": split,
         **metrics.to_dict(),
         "intervals": intervals.to_dict(),
         "data": source.describe(),
     }
+    if laboratory:
+        own = detections, dataset.targets()
+        report["laboratory"] = laboratory_section(
+            _judged(predictor, source, "val", limit, progress) if split != "val" else own,
+            own,
+            predictor.class_names,
+        )
+    return report
+
+
+def _judged(
+    predictor: Predictor, source: DataSource, split: str, limit: int | None, progress: bool
+) -> Judged:
+    dataset = source.dataset(split, limit=limit)
+    return evaluation.evaluate_model(predictor, dataset, progress=progress)[1], dataset.targets()
 
 
 _FIGURES = {
