@@ -223,7 +223,7 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[str]:
             from ssdlib.evaluation.summary import interval_rows  # loads torch
 
             blocks.append(
-                '<details class="block"><summary>Every figure with its 95 % interval over the images</summary>'
+                '<details class="block"><summary>Every figure with its 95 % interval</summary>'
                 f"{_table(*interval_rows(section['intervals']), total=False)}</details>"
             )
     others = {
