@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -76,6 +76,8 @@ class Suspect:
     """The nearest detection: its class, score and IoU with the label (with the nearest one); None if none."""
     detector_score: float | None
     detector_iou: float | None
+    second_opinion: float | None
+    """How doubtful cleanlab finds the label, 0 to 1; None where it is not installed or there is no label."""
     image_path: str
     annotation_path: str
 
@@ -187,7 +189,7 @@ def pair(labels: Sequence[Label], detections: Detections) -> Pairing:
 
 CUTS = {
     "unlabelled": 0.5,
-    "no_detection": 0.9,
+    "no_detection": 0.5,
     "badly_located": 0.4,
     "other_class": 0.4,
     "duplicate_box": DUPLICATE_IOU,
@@ -203,29 +205,88 @@ def find_suspects(
     dataset: DetectionDataset,
     detections: Sequence[Detections],
     *,
-    min_score: float | None = None,
+    min_score: float | Mapping[str, float] | None = None,
 ) -> list[Suspect]:
     """Everything doubtful about the labels of `dataset`, by kind (in the order of KINDS), surest first.
 
-    detections: one for each image, in its order, by a network that never saw these labels. `min_score` stands
-    in for the cut of the kind "unlabelled". An image without labels gives only "unlabelled", one without
-    detections none of those. Raises DataError where images and detections are not as many, ConfigError for a
-    `min_score` outside 0 to 1.
+    detections: one for each image, in its order, by a network that never saw these labels. `min_score`, a
+    number for the kind "unlabelled" or one for each of some kinds, stands in for the cuts. An image without
+    labels gives only "unlabelled", one without detections none of those. Raises DataError where images and
+    detections are not as many, ConfigError for an impossible `min_score`.
     """
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
-    if min_score is not None and not 0 <= min_score <= 1:
-        raise ConfigError(f"the least score must be in 0 to 1, not {min_score}")
-    cuts = CUTS if min_score is None else {**CUTS, "unlabelled": min_score}
+    cuts = _cuts(min_score)
     images = [
         _Image(sample, source.root / "Annotations" / f"{sample.image_id}.xml", found)
         for sample, found in zip(dataset.samples, detections, strict=True)
     ]
+    opinions = second_opinions([image.pairing for image in images], dataset.class_names)
+    for image, scores in zip(images, opinions, strict=True):
+        image.opinions = scores
     areas = _median_areas(images)
     found = [suspect for image in images for suspect in image.suspects(areas)]
     order = {kind: rank for rank, kind in enumerate(KINDS)}
     listed = [suspect for suspect in found if suspect.score >= cuts[suspect.kind]]
     return sorted(listed, key=lambda s: (order[s.kind], -s.score, s.id))
+
+
+def _cuts(min_score: float | Mapping[str, float] | None) -> dict[str, float]:
+    if min_score is None:
+        return CUTS
+    changes = min_score if isinstance(min_score, Mapping) else {"unlabelled": min_score}
+    for kind, score in changes.items():
+        if kind not in KINDS or not 0 <= score <= 1:
+            raise ConfigError(
+                f"the least score of {kind} cannot be {score}: give a number in 0 to 1 for some of "
+                f"{', '.join(KINDS)}."
+            )
+    return {**CUTS, **changes}
+
+
+def second_opinions(pairings: Sequence[Pairing], class_names: Sequence[str]) -> list[dict[int, float]]:
+    """label number -> cleanlab's doubt, 0 to 1, for each image; empty where cleanlab is not installed.
+
+    One minus the lesser of cleanlab's scores for bad location and for swapped class (ObjectLab, Tkachenko et
+    al. 2023). It is shown, not ranked by: docs/suspects.md has the comparison.
+    """
+    try:
+        from cleanlab.object_detection.rank import compute_badloc_box_scores, compute_swap_box_scores
+    except ImportError:
+        return [{} for _ in pairings]
+    # It cannot do with images that lack either side.
+    usable = [p for p in pairings if p.labels and len(p.detections)]
+    if not usable:
+        return [{} for _ in pairings]
+    arguments = {
+        "labels": [
+            {
+                "bboxes": np.array([label.box for label in p.labels]),
+                "labels": np.array([class_names.index(label.name) for label in p.labels]),
+            }
+            for p in usable
+        ],
+        "predictions": [_by_class(p.detections) for p in usable],
+    }
+    scores = zip(compute_badloc_box_scores(**arguments), compute_swap_box_scores(**arguments), strict=True)
+    doubts = {
+        id(p): {
+            label.number: round(1 - float(least), 4)
+            for label, least in zip(p.labels, np.fmin(*both), strict=True)
+            if np.isfinite(least)
+        }
+        for p, both in zip(usable, scores, strict=True)
+    }
+    return [doubts.get(id(p), {}) for p in pairings]
+
+
+def _by_class(detections: Detections) -> np.ndarray:
+    """cleanlab's form: an object array with (k, 5) boxes and scores for each class."""
+    rows = torch.cat([detections.boxes, detections.scores[:, None]], dim=1).numpy()
+    parts = np.empty(len(detections.class_names), dtype=object)
+    for k in range(len(parts)):
+        parts[k] = rows[detections.labels.numpy() == k + 1]
+    return parts
 
 
 class _Image:
@@ -235,6 +296,7 @@ class _Image:
         self.sample, self.annotation, self.detections = sample, annotation, detections
         self.labels = read_labels(sample, annotation)
         self.pairing = pair(self.labels, detections)
+        self.opinions: dict[int, float] = {}
 
     def suspects(self, areas: dict[str, float]) -> Iterable[Suspect]:
         yield from self._unlabelled()
@@ -335,6 +397,7 @@ class _Image:
             if detection is not None
             else None,
             detector_iou=round(overlap, 4) if detection is not None else None,
+            second_opinion=self.opinions.get(label.number) if label else None,
             image_path=str(self.sample.image_path),
             annotation_path=str(self.annotation),
         )

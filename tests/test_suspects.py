@@ -1,0 +1,423 @@
+"""Labels against detections: folds, ranking, and how many removed labels are found again."""
+
+import csv
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from suspect_cases import HEIGHT, WIDTH, A, B, C, folder_of, found
+
+from ssdlib.__main__ import main
+from ssdlib.bench.suspects import (
+    SMEARS_SEED,
+    average_precision,
+    damage_found,
+    damage_labels,
+    found_again,
+    hide_labels,
+)
+from ssdlib.data import bccd, smears
+from ssdlib.data.images import write_image
+from ssdlib.errors import ConfigError, DataError, SsdError
+from ssdlib.files import write_json
+from ssdlib.predict import Predictor
+from ssdlib.suspects.folds import check_init, out_of_fold, read_predictions, split_folds
+from ssdlib.suspects.rank import KINDS, Suspect, count_kinds, find_suspects, suspects_csv
+from ssdlib.suspects.search import search
+from ssdlib.weights import shipped_weights
+
+
+@pytest.fixture
+def suspects_of(tmp_path):
+    """Suspects of one field with these labels and detections, beside a field that makes up the medians."""
+
+    def find(labels, detections, **options):
+        source = folder_of(tmp_path / "data", {"field": labels, "other": [("RBC", B)] * 3})
+        dataset = source.dataset("all")
+        known = found(("RBC", 0.9, B), image="other")
+        suspects = find_suspects(source, dataset, [detections, known], **options)
+        return [s for s in suspects if s.image == "field"]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("labels", "detections", "expected"),
+    [
+        ([], (), []),
+        ([("RBC", A)], [("RBC", 0.9, A)], []),
+        ([], [("RBC", 0.9, A)], [("unlabelled", "RBC", "add", 0.9)]),
+        ([("RBC", A)], [("RBC", 0.9, A), ("WBC", 0.8, B)], [("unlabelled", "WBC", "add", 0.8)]),
+        ([("RBC", A)], [("RBC", 0.9, A), ("RBC", 0.4, B)], []),  # too unsure
+        ([], [("RBC", 0.9, A), ("WBC", 0.8, A)], [("unlabelled", "RBC", "add", 0.9)]),  # one object
+        ([("RBC", A)], [("RBC", 0.9, A), ("RBC", 0.8, (12, 10, 52, 50))], []),  # found twice
+        # A platelet upon a labelled red cell is an object of its own.
+        (
+            [("RBC", A)],
+            [("RBC", 0.9, A), ("Platelets", 0.9, (20, 20, 32, 32))],
+            [("unlabelled", "Platelets", "add", 0.819)],
+        ),
+        ([("RBC", A)], (), [("no_detection", "RBC", "remove", 1.0)]),
+        ([("RBC", A)], [("RBC", 0.3, A)], []),
+        ([("RBC", A)], [("RBC", 0.9, (30, 10, 70, 50))], [("badly_located", "RBC", "move", 0.6)]),
+        ([("RBC", A)], [("WBC", 0.9, A)], [("other_class", "RBC", "rename", 0.9)]),
+        ([("RBC", A)], [("WBC", 0.9, A), ("RBC", 0.8, A)], []),  # in two minds
+        (
+            [("RBC", A), ("RBC", (10, 10, 50, 49))],
+            [("RBC", 0.9, A)],
+            [("duplicate_box", "RBC", "remove", 0.975)],
+        ),
+        ([("RBC", (20, 20, 20, 20))], (), [("point_box", "RBC", "remove", 1.0)]),
+        ([("RBC", (210, 20, 240, 60))], (), [("outside_box", "RBC", "remove", 1.0)]),
+        (
+            [("RBC", (180, 20, 220, 60))],
+            [("RBC", 0.9, (180, 20, 200, 60))],
+            [("outside_box", "RBC", "move", 0.5)],
+        ),
+        (
+            [("RBC", (20, 20, 24, 24))],
+            [("RBC", 0.9, (20, 20, 24, 24))],
+            [("tiny_box", "RBC", "remove", 0.99)],
+        ),
+        ([("RBC", (0, 20, 4, 24))], [("RBC", 0.9, (0, 20, 4, 24))], []),  # cut off by the border
+    ],
+)
+def test_each_kind_of_suspect(suspects_of, labels, detections, expected):
+    suspects = suspects_of(labels, found(*detections))
+    # Two labels on one object leave one of them without a detection of its own; that is no second suspect.
+    assert [(s.kind, s.class_name, s.action) for s in suspects] == [row[:3] for row in expected]
+    assert [s.score for s in suspects] == pytest.approx([row[3] for row in expected], abs=2e-3)
+
+
+def test_a_suspect_says_what_should_be_where(suspects_of):
+    moved, renamed = (30, 10, 70, 50), (100, 20, 140, 60)
+    labels = [("RBC", A), ("RBC", renamed), ("RBC", C)]
+    detections = found(("RBC", 0.9, moved), ("WBC", 0.8, renamed), ("Platelets", 0.7, (150, 100, 165, 115)))
+    suspects = {s.kind: s for s in suspects_of(labels, detections)}
+    assert suspects["badly_located"].object == 1
+    assert suspects["badly_located"].box == A
+    assert suspects["badly_located"].proposed_box == moved
+    assert suspects["other_class"].proposed_class == "WBC"
+    assert suspects["other_class"].proposed_box == renamed
+    assert suspects["no_detection"].object == 3
+    assert suspects["no_detection"].proposed_box is None
+    assert suspects["unlabelled"].object is None
+    assert suspects["unlabelled"].detector_score == pytest.approx(0.7)
+    assert "nearest label overlaps it by 0.00" in suspects["unlabelled"].evidence
+    for suspect in suspects.values():
+        assert Suspect.from_dict(json.loads(json.dumps(suspect.to_dict()))) == suspect
+
+
+def test_suspects_come_by_kind_the_surest_first(suspects_of):
+    suspects = suspects_of([("RBC", C)], found(("RBC", 0.6, A), ("WBC", 0.95, B)))
+    assert [(s.kind, s.class_name) for s in suspects] == [
+        ("unlabelled", "WBC"),
+        ("unlabelled", "RBC"),
+        ("no_detection", "RBC"),
+    ]
+    assert len({s.id for s in suspects}) == 3
+    rows = list(csv.DictReader(io.StringIO(suspects_csv(suspects))))
+    assert [row["kind"] for row in rows] == [s.kind for s in suspects]
+    assert [float(rows[0][name]) for name in ("xmin", "ymin", "xmax", "ymax")] == list(B)
+    assert rows[2]["proposed_xmin"] == ""
+    assert count_kinds(suspects) == {**dict.fromkeys(KINDS, 0), "unlabelled": 2, "no_detection": 1}
+    assert len(suspects_csv([]).splitlines()) == 1
+
+
+@pytest.mark.parametrize("min_score", [1.5, {"unlabelled": -1}, {"nonsense": 0.5}])
+def test_impossible_cuts_are_refused(suspects_of, min_score):
+    with pytest.raises(ConfigError, match="least score"):
+        suspects_of([], found(), min_score=min_score)
+
+
+def test_cuts_of_single_kinds(suspects_of):
+    assert len(suspects_of([("RBC", A)], found(("RBC", 0.3, A)), min_score={"no_detection": 0.0})) == 0
+    assert len(suspects_of([], found(("RBC", 0.3, A)), min_score=0.2)) == 1
+
+
+def test_as_many_predictions_as_images(tmp_path):
+    source = folder_of(tmp_path, {"field": [("RBC", A)]})
+    with pytest.raises(DataError, match="1 images and 0 predictions"):
+        find_suspects(source, source.dataset("all"), [])
+
+
+def test_second_opinions_come_from_cleanlab_and_are_not_needed(suspects_of, monkeypatch):
+    pytest.importorskip("cleanlab")
+    labels, detections = [("RBC", A), ("RBC", B)], found(("RBC", 0.9, A), ("WBC", 0.9, B))
+    (with_it,) = suspects_of(labels, detections)
+    assert 0 <= with_it.second_opinion <= 1
+    monkeypatch.setitem(sys.modules, "cleanlab.object_detection.rank", None)  # as if not installed
+    (without,) = suspects_of(labels, detections)
+    assert without.second_opinion is None
+    assert without.score == with_it.score
+
+
+# Folds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ids", "together", "folds", "sizes"),
+    [
+        ("ab", [], 2, [1, 1]),
+        ("abcdefg", [], 3, [2, 2, 3]),
+        ("abcdef", [("a", "b"), ("b", "c")], 2, [3, 3]),
+        ("abcde", [("a", "nowhere")], 5, [1] * 5),
+    ],
+)
+def test_folds_are_even_whole_and_always_the_same(ids, together, folds, sizes):
+    parts = split_folds(ids, together, folds)
+    assert sorted(map(len, parts)) == sizes
+    assert sorted(image_id for part in parts for image_id in part) == sorted(ids)
+    assert parts == split_folds(reversed(ids), [(b, a) for a, b in together], folds)
+    for a, b in together:
+        assert all((a in part) == (b in part) or b not in ids for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("ids", "together", "folds", "message"),
+    [
+        ("", [], 2, "at least two"),
+        ("a", [], 2, "at least two"),
+        ("ab", [("a", "b")], 2, "at least two"),
+        ("abc", [], 4, "choose from 2 to 3"),
+        ("abc", [], 1, "choose from 2 to 3"),
+    ],
+)
+def test_folds_that_cannot_be(ids, together, folds, message):
+    with pytest.raises(ConfigError, match=message):
+        split_folds(ids, together, folds)
+
+
+def test_copies_of_a_field_are_in_one_fold(smears_copy):
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        first = smears_copy / kind / f"SmearImage_00000.{suffix}"
+        (smears_copy / kind / f"SmearImage_copy.{suffix}").write_bytes(first.read_bytes())
+    from ssdlib.data.audit import same_fields
+
+    assert same_fields(bccd.images_by_id(smears_copy)) == [("SmearImage_00000", "SmearImage_copy")]
+    assert same_fields({}) == []
+
+
+def test_all_is_every_labelled_image(smears_copy):
+    (smears_copy / "ImageSets/Main/val.txt").write_text("")
+    (smears_copy / "JPEGImages/SmearImage_00011.jpg").unlink()
+    assert len(bccd.open_folder(smears_copy).split_ids("all")) == 11
+    for file in (smears_copy / "JPEGImages").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="label some images"):
+        bccd.open_folder(smears_copy).split_ids("all")
+
+
+TINY = {
+    "recipe.model.width": 0.0625,
+    "recipe.batch_size": 2,
+    "recipe.warmup_steps": 1,
+    "precision": "fp32",
+}
+
+
+def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
+    import ssdlib.train
+
+    source = folder_of(
+        tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
+    )
+    monkeypatch.setattr("ssdlib.suspects.folds.same_fields", lambda images, progress: [])
+    monkeypatch.setattr(
+        "ssdlib.suspects.folds.extra_smears", lambda *a, **k: pytest.fail("no smears asked for")
+    )
+    trained, real = [], ssdlib.train.Trainer.fit
+
+    def fit(self, **options):
+        trained.append([sample.image_id for sample in self.train_data.samples])
+        return real(self, **options)
+
+    monkeypatch.setattr(ssdlib.train.Trainer, "fit", fit)
+    options = {
+        "folds": 2,
+        "epochs": 1,
+        "overrides": {**TINY, "recipe.smears": 0},
+        "progress": False,
+        "device": "cpu",
+    }
+    out = tmp_path / "out"
+    first = out_of_fold(source, out, **options)
+    assert [d.image for d in first] == [f"field-{k}" for k in range(4)]
+    plan = json.loads((out / "folds.json").read_text())["images"]
+    assert [sorted(ids) for ids in trained] == plan[::-1]
+    assert not list(out.rglob("last.pt"))
+    (out / "predictions/fold-2.json").unlink()  # as if stopped before it was written
+    again = out_of_fold(source, out, **options)
+    assert len(trained) == 3
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a.boxes, b.boxes, atol=0.011, rtol=0)
+    with pytest.raises(ConfigError, match="made with other folds"):
+        out_of_fold(source, out, **{**options, "folds": 3})
+
+
+def test_weights_that_saw_the_labels_may_not_judge_them(tmp_path, smears_source):
+    seen = folder_of(tmp_path / "data", {"BloodImage_00003": [("RBC", A)]})
+    with pytest.raises(ConfigError, match="BCCD's train split"):
+        check_init(seen, seen.dataset("all"), "shipped")
+    # The fixture is drawn with the seed of the shipped weights' own smears.
+    with pytest.raises(ConfigError, match="this very seed"):
+        check_init(smears_source, smears_source.dataset("all"), "shipped")
+    other = folder_of(tmp_path / "other", {"field": [("RBC", A)]})
+    check_init(other, other.dataset("all"), "shipped")
+
+
+def test_a_checkpoint_of_the_same_data_may_not_judge_it(tmp_path):
+    from ssdlib.config import ModelConfig
+    from ssdlib.weights import build_model, save_model
+
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    model = build_model(ModelConfig(width=0.0625, batch_norm=True))
+    save_model(model, tmp_path / "own.safetensors", data={"fingerprint": source.fingerprint})
+    save_model(model, tmp_path / "other.safetensors", data=None)
+    with pytest.raises(ConfigError, match="trained on this very data"):
+        check_init(source, source.dataset("all"), str(tmp_path / "own.safetensors"))
+    check_init(source, source.dataset("all"), str(tmp_path / "other.safetensors"))
+
+
+def test_predictions_are_found_by_id_or_file_name(tmp_path):
+    source = folder_of(tmp_path / "data", {"one": [("RBC", A)], "two.b": []})
+    dataset, folder = source.dataset("all"), tmp_path / "predictions"
+    by_path = found(("RBC", 0.9, A), image="/elsewhere/one.png").to_dict()
+    write_json(folder / "a.json", [by_path, found(image="stranger").to_dict()])
+    write_json(folder / "b.json", {"detections": [found(image="two.b").to_dict()]})
+    assert [(d.image, len(d)) for d in read_predictions(folder, dataset)] == [("one", 1), ("two.b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (None, "holds no predictions: there must be"),
+        ([], "for 1 of 1 images, such as field"),
+        ("nonsense", "not a list"),
+        ([found(image="field").to_dict()] * 2, "two predictions for field"),
+        ([{**found(image="field").to_dict(), "width": 7}], "is for|are for an image of"),
+        ([{"image": "field"}], "not a detection record"),
+    ],
+)
+def test_predictions_that_cannot_be_used(tmp_path, records, message):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    if records is not None:
+        write_json(tmp_path / "predictions/a.json", records)
+    with pytest.raises(SsdError, match=message):
+        read_predictions(tmp_path / "predictions", source.dataset("all"))
+
+
+# The measured test -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged_smears(tmp_path_factory):
+    """24 smears that the shipped weights never saw, and their detections on them."""
+    root = smears.write_dataset(
+        tmp_path_factory.mktemp("suspects") / "whole",
+        train=24,
+        val=0,
+        test=0,
+        seed=SMEARS_SEED,
+        progress=False,
+    )
+    source = bccd.open_folder(root)
+    dataset = source.dataset("all")
+    predictor = Predictor.from_checkpoint(
+        shipped_weights(), precision="fp32", device="cpu", score_threshold=0.05
+    )
+    found = predictor.detect(dataset.image_path(k) for k in range(len(dataset)))
+    return source, {s.image_id: d for s, d in zip(dataset.samples, found, strict=True)}
+
+
+def test_removed_labels_are_found_again(judged_smears, tmp_path):
+    whole, predictions = judged_smears
+    removed = hide_labels(whole, tmp_path / "hidden", share=0.15, seed=0)
+    source = bccd.open_folder(tmp_path / "hidden")
+    detections = [predictions[image_id] for image_id in source.split_ids("all")]
+    suspects = find_suspects(source, source.dataset("all"), detections)
+    result = found_again(suspects, removed, "RBC")
+    assert result["removed"] >= 30
+    assert result["precision"] >= 0.9
+    assert result["recall"] >= 0.8
+    # And hardly anything is said against the labels that are there, all of which are right.
+    assert sum(s.kind != "unlabelled" for s in suspects) <= 2
+
+
+def test_damaged_labels_are_told_from_sound_ones(judged_smears, tmp_path):
+    whole, predictions = judged_smears
+    damage = damage_labels(whole, tmp_path / "damaged")
+    result = damage_found(bccd.open_folder(tmp_path / "damaged"), predictions, damage)
+    assert result["any"]["damaged"] > 30
+    assert result["any"]["ours"] > 0.9
+    assert all(row["ours"] > 0.8 for row in result.values())
+    assert all(row["cleanlab"] is None or row["ours"] > row["cleanlab"] for row in result.values())
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "expected"),
+    [
+        ([], [], None),
+        ([0.9], [False], None),
+        ([0.9, 0.1], [True, False], 1.0),
+        ([0.9, 0.1], [False, True], 0.5),
+    ],
+)
+def test_average_precision(scores, right, expected):
+    assert average_precision(scores, right) == expected
+
+
+def test_nothing_removed_and_nothing_found_is_no_number():
+    result = found_again([], {"field": []})
+    assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
+
+
+# Everything together ---------------------------------------------------------------------------------------
+
+
+def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)], "empty": []})
+    before = source.fingerprint
+    write_json(tmp_path / "p/all.json", [found(("WBC", 0.9, B)).to_dict(), found(image="empty").to_dict()])
+    data, out = ["--data", str(source.root)], tmp_path / "out"
+    assert (
+        main(["data", "suspects", *data, "--predictions", str(tmp_path / "p"), "--out", str(out), "-q"]) == 0
+    )
+    assert "unlabelled" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "decisions.json",
+        "overlay",
+        "sheets",
+        "suspects.csv",
+        "suspects.html",
+    }
+    decisions = json.loads((out / "decisions.json").read_text())
+    for record in decisions["suspects"]:
+        record["decision"] = "accept"
+    write_json(out / "decisions.json", decisions)
+    copy = ["--apply", str(out / "decisions.json"), "--out", str(tmp_path / "copy")]
+    assert main(["data", "suspects", *data, *copy]) == 0
+    assert "1 add, 1 remove" in capsys.readouterr().out
+    corrected = bccd.open_folder(tmp_path / "copy").dataset("all")
+    assert corrected.class_counts() == {"WBC": 1, "RBC": 0, "Platelets": 0}
+    assert source.fingerprint == before
+    assert main(["data", "suspects", *data, *copy]) == 1
+    assert "already holds something" in capsys.readouterr().err
+
+
+def test_no_suspects_is_a_result(tmp_path):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    write_json(tmp_path / "p/all.json", [found(("RBC", 0.9, A)).to_dict()])
+    assert search(source, tmp_path / "out", predictions=tmp_path / "p", progress=False) == []
+    assert "No suspects were found" in (tmp_path / "out/suspects.html").read_text()
+    assert json.loads((tmp_path / "out/decisions.json").read_text())["suspects"] == []
+
+
+def test_a_folder_without_any_label_says_so(tmp_path, capsys):
+    write_image(tmp_path / "data/JPEGImages/one.png", np.full((HEIGHT, WIDTH, 3), 200, np.uint8))
+    (tmp_path / "data/Annotations").mkdir()
+    assert main(["data", "suspects", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
+    assert "Label some images first" in capsys.readouterr().err
