@@ -6,6 +6,7 @@ Draws smears, whose labels are complete, removes a share of the labels at random
 would in a set of one's own: networks trained from nothing, each on folds without the images it judges, on
 the labels that are left. Then it moves, renames and invents some labels, and compares how well these are
 told from the others by our score and by cleanlab's. What is finished in --out is not done again.
+With --judge shipped the shipped weights, which never saw these smears, judge instead: the best case.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import random
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -26,13 +28,17 @@ from ssdlib.boxes import iou
 from ssdlib.data.bccd import DataSource, open_folder
 from ssdlib.data.smears import HEIGHT, WIDTH, write_dataset
 from ssdlib.data.voc import add_object, read_objects, read_tree, set_box
+from ssdlib.detections import Detections
 from ssdlib.errors import SsdError
 from ssdlib.files import read_json, write_bytes, write_json
+from ssdlib.predict import Predictor
 from ssdlib.runtime import environment
-from ssdlib.suspects.folds import out_of_fold
+from ssdlib.suspects.folds import SCORE_FLOOR, out_of_fold
 from ssdlib.suspects.rank import KINDS, Suspect, find_suspects, pair, read_labels, second_opinions
+from ssdlib.weights import shipped_weights
 
 Box = Sequence[float]
+Judge = Literal["folds", "shipped"]
 Removed = dict[str, list[tuple[str, Box]]]
 """(class name, xyxy pixels) of the labels removed from each image."""
 
@@ -212,7 +218,27 @@ def _told_apart(rows: Sequence[tuple[str | None, float, float]]) -> dict[str, fl
     }
 
 
-def measure(out: Path, *, images: int, folds: int, epochs: int, share: float, progress: bool = True) -> dict:
+def shipped_judge(source: DataSource, progress: bool) -> list[Detections]:
+    """What the shipped weights find on every image."""
+    dataset = source.dataset("all")
+    judge = Predictor.from_checkpoint(shipped_weights(), score_threshold=SCORE_FLOOR)
+    found = judge.detect([sample.image_path for sample in dataset.samples], progress=progress)
+    return [
+        replace(detections, image=sample.image_id)
+        for detections, sample in zip(found, dataset.samples, strict=True)
+    ]
+
+
+def measure(
+    out: Path,
+    *,
+    images: int,
+    folds: int,
+    epochs: int,
+    share: float,
+    judge: str = "folds",
+    progress: bool = True,
+) -> dict[str, Any]:
     """The whole measurement as plain values; folders and predictions stay in `out`."""
     whole = open_folder(
         write_dataset(out / "whole", train=images, val=0, test=0, seed=SMEARS_SEED, progress=progress)
@@ -222,8 +248,13 @@ def measure(out: Path, *, images: int, folds: int, epochs: int, share: float, pr
         shutil.rmtree(hidden, ignore_errors=True)
         write_json(record, hide_labels(whole, hidden, share))
     source, removed = open_folder(hidden), read_json(record)
-    found = out_of_fold(source, out / "run", folds=folds, epochs=epochs, progress=progress)
-    histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
+    seconds: list[int] = []
+    if judge == "shipped":
+        found = shipped_judge(source, progress)
+    else:
+        found = out_of_fold(source, out / "run", folds=folds, epochs=epochs, progress=progress)
+        histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
+        seconds = [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories]
     suspects = find_suspects(source, source.dataset("all"), found, min_score=0.0)
     listed = find_suspects(source, source.dataset("all"), found)
     classes = {"all": None, **{name: name for name in source.class_names}}
@@ -232,10 +263,11 @@ def measure(out: Path, *, images: int, folds: int, epochs: int, share: float, pr
     by_image = {detections.image: detections for detections in found}
     return {
         "images": images,
-        "folds": folds,
-        "epochs": epochs,
+        "judge": judge,
+        "folds": folds if judge == "folds" else None,
+        "epochs": epochs if judge == "folds" else None,
+        "training_seconds": seconds,
         "share_removed": share,
-        "training_seconds": [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories],
         "environment": environment(),
         "listed": {name: _without_curve(found_again(listed, removed, key)) for name, key in classes.items()},
         "whole_ranking": {name: found_again(suspects, removed, key) for name, key in classes.items()},
@@ -277,11 +309,12 @@ def main(
     folds: Annotated[int, typer.Option(min=2)] = 3,
     epochs: Annotated[int, typer.Option(min=1)] = 15,
     share: Annotated[float, typer.Option(help="Of the labels, removed.", min=0, max=1)] = 0.15,
+    judge: Annotated[Judge, typer.Option(help="folds or shipped.")] = "folds",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
     """Measure how many removed labels `ssdlib data suspects` finds again."""
     try:
-        result = measure(out, images=images, folds=folds, epochs=epochs, share=share)
+        result = measure(out, images=images, folds=folds, epochs=epochs, share=share, judge=judge)
     except SsdError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
