@@ -38,6 +38,8 @@ def bland_altman(ax: Axes | None, counts: ClassCounts, name: str, class_names: S
         ax.axhline(line.value, color=INK, lw=1.4, ls=style)
         if line.low is not None:
             ax.axhspan(line.low, line.high, color=INK, alpha=0.08, lw=0)
+        if style == "--" and line.value == counts.bias.value:
+            continue  # its number would only be written over that of the bias
         ax.annotate(f"{label} {line.value:+.2f}".strip(), (1, line.value), (-2, 2), fontsize=8, color=INK,
                     xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")  # fmt: skip
     ax.scatter(spots[:, 0], spots[:, 1], s=22 * images**0.7, color=colour, alpha=0.75, lw=0, zorder=2)
