@@ -24,6 +24,7 @@ LAYERS = (
     {"weights"},
     {"data", "plots"},
     {"annotate", "predict"},
+    {"engines"},
     {"evaluation"},
     {"checkpoints"},
     {"train"},

@@ -1,0 +1,39 @@
+"""What runs the network, chosen by name: one function gives a predictor whatever the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from ssdlib.detections import Detections
+from ssdlib.errors import ConfigError
+from ssdlib.predict import ImageLike, Predictor
+
+ENGINES = ("torch",)
+"""Names that `open_predictor` knows."""
+
+
+class Engine(Protocol):
+    """What every predictor offers; `ssdlib.predict.Predictor` is one."""
+
+    class_names: tuple[str, ...]
+    """Without background."""
+    batch_size: int
+    score_threshold: float
+
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
+        """Detections of each image in order, in pixels of that image; `images` may be endless."""
+        ...
+
+
+def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
+    """The weights in the file `weights`, run by `engine`, one of `ENGINES`.
+
+    `settings` are those of `ssdlib.predict.Predictor` (device, precision, score_threshold, iou_threshold,
+    top_k, batch_size). Raises ConfigError for an unknown engine or impossible settings and CheckpointError
+    for weights that cannot be used.
+    """
+    if engine == "torch":
+        return Predictor.from_checkpoint(weights, **settings)
+    raise ConfigError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
