@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from tqdm import tqdm
 
+from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.transforms import resize_to
 from ssdlib.detections import Detections
@@ -39,20 +41,18 @@ class _Loaded:
     name: str
 
 
-class Predictor:
-    """A trained network ready to look at images of any size.
+class ImageDetector(ABC):
+    """Images of any size in, `Detections` out: reading ahead, batches and NMS. `raw` runs the network.
 
-    It works on a copy of `model` with BatchNorm folded into the convolutions, so later training of `model`
-    does not show here. `score_threshold`, `iou_threshold` (of NMS) and `top_k` (detections an image at most)
-    are those of `ssdlib.nms.detect_objects`. Raises ConfigError for impossible settings.
+    `score_threshold`, `iou_threshold` (of NMS) and `top_k` (detections an image at most) are those of
+    `ssdlib.nms.detect_objects`; `priors` (P, 4) are the network's. Raises ConfigError for impossible ones.
     """
 
     def __init__(
         self,
-        model: SSD300,
+        config: ModelConfig,
+        priors: Tensor,
         *,
-        device: str | torch.device = "auto",
-        precision: str = "auto",
         score_threshold: float = 0.01,
         iou_threshold: float = 0.45,
         top_k: int = 200,
@@ -64,22 +64,17 @@ class Predictor:
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
-        self.device = choose_device(device)
-        self.precision = choose_precision(precision, self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.top_k = top_k
         self.batch_size = batch_size
-        self.config = model.config
-        self.class_names = model.config.class_names
-        self._model = _for_inference(model, self.device, self.precision)
+        self.config = config
+        self.class_names = config.class_names
+        self.priors = priors
 
-    @classmethod
-    def from_checkpoint(cls, path: str | Path, **settings: Any) -> Self:
-        """From a file of `ssdlib.weights.save_model`. Raises CheckpointError that names the file."""
-        return cls(load_model(path), **settings)
+    @abstractmethod
+    def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
 
     def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
         """Detections of each image (a file or an RGB array), in order, in pixels of that image.
@@ -110,15 +105,6 @@ class Predictor:
         total = len(images) if isinstance(images, Sized) else None
         return list(tqdm(self.stream(images), "detect", total, unit="img", disable=not progress))
 
-    def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
-        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
-        ):
-            return self._model(pixels)
-
     def _detect_batch(self, batch: list[_Loaded]) -> Iterator[Detections]:
         locs, logits = self.raw(torch.stack([loaded.pixels for loaded in batch]))
         if not (torch.isfinite(locs).all() and torch.isfinite(logits).all()):
@@ -130,7 +116,7 @@ class Predictor:
         found = detect_objects(
             locs,
             logits,
-            self._model.priors,
+            self.priors,
             variances=self.config.variances,
             score_threshold=self.score_threshold,
             iou_threshold=self.iou_threshold,
@@ -140,6 +126,43 @@ class Predictor:
             # Boxes come clipped to [0, 1], hence to the image.
             pixels = boxes.float().cpu() * torch.tensor(loaded.size * 2, dtype=torch.float32)
             yield Detections(pixels, scores, labels, loaded.size, self.class_names, loaded.name)
+
+
+class Predictor(ImageDetector):
+    """A trained network ready to look at images of any size.
+
+    It works on a copy of `model` with BatchNorm folded into the convolutions, so later training of `model`
+    does not show here. `settings` are those of `ImageDetector`. Raises ConfigError for impossible ones.
+    """
+
+    def __init__(
+        self,
+        model: SSD300,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        **settings: Any,
+    ) -> None:
+        self.device = choose_device(device)
+        super().__init__(model.config, model.priors.to(self.device), **settings)
+        self.precision = choose_precision(precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._model = _for_inference(model, self.device, self.precision)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **settings: Any) -> Self:
+        """From a file of `ssdlib.weights.save_model`. Raises CheckpointError that names the file."""
+        return cls(load_model(path), **settings)
+
+    def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
+        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
+            return self._model(pixels)
 
 
 def fold_batch_norm(model: SSD300) -> SSD300:
