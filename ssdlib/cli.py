@@ -478,12 +478,16 @@ def data_smears(
     val: Annotated[int, typer.Option(min=0)] = 87,
     test: Annotated[int, typer.Option(min=0)] = 72,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    fourth_class: Annotated[
+        bool, typer.Option("--fourth-class", help="Echinocytes (burr cells) among the red cells, too.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw synthetic blood smears with labels, in BCCD's layout."""
     from ssdlib.data.smears import write_dataset
 
-    written = write_dataset(folder, train=train, val=val, test=test, seed=seed, progress=not quiet)
+    counts = {"train": train, "val": val, "test": test}
+    written = write_dataset(folder, **counts, seed=seed, fourth_class=fourth_class, progress=not quiet)
     print(f"{train + val + test} smears: {written}")
 
 

@@ -38,9 +38,9 @@ def build_model(
 
     initial_weights: `scratch`; `imagenet` (torchvision's VGG16 in the backbone); `coco` (torchvision's
     SSD300, all but the class heads); or a checkpoint file of this project, whose heads are kept where they
-    fit, those of the classes only for the same classes; `shipped` is such a file. The rest is initialised
-    from `seed`. All but the first two bring their own normalisation of the images, which replaces the
-    config's.
+    fit the priors, those of the classes by name (see `remake_class_heads`); `shipped` is such a file. The
+    rest is initialised from `seed`. All but the first two bring their own normalisation of the images,
+    which replaces the config's.
     Raises ConfigError where config and weights cannot go together, CheckpointError for a bad file.
     """
     config = config or ModelConfig()
@@ -61,7 +61,8 @@ def build_model(
                 f"batch_norm={config.batch_norm}, width={config.width}. Keep recipe.model as the weights "
                 "have it, or train another network from nothing: --set recipe.initial_weights=scratch"
             )
-        _load_fitting(model, stored.state_dict(), stored.config.class_names == config.class_names)
+        state = stored.state_dict()
+        _load_fitting(model, {**_but_class_heads(state), **remake_class_heads(state, stored.config, model)})
         return model
     if config.width != 1:
         raise ConfigError(f"{initial_weights} weights need width 1, not {config.width}; start from scratch")
@@ -72,7 +73,7 @@ def build_model(
         if config.batch_norm:
             raise ConfigError("torchvision's COCO SSD300 has no BatchNorm: use a model with batch_norm=False")
         state = convert_torchvision_ssd(_fetch(SSD300_VGG16_Weights.COCO_V1))
-        _load_fitting(model, state, same_classes=False)
+        _load_fitting(model, _but_class_heads(state))
     return model
 
 
@@ -129,23 +130,42 @@ def initialise(model: SSD300, seed: int = 0) -> None:
             module.reset_running_stats()
 
 
-def _load_fitting(model: SSD300, state: StateDict, same_classes: bool) -> None:
-    """Load what fits; class heads for other classes or other priors stay as initialised.
-
-    Other classes may be as many as ours: shapes alone do not tell.
-    """
+def _load_fitting(model: SSD300, state: StateDict) -> None:
+    """Load what fits; heads for other priors stay as initialised."""
     own = model.state_dict()
-    fitting = {
-        name: tensor
-        for name, tensor in state.items()
-        if name in own
-        and own[name].shape == tensor.shape
-        and (same_classes or not name.startswith("class_heads."))
-    }
+    fitting = {n: tensor for n, tensor in state.items() if n in own and own[n].shape == tensor.shape}
     missing = [name for name in own if name not in fitting and not _is_head(name)]
     if missing:
         raise CheckpointError(f"the weights lack {len(missing)} tensors of this network: {missing[:3]} ...")
     model.load_state_dict(fitting, strict=False)
+
+
+def _but_class_heads(state: StateDict) -> StateDict:
+    # By name, not by shape: other classes may be as many as ours.
+    return {name: tensor for name, tensor in state.items() if not name.startswith("class_heads.")}
+
+
+def remake_class_heads(state: StateDict, stored: ModelConfig, model: SSD300) -> dict[str, Tensor]:
+    """The class heads of `state`, a network of the config `stored`, remade for the classes of `model`.
+
+    A head has one output for each prior of a cell and each class: filters (in, 3, 3) and a bias. Those of the
+    background and of classes that bear the same name are taken over, wherever the class stands in the list;
+    a class without a namesake keeps what `model` has for it, which says next to nothing about it. So old
+    classes are known from the first step on, and a new one starts as rare. Heads for other priors are left
+    out.
+    """
+    known = {name: row for row, name in enumerate(stored.class_names, 1)}
+    rows = {row: known[name] for row, name in enumerate(model.config.class_names, 1) if name in known}
+    rows[0] = 0  # background
+    own, remade = model.state_dict(), {}
+    for name in (n for n in state if n.startswith("class_heads.")):
+        # (priors of a cell * classes, ...) -> (priors, classes, ...)
+        theirs = state[name].unflatten(0, (-1, stored.num_classes))
+        ours = own[name].clone().unflatten(0, (-1, model.config.num_classes))
+        if theirs.shape[0] == ours.shape[0] and theirs.shape[2:] == ours.shape[2:]:
+            ours[:, list(rows)] = theirs[:, list(rows.values())]
+            remade[name] = ours.flatten(0, 1)
+    return remade
 
 
 def _is_head(name: str) -> bool:

@@ -1,5 +1,6 @@
 """The synthetic smears: repeatable, truthfully labelled, BCCD's figures, and never half written."""
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -55,6 +56,28 @@ def test_the_same_seed_gives_the_same_pixels_whatever_the_threads(seed, threads)
 
 def test_other_seeds_give_other_fields(sixty):
     assert len({field.image.tobytes() for field in sixty}) == len(sixty)
+
+
+@pytest.mark.parametrize(
+    ("seed", "digest"), [(0, "0b5425ddddbc50f2"), (1, "098feb0c99753808"), (7, "02f47e42521be62e")]
+)
+def test_the_present_smears_stay_what_they_are(seed, digest):
+    """Recorded before there was a fourth class: boxes and labels to the bit."""
+    field = draw_smear(seed)
+    assert hashlib.sha256(field.boxes.tobytes() + field.labels.tobytes()).hexdigest()[:16] == digest
+
+
+def test_the_fourth_class_takes_the_place_of_red_cells(sixty):
+    with_it = [draw_smear(seed, fourth_class=True) for seed in range(20)]
+    counts = [int((field.labels == smears.ECHINOCYTE).sum()) for field in with_it]
+    assert counts.count(0) >= 3 and max(counts) >= 6 and 1.5 < np.mean(counts) < 5
+    for field, plain in zip(with_it, sixty, strict=False):
+        turned = field.labels == smears.ECHINOCYTE
+        assert (plain.labels[turned] == smears.RBC).all()
+        np.testing.assert_array_equal(field.labels[~turned], plain.labels[~turned])
+        np.testing.assert_array_equal(field.boxes[~turned], plain.boxes[~turned])
+        assert (np.abs(field.image.astype(int) - plain.image).max() == 0) == (not turned.any())
+    assert max(field.labels.max() for field in sixty) == smears.PLATELETS
 
 
 def test_a_negative_seed_is_refused():
@@ -117,6 +140,7 @@ MAKERS = {
     "WBC": smears._new_white,
     "RBC": lambda rng: smears._new_red(rng, None),
     "Platelets": smears._new_platelet,
+    "Echinocyte": lambda rng: smears._burr(rng, smears._new_red(rng, None)),
 }
 
 
@@ -224,6 +248,16 @@ def test_annotations_read_back_and_belong_to_their_images(small_set, monkeypatch
         assert np.abs(stored - field.image).mean() < 3
         for part in (f"Annotations/{name}.xml", f"JPEGImages/{name}.jpg"):
             assert (again / part).read_bytes() == (small_set / part).read_bytes()
+
+
+def test_a_set_with_the_fourth_class_says_so_and_is_another_set(small_set, tmp_path):
+    options = {"train": 3, "val": 2, "test": 1, "progress": False}
+    root = write_dataset(tmp_path / "set", **options, fourth_class=True)
+    assert read_json(root / MARKER) == {**read_json(small_set / MARKER), "fourth_class": "Echinocyte"}
+    names = {name for path in (root / "Annotations").iterdir() for name in read_voc(path).names}
+    assert names == set(smears.NAMES[1:])
+    with pytest.raises(DataError, match="holds other smears"):
+        write_dataset(root, **options)
 
 
 def test_another_seed_gives_another_set(small_set, tmp_path):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models import vgg16, vgg16_bn
 
 from ssdlib import weights
-from ssdlib.config import SMALL_PRIORS, ModelConfig
+from ssdlib.config import SMALL_PRIORS, ModelConfig, PriorConfig
 from ssdlib.errors import CheckpointError, ConfigError, SsdError
 from ssdlib.model import SSD300
 from ssdlib.weights import (
@@ -360,7 +360,7 @@ def test_files_that_are_not_ours_are_named(tmp_path, header):
 
 
 def test_a_checkpoint_as_a_start(tmp_path):
-    """Same classes: all of it. Other classes, even as many: everything but their heads."""
+    """Same classes: all of it. Other classes, even as many: everything but their rows of the class heads."""
     path = tmp_path / "model.safetensors"
     trained = build_model(NARROW.replace(mean=COCO_MEAN, std=COCO_STD), seed=1)
     save_model(trained, path)
@@ -376,8 +376,68 @@ def test_a_checkpoint_as_a_start(tmp_path):
         assert other.config.class_names == names
         for part in ("backbone.", "extras.", "norm4_3.", "loc_heads."):
             assert equal(other, trained, part)
-        fresh = build_model(NARROW.replace(class_names=names), seed=2)
-        assert equal(other, fresh, "class_heads.")
+        assert_class_rows(other, trained, build_model(NARROW.replace(class_names=names), seed=2))
+
+
+def class_rows(model: SSD300, name: str) -> list[Tensor]:
+    """The filters and biases of one class, (priors of a cell, ...), map after map."""
+    row = ("background", *model.config.class_names).index(name)
+    return [
+        tensor.unflatten(0, (-1, model.config.num_classes))[:, row]
+        for tensor in model.class_heads.state_dict().values()
+    ]
+
+
+def assert_class_rows(model: SSD300, old: SSD300, fresh: SSD300) -> None:
+    """Background and namesakes as in `old`, the others as in `fresh`."""
+    for name in ("background", *model.config.class_names):
+        source = old if name in ("background", *old.config.class_names) else fresh
+        pairs = zip(class_rows(model, name), class_rows(source, name), strict=True)
+        assert all(torch.equal(a, b) for a, b in pairs), name
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("x",),
+        ("WBC", "RBC", "Platelets", "Echinocyte"),
+        ("Echinocyte", "Platelets", "RBC", "WBC"),
+        ("RBC",),
+        ("Platelets", "RBC", "WBC"),
+    ],
+    ids=["none known", "one more", "another order", "one alone", "permuted"],
+)
+def test_a_class_of_the_same_name_keeps_its_rows(tmp_path, names):
+    """And says of an image what it said before, the new classes apart."""
+    path = tmp_path / "model.safetensors"
+    old = build_model(NARROW, seed=1)
+    save_model(old, path)
+    config = NARROW.replace(class_names=names)
+    model, fresh = build_model(config, path, seed=2), build_model(config, seed=2)
+    assert model.config.class_names == names
+    for part in ("backbone.", "extras.", "norm4_3.", "loc_heads."):
+        assert equal(model, old, part)
+    assert_class_rows(model, old, fresh)
+    with torch.inference_mode():
+        image = torch.rand(1, 3, 300, 300, generator=seeded(2))
+        (locs, logits), (old_locs, old_logits) = model.eval()(image), old.eval()(image)
+    torch.testing.assert_close(locs, old_locs)
+    for row, name in enumerate(("background", *names)):
+        if name in ("background", *NARROW.class_names):
+            before = ("background", *NARROW.class_names).index(name)
+            torch.testing.assert_close(logits[..., row], old_logits[..., before])
+
+
+def test_heads_of_other_priors_are_not_taken_for_ours_by_their_shape(tmp_path):
+    """Six priors of four classes have as many outputs as four priors of six."""
+    wide = PriorConfig(aspect_ratios=((2.0, 3.0), *PriorConfig().aspect_ratios[1:]))
+    path = tmp_path / "model.safetensors"
+    save_model(build_model(NARROW.replace(priors=wide), seed=1), path)
+    config = NARROW.replace(class_names=("WBC", "RBC", "Platelets", "x", "y"))
+    model, fresh = build_model(config, path, seed=2), build_model(config, seed=2)
+    for kind in ("weight", "bias"):
+        name = f"class_heads.convs.0.{kind}"
+        assert torch.equal(model.state_dict()[name], fresh.state_dict()[name])
 
 
 @pytest.mark.parametrize("change", [{"batch_norm": True}, {"width": 0.25}])
@@ -393,17 +453,19 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, change):
 
 @pytest.mark.parametrize("names", [("WBC", "RBC", "Platelets"), ("a", "b", "c"), ("a", "b", "c", "d")])
 def test_a_start_from_the_shipped_weights(names, tmp_path, monkeypatch):
-    """All of it for the same classes; for others, three or four, all but the class heads."""
+    """All of it for the same classes; for others, three or four, all but their rows of the class heads."""
     shipped = build_model(NARROW.replace(mean=(0.5, 0.5, 0.5)), seed=3)
     save_model(shipped, tmp_path / "shipped.safetensors", half=True)
     monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped.safetensors")
     model = build_model(NARROW.replace(class_names=names), "shipped", seed=4)
     fresh = build_model(NARROW.replace(class_names=names), seed=4)
     assert model.config == fresh.config.replace(mean=(0.5, 0.5, 0.5))
-    kept, state = load_model(tmp_path / "shipped.safetensors").state_dict(), model.state_dict()
+    stored = load_model(tmp_path / "shipped.safetensors")
+    kept, state = stored.state_dict(), model.state_dict()
+    assert_class_rows(model, stored, fresh)
     for name, tensor in state.items():
-        ours = not name.startswith("class_heads.") or names == NARROW.class_names
-        assert torch.equal(tensor, kept[name] if ours else fresh.state_dict()[name]), name
+        if not name.startswith("class_heads."):
+            assert torch.equal(tensor, kept[name]), name
         assert tensor.dtype in (torch.float32, torch.int64)
 
 

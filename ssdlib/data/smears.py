@@ -29,8 +29,11 @@ SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels 
 WIDTH, HEIGHT = 640, 480
 MARKER = "smears.json"
 _DATABASE = "Synthetic smears, not real blood"
-NAMES = ("background", "WBC", "RBC", "Platelets")
-WBC, RBC, PLATELETS = 1, 2, 3
+FOURTH_CLASS = "Echinocyte"
+"""A burr cell: a red cell with short, even spicules all round and hardly a pale centre. Only drawn on demand,
+for practice with classes that the shipped weights do not know."""
+NAMES = ("background", "WBC", "RBC", "Platelets", FOURTH_CLASS)
+WBC, RBC, PLATELETS, ECHINOCYTE = 1, 2, 3, 4
 
 # BCCD's pictures are soft (upsampled by the camera), so everything is drawn at half size and enlarged:
 # four times faster, and the edges come out as wide as the real ones. Lengths below are full-size pixels.
@@ -54,7 +57,7 @@ class Smear(NamedTuple):
 
     image: np.ndarray  # (480, 640, 3) uint8 RGB
     boxes: np.ndarray  # (G, 4) float32 xyxy pixels, whole numbers, 1..640 and 1..480 as in BCCD
-    labels: np.ndarray  # (G,) int64: 1 WBC, 2 RBC, 3 Platelets
+    labels: np.ndarray  # (G,) int64: 1 WBC, 2 RBC, 3 Platelets, 4 Echinocyte (only if asked for)
 
 
 @dataclass(frozen=True)
@@ -117,17 +120,20 @@ class _Look:
     crowding: float  # chance that a red cell is put beside another
 
 
-def draw_smear(seed: int) -> Smear:
+def draw_smear(seed: int, *, fourth_class: bool = False) -> Smear:
     """Draw one smear. The same seed gives the same pixels, boxes and labels, whatever the thread count.
 
     Every white cell, red cell and platelet in the picture has its box, cut at the border of the image; dust
-    and bubbles have none. Raises ConfigError for a negative seed.
+    and bubbles have none. `fourth_class` turns some of the red cells of many fields into echinocytes; without
+    it the picture is what it always was. Raises ConfigError for a negative seed.
     """
     if seed < 0:
         raise ConfigError(f"smear seed {seed} is negative: choose 0 or more.")
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     look = _choose_look(rng)
     cells = _place_cells(rng, look)
+    if fourth_class:
+        cells = _crenate(np.random.default_rng(np.random.SeedSequence([seed, ECHINOCYTE])), cells)
     boxes = np.array([cell.box for cell in cells], np.float32).reshape(-1, 4)
     labels = np.array([cell.label for cell in cells], np.int64)
     return Smear(_photograph(rng, look, _stain(rng, look, cells)), boxes, labels)
@@ -262,6 +268,26 @@ def _new_platelet(rng: np.random.Generator) -> _Cell:
     return _Cell(PLATELETS, rng.uniform(8, WIDTH - 8), rng.uniform(8, HEIGHT - 8), radii)
 
 
+def _crenate(rng: np.random.Generator, cells: list[_Cell]) -> list[_Cell]:
+    """Some red cells shrunk to burr cells, in two fields of three; it goes by slide and by patch, so some
+    fields have many. They lie where they lay: nothing else moves."""
+    share = rng.uniform(0.15, 0.6) if rng.random() < 0.67 else 0.0
+    return [_burr(rng, cell) if cell.label == RBC and rng.random() < share else cell for cell in cells]
+
+
+def _burr(rng: np.random.Generator, cell: _Cell) -> _Cell:
+    """The cell rounder, a little smaller, with 10 to 16 spicules of about equal size."""
+    size = 0.9 * float(cell.radii.mean())
+    spicules, phase = int(rng.integers(10, 17)), rng.uniform(0, 2 * np.pi)
+    # They stand apart by slightly uneven steps and differ a little in length; much, and it would be an
+    # acanthocyte.
+    angles = _THETA + phase + 0.08 * np.sin(3 * _THETA + rng.uniform(0, 2 * np.pi))
+    points = (0.5 + 0.5 * np.cos(spicules * angles)) ** 1.6
+    height = rng.uniform(0.16, 0.26) * (1 + 0.2 * np.sin(2 * _THETA + rng.uniform(0, 2 * np.pi)))
+    round_part = size * (0.6 + 0.4 * cell.radii / cell.radii.mean())
+    return _Cell(ECHINOCYTE, cell.x, cell.y, (round_part * (0.93 + height * points)).astype(np.float32))
+
+
 # How much dye it holds -----------------------------------------------------------------------------------
 
 
@@ -315,7 +341,7 @@ def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndar
     """The dye map (240, 320, 4) float32 that the cells give."""
     dye = np.zeros((_ROWS, _COLUMNS, 4), np.float32)
     for cell in cells:
-        if cell.label == RBC:
+        if cell.label in (RBC, ECHINOCYTE):
             _add_red(rng, look, dye, cell)
     # Stacked cells press each other flat: twice the cells is less than twice the dye.
     dye /= 1 + 0.75 * dye
@@ -336,6 +362,8 @@ def _add_red(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell
     body = _ramp(window.inside / (2 * look.edge) + 0.5)
 
     pallor = float(np.clip(look.pallor + rng.normal(0, 0.20), 0, 0.97))
+    if cell.label == ECHINOCYTE:
+        pallor *= 0.3
     slant, squeeze = rng.uniform(0, np.pi), np.exp(abs(rng.normal(0, 0.28)))
     ox, oy = rng.normal(0, 0.09 * radius, 2)
     u = (window.dx - ox) * np.cos(slant) + (window.dy - oy) * np.sin(slant)
@@ -515,18 +543,27 @@ def _add_specks(rng: np.random.Generator, lamp: np.ndarray) -> None:
 
 
 def write_dataset(
-    root: str | Path, *, train: int = 205, val: int = 87, test: int = 72, seed: int = 0, progress: bool = True
+    root: str | Path,
+    *,
+    train: int = 205,
+    val: int = 87,
+    test: int = 72,
+    seed: int = 0,
+    fourth_class: bool = False,
+    progress: bool = True,
 ) -> Path:
     """Write smears to the folder `root` in BCCD's layout and return it.
 
     `Annotations/*.xml` (Pascal VOC), `JPEGImages/*.jpg`, `ImageSets/Main/{train,val,test,trainval}.txt`, and
     `smears.json`, which says what the folder holds. The folder is built beside and renamed when whole, so an
     interrupted run leaves nothing that could be taken for a data set. Where `root` already holds exactly
-    this data set, nothing is written. Raises ConfigError for negative numbers, DataError if `root` holds
-    something else or is incomplete, SsdError if the disk refuses.
+    this data set, nothing is written. `fourth_class` as for `draw_smear`. Raises ConfigError for negative
+    numbers, DataError if `root` holds something else or is incomplete, SsdError if the disk refuses.
     """
     root = Path(root)
     contents = {"version": SMEARS_VERSION, "seed": seed, "train": train, "val": val, "test": test}
+    if fourth_class:
+        contents["fourth_class"] = FOURTH_CLASS
     if min(seed, train, val, test) < 0:
         raise ConfigError(f"cannot write smears with {contents}: seed and counts must be 0 or more.")
     if _already_there(root, contents):
@@ -578,9 +615,10 @@ def _fill(folder: Path, contents: dict, progress: bool) -> None:
         splits[split] = [f"SmearImage_{total + i:05d}" for i in range(contents[split])]
         total += contents[split]
     names = [name for ids in splits.values() for name in ids]
+    options = {"fourth_class": True} if "fourth_class" in contents else {}
     for index, name in enumerate(tqdm(names, desc="drawing smears", unit="image", disable=not progress)):
         state = np.random.SeedSequence([contents["seed"], index]).generate_state(2, np.uint64)
-        smear = draw_smear(int(state[0]))
+        smear = draw_smear(int(state[0]), **options)
         quality = 73 + int(state[1] % 6)
         _write_jpeg(folder / "JPEGImages" / f"{name}.jpg", smear.image, quality)
         names_here = [NAMES[label] for label in smear.labels]
