@@ -34,7 +34,11 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises DataError, naming the file, if it is missing, truncated, not an image or above `MAX_PIXELS`.
     """
     path = Path(path)
-    content = _read(path)
+    return decode_image(_read(path), path)
+
+
+def decode_image(content: bytes, path: Path) -> np.ndarray:
+    """`read_image` for a file that is in memory already; `path` is what errors call it."""
     try:
         with _open(content, path) as image:
             image.load()
