@@ -225,6 +225,11 @@ def _smears(home: Path, progress: bool, reason: str) -> DataSource:
     return DataSource("smears", root, BCCD_CLASSES, synthetic=True, notice=_SMEAR_NOTICE)
 
 
+def data_folder() -> Path:
+    """Where data is kept: the checkout's data folder, else the one in the working directory."""
+    return _data_folders()[0]
+
+
 def _data_folders() -> list[Path]:
     """The data folder of the checkout this package lies in, if it does, and of the working directory."""
     checkout = Path(__file__).resolve().parents[2]
