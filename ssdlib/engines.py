@@ -10,7 +10,7 @@ from ssdlib.detections import Detections
 from ssdlib.errors import ConfigError
 from ssdlib.predict import ImageLike, Predictor
 
-ENGINES = ("torch",)
+ENGINES = ("torch", "onnx", "onnx-int8")
 """Names that `open_predictor` knows."""
 
 
@@ -30,10 +30,19 @@ class Engine(Protocol):
 def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
     """The weights in the file `weights`, run by `engine`, one of `ENGINES`.
 
-    `settings` are those of `ssdlib.predict.Predictor` (device, precision, score_threshold, iou_threshold,
-    top_k, batch_size). Raises ConfigError for an unknown engine or impossible settings and CheckpointError
-    for weights that cannot be used.
+    The onnx engines export the weights on first use (`ssdlib.onnx_engine.cached_onnx`), or take a ready .onnx
+    file. `settings` are those of `ssdlib.predict.Predictor` (device, precision, score_threshold,
+    iou_threshold, top_k, batch_size); onnx runs on the CPU, in the file's own precision. Raises ConfigError
+    for an unknown engine, a missing extra or impossible settings and CheckpointError for weights that cannot
+    be used.
     """
+    if engine not in ENGINES:
+        raise ConfigError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    ready = Path(weights).suffix.lower() == ".onnx"
+    if engine == "torch" and ready:
+        raise ConfigError(f"{weights} is an ONNX file, which the engine torch cannot run: use --engine onnx")
     if engine == "torch":
         return Predictor.from_checkpoint(weights, **settings)
-    raise ConfigError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
+    from ssdlib.onnx_engine import open_onnx  # an extra, and slow to import
+
+    return open_onnx(weights, int8=engine == "onnx-int8", **settings)
