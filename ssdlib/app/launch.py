@@ -1,0 +1,90 @@
+"""From a detector to an open page: in a browser (`serve`) or in a notebook (`open_inline`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ssdlib.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssdlib.app.page import Detector
+    from ssdlib.app.session import Limits
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def serve(
+    detector: Detector,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    share: bool = False,
+    browser: bool = False,
+    limits: Limits | None = None,
+    ready: Callable[[str], None] = print,
+) -> None:
+    """Show the page until Ctrl-C. `ready` is told the address once it can be opened.
+
+    Without a port, the first free one from 7860. `share` opens a tunnel through Gradio's servers to the whole
+    world; without it nothing but this machine is contacted. Raises ConfigError if Gradio is missing or the
+    address cannot be had.
+    """
+    page = _page()
+    with _own_folder():
+        blocks = page.build_page(detector, limits=limits, local=host in LOOPBACK and not share)
+        options = page.launch_options(limits)
+        try:
+            _, address, shared = blocks.launch(
+                **options, server_name=host, server_port=port, share=share, inbrowser=browser
+            )
+        except OSError as error:  # Gradio's word for a port that is taken
+            raise ConfigError(f"the page cannot be served on {host}: {error}") from error
+        try:
+            ready(shared or address)
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)
+
+
+def open_inline(
+    detector: Detector, *, height: int = 1000, limits: Limits | None = None, **options: Any
+) -> Any:
+    """The same page in the output of a notebook's cell (JupyterLab, Colab), `height` pixels high.
+
+    Returns Gradio's Blocks; its `close()` ends the server. More `options` go to `Blocks.launch`. Raises
+    ConfigError if Gradio is missing.
+    """
+    page = _page()
+    blocks = page.build_page(detector, limits=limits)
+    settings = {"inline": True, "height": height, "share": False, **options}
+    blocks.launch(**page.launch_options(limits), **settings)
+    return blocks
+
+
+def _page() -> ModuleType:
+    # Read by Gradio when it is imported.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        from ssdlib.app import page
+    except ImportError as error:
+        raise ConfigError(f"the page needs Gradio: pip install 'ssdlib[app]' ({error})") from error
+    return page
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Uploads under way lie in a folder of this page's own, which goes when the page does."""
+    former = os.environ.get("GRADIO_TEMP_DIR")
+    os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="ssdlib-app-")
+    try:
+        yield
+    finally:
+        shutil.rmtree(os.environ.pop("GRADIO_TEMP_DIR"), ignore_errors=True)
+        if former is not None:
+            os.environ["GRADIO_TEMP_DIR"] = former
