@@ -51,6 +51,9 @@ WEIGHTS_HELP = (
 Weights = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
+Engine = Annotated[
+    str, typer.Option(help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -171,6 +174,7 @@ def evaluate(
         bool, typer.Option("--lab", help="Errors by kind, counts and calibration, too; chosen on val.")
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    engine: Engine = "torch",
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
@@ -178,13 +182,13 @@ def evaluate(
 ) -> None:
     """Judge a detector: mAP three ways, precision and recall, each class; 95 % intervals over the images."""
     from ssdlib.data import bccd
+    from ssdlib.engines import open_predictor
     from ssdlib.evaluation.summary import evaluate_split
     from ssdlib.files import write_json
-    from ssdlib.predict import Predictor
 
     path = _weights(weights)
     source = bccd.resolve(data, progress=not quiet)
-    predictor = Predictor.from_checkpoint(path, device=device, precision=precision, batch_size=batch)
+    predictor = open_predictor(engine, path, device=device, precision=precision, batch_size=batch)
     report = evaluate_split(
         predictor,
         source,
@@ -194,7 +198,7 @@ def evaluate(
         laboratory=lab,
         progress=not quiet,
     )
-    report["weights"] = str(path)
+    report |= {"weights": str(path), "engine": engine}
     print(results_text({split: report, "data": report["data"]}))
     if lab:
         print(laboratory_text(report["laboratory"], split))
@@ -235,6 +239,30 @@ def compare(
         described = {"a": str(paths[0]), "b": str(paths[1]), "split": split, "data": source.describe()}
         write_json(json_file, {**described, **result.to_dict()})
         print(f"written: {json_file}")
+
+
+@app.command(epilog="Example: python -m ssdlib export --weights shipped --out model.onnx --int8 --with-nms")
+def export(
+    out: Annotated[Path, typer.Option(help="File to write, model.onnx say.")],
+    weights: Weights = "shipped",
+    with_nms: Annotated[
+        bool, typer.Option("--with-nms", help="Boxes, scores and labels come out, not raw outputs.")
+    ] = False,
+    score: Annotated[float, typer.Option(help="Least score, with NMS inside.", min=0, max=1)] = 0.01,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights and activations.")] = False,
+    data: Annotated[str, typer.Option(help="Images to calibrate int8 on: as for train.")] = "auto",
+    calibrate_on: Annotated[str, typer.Option(help="Their split; labels are not looked at.")] = "train",
+    images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 48,
+    method: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "minmax",
+    quiet: Quiet = False,
+) -> None:
+    """Write the network as an ONNX file: any batch of (N, 3, 300, 300) uint8 RGB in."""
+    from ssdlib.onnx_engine import Calibration, export_file
+
+    calibration = Calibration(data, calibrate_on, images, method) if int8 else None
+    settings = {"score_threshold": score} if with_nms else None
+    export_file(_weights(weights), out, calibration=calibration, nms=settings, progress=not quiet)
+    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command(epilog="Example: python -m ssdlib detect my_fields/ one.png --json cells.json --out annotated/")

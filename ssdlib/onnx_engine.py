@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import bccd
-from ssdlib.data.dataset import DetectionDataset
 from ssdlib.errors import CheckpointError, ConfigError, DataError
 from ssdlib.export import (
     RAW,
@@ -22,12 +23,18 @@ from ssdlib.export import (
     need_onnx,
     read_header,
     save_onnx,
+    with_nms,
 )
 from ssdlib.model import IMAGE_SIZE
 from ssdlib.predict import ImageDetector
 from ssdlib.priors import make_priors
 from ssdlib.quantization import IMAGES, calibration_images, quantise
 from ssdlib.runtime import available_cores
+
+if TYPE_CHECKING:
+    import onnx
+
+    from ssdlib.data.dataset import DetectionDataset
 
 EXPORT_VERSION = 1
 """Raise it when export or quantisation changes: cached files of before are then not used."""
@@ -106,7 +113,8 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     """The weights as a raw ONNX file in `folder` (data/cache/onnx), made now if it is not there.
 
     The name holds the hash of the weights, so changed weights are exported anew. int8 is calibrated on BCCD's
-    train images where BCCD is at hand, else on synthetic smears, which is said and part of the name.
+    train images where BCCD is at hand (nothing is downloaded), else on synthetic smears; the name says which.
+    Raises ConfigError for int8 of a network for other classes than BCCD's, which neither would suit.
     """
     folder = Path(folder) if folder is not None else bccd.data_folder() / "cache" / "onnx"
     if not Path(weights).is_file():
@@ -115,8 +123,8 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     plain = folder / f"{stem}-fp32.onnx"
     if not int8:
         return plain if plain.exists() else _make(plain, lambda: export_weights(weights))
-    kind = calibration_kind()
-    path = folder / f"{stem}-int8-{kind}.onnx"
+    bccd_data = _bccd_at_hand()
+    path = folder / f"{stem}-int8-{'bccd' if bccd_data else 'smears'}.onnx"
     if path.exists():
         return path
     model = load_onnx(cached_onnx(weights, folder=folder))
@@ -127,28 +135,69 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
             "Say on which: ssdlib export --int8 --data FOLDER --weights ... --out model.onnx, then give "
             "--weights model.onnx"
         )
-    images = calibration_images(calibration_data(kind))
-    words = {"bccd": "BCCD train", "smears": "synthetic smears"}[kind]
-    return _make(path, lambda: quantise(model, images, f"{len(images)} images of {words}"))
+    if bccd_data:
+        dataset, words = bccd_data.dataset("train"), "bccd train"
+    else:
+        dataset, words = bccd.extra_smears(IMAGES, progress=False), "smears train"
+    return _make(path, lambda: _quantise(model, dataset, words))
 
 
-def calibration_kind() -> str:
-    """`bccd` where it is at hand (nothing is downloaded), else `smears`."""
+def _bccd_at_hand() -> bccd.DataSource | None:
     try:
-        bccd.resolve("bccd", progress=False, download=False)
+        return bccd.resolve("bccd", progress=False, download=False)
     except DataError:
-        return "smears"
-    return "bccd"
+        return None
 
 
-def calibration_data(kind: str) -> DetectionDataset:
-    """Training images: BCCD's, or smears drawn for this once."""
-    if kind == "bccd":
-        return bccd.resolve("bccd", progress=False, download=False).dataset("train")
-    return bccd.extra_smears(IMAGES, progress=False)
-
-
-def _make(path: Path, build: Any) -> Path:
-    print(f"making {path} (once)", file=sys.stderr)
-    save_onnx(build(), path)
+def _make(path: Path, build: Callable[[], onnx.ModelProto]) -> Path:
+    model = build()
+    calibration = read_header(model).calibration
+    save_onnx(model, path)
+    print(f"made {path}, once{f', calibrated on {calibration}' if calibration else ''}", file=sys.stderr)
     return path
+
+
+def _quantise(
+    model: onnx.ModelProto,
+    dataset: DetectionDataset,
+    words: str,
+    count: int = IMAGES,
+    method: str = "minmax",
+) -> onnx.ModelProto:
+    images = calibration_images(dataset, count)
+    return quantise(model, images, f"{len(images)} images of {words}, {method}", method=method)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The images to measure int8 ranges on: `images` of them from a split of the data, and how."""
+
+    data: str = "auto"
+    split: str = "train"
+    images: int = IMAGES
+    method: str = "minmax"
+
+
+def export_file(
+    weights: str | Path,
+    out: str | Path,
+    *,
+    calibration: Calibration | None = None,
+    nms: Mapping[str, Any] | None = None,
+    progress: bool = False,
+) -> None:
+    """Write weights as ONNX: fp32, or int8 where there is a calibration; with NMS inside where `nms`, the
+    settings of `ssdlib.export.with_nms`, is given. Raises SsdError for what cannot be read or written."""
+    need_onnx("onnx", "onnxscript", "onnxruntime")
+    out = Path(out)
+    if out.suffix.lower() != ".onnx":
+        raise ConfigError(f"{out} is to be an ONNX file: let its name end in .onnx")
+    source = bccd.resolve(calibration.data, progress=progress) if calibration else None
+    model = load_onnx(cached_onnx(weights))
+    if calibration and source:
+        dataset = source.dataset(calibration.split)
+        words = f"{source.kind} {calibration.split}"
+        model = _quantise(model, dataset, words, calibration.images, calibration.method)
+    if nms is not None:
+        model = with_nms(model, make_priors(read_header(model).config.priors, IMAGE_SIZE), **nms)
+    save_onnx(model, out)

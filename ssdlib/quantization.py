@@ -91,7 +91,7 @@ def quantise(
             },
         )
         result = _load(quantised)
-    write_header(result, replace(header, precision="int8", calibration=f"{calibration}, {method}"))
+    write_header(result, replace(header, precision="int8", calibration=calibration))
     return result
 
 
