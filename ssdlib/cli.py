@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from ssdlib.detections import Detections
-
 UNREADABLE_IMAGES = 3
 """Exit code of `detect` when all else went well."""
+LONGEST_TABLE = 100
+"""Images of which `detect` prints every count."""
 
 app = typer.Typer(
     help="SSD300 finds and counts blood cells: run the course, train, judge and use a detector.",
@@ -265,138 +261,91 @@ def export(
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
-@app.command(epilog="Example: python -m ssdlib detect my_fields/ one.png --json cells.json --out annotated/")
+@app.command(
+    epilog="Example: python -m ssdlib detect my_fields/ 'more/*.tif' --out found/ --format pictures,csv,voc"
+)
 def detect(
     images: Annotated[
-        list[Path], typer.Argument(help="Image files and folders of them.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Image files, folders of them, patterns in quotes; - reads a list of paths, one a line.",
+            show_default=False,
+        ),
     ],
     weights: Weights = "shipped",
-    threshold: Annotated[float, typer.Option(help="Least score that counts.", min=0, max=1)] = 0.5,
+    threshold: Annotated[
+        str, typer.Option(help="Least score that counts: 0.4, or for classes: WBC=0.4,RBC=0.6.")
+    ] = "0.5",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results; called again it goes on where it stopped.")
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="What to write there, of pictures,csv,json,coco,voc.")
+    ] = "pictures,csv,json",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write boxes and counts here.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for annotated pictures.")] = None,
+    tile: Annotated[
+        str, typer.Option(help="Cut large fields: auto, off, or a tile's width in pixels.")
+    ] = "auto",
+    um_per_pixel: Annotated[
+        float | None,
+        typer.Option(help="Scale of the images in micrometres; training has 0.072. Sizes in um, too."),
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Do all images again.")] = False,
+    engine: Engine = "torch",
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
     quiet: Quiet = False,
 ) -> None:
-    """Find and count the cells in images of yours. Unreadable images are named; the others are done."""
-    from tqdm import tqdm
+    """Find and count the cells in images of yours. Unreadable images are named; the others are done.
 
-    from ssdlib.files import write_json
-    from ssdlib.predict import Predictor
+    Ends with 3 if some could not be read.
+    """
+    import hashlib
 
-    tasks = find_images(images, out)
-    predictor = Predictor.from_checkpoint(
-        _weights(weights),
+    from ssdlib.detect import DetectJob, parse_thresholds, run_detection, thresholds_of
+    from ssdlib.engines import open_predictor
+    from ssdlib.inputs import find_images
+    from ssdlib.results import parse_formats
+    from ssdlib.tiling import Tiling
+
+    thresholds, chosen = parse_thresholds(threshold), parse_formats(formats)
+    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
+    listed = sys.stdin if "-" in images else ()
+    tasks = find_images([given for given in images if given != "-"], out, listed=listed)
+    path = _weights(weights)
+    predictor = open_predictor(
+        engine,
+        path,
         device=device,
         precision=precision,
         batch_size=batch,
-        score_threshold=threshold,
+        score_threshold=min(thresholds.values()),
     )
-    found, failures = [], []
-    with tqdm(total=len(tasks), unit="img", disable=quiet) as bar:
-        for detections, image, target in _detections(predictor, tasks, failures):
-            found.append(detections)
-            if target is not None:
-                _draw(image, found[-1], target)
-            bar.update(1)
-    print(counts_text(found))
-    if json_file is not None:
-        write_json(json_file, [detections.to_dict() for detections in found])
-        print(f"written: {json_file}")
-    if out is not None:
-        print(f"annotated pictures: {out}")
-    if failures:
-        print(f"{len(failures)} of {len(tasks)} images could not be read:", file=sys.stderr)
-        print("\n".join(f"  {failure}" for failure in failures), file=sys.stderr)
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    job = DetectJob(
+        tasks,
+        thresholds_of(thresholds, predictor.class_names),
+        tiling,
+        out,
+        chosen if out is not None else (),
+        json_file,
+        {"weights": digest, "engine": engine, "precision": precision, "batch": batch},
+    )
+    summary = run_detection(predictor, job, restart=restart, progress=not quiet)
+    print(counts_text(summary.class_names, summary.rows))
+    for written in (json_file, out):
+        if written is not None:
+            print(f"written: {written}")
+    if summary.resumed:
+        print(f"{summary.resumed} images had been done before", file=sys.stderr)
+    if summary.scale_warning:
+        print(f"note: {summary.scale_warning}", file=sys.stderr)
+    if summary.failures:
+        print(f"{len(summary.failures)} of {len(tasks)} images could not be read:", file=sys.stderr)
+        print("\n".join(f"  {failure}" for failure in summary.failures), file=sys.stderr)
         raise typer.Exit(UNREADABLE_IMAGES)
-
-
-def find_images(paths: Sequence[Path], out: Path | None = None) -> list[tuple[Path, Path | None]]:
-    """(image, annotated picture or None) for each file given and each image anywhere inside a folder given.
-
-    Raises DataError for a path that does not exist, a folder without images, and an output that would
-    overwrite an input.
-    """
-    from ssdlib.data.images import IMAGE_SUFFIXES
-    from ssdlib.errors import DataError
-
-    tasks: dict[Path, Path | None] = {}
-    taken: set[Path] = set()
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-            if not inside:
-                raise DataError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder")
-            pairs = [(image, image.relative_to(path)) for image in inside]
-        elif path.exists():
-            pairs = [(path, Path(path.name))]
-        else:
-            raise DataError(f"{path} does not exist: name an image file or a folder of images")
-        for image, name in pairs:
-            if image not in tasks:
-                tasks[image] = _free_name(out, name, taken) if out is not None else None
-    for image, target in tasks.items():
-        if target is not None and target.exists() and any(target.samefile(other) for other in tasks):
-            raise DataError(f"--out would overwrite the image {image}: choose another folder")
-    return list(tasks.items())
-
-
-def _free_name(out: Path, name: Path, taken: set[Path]) -> Path:
-    """Where the annotated picture goes; a second image of the same name gets a number."""
-    suffix = name.suffix if name.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-    target, number = out / name.with_suffix(suffix), 2
-    while target in taken:
-        target, number = out / name.with_name(f"{name.stem}-{number}{suffix}"), number + 1
-    taken.add(target)
-    return target
-
-
-def _detections(
-    predictor: Any, tasks: Sequence[tuple[Path, Path | None]], failures: list[str]
-) -> Iterator[tuple[Detections, np.ndarray, Path | None]]:
-    """Detections of each readable image with its pixels and target; the others' messages go to `failures`."""
-    from dataclasses import replace
-
-    waiting: deque[tuple[Path, np.ndarray, Path | None]] = deque()
-
-    def readable() -> Iterator[np.ndarray]:
-        for path, image, target in _read_ahead(tasks, failures, ahead=2 * predictor.batch_size):
-            waiting.append((path, image, target))
-            yield image
-
-    for detections in predictor.stream(readable()):
-        path, image, target = waiting.popleft()
-        yield replace(detections, image=str(path)), image, target
-
-
-def _read_ahead(
-    tasks: Sequence[tuple[Path, Path | None]], failures: list[str], *, ahead: int
-) -> Iterator[tuple[Path, np.ndarray, Path | None]]:
-    """Decode in threads, a few images ahead of their use, in order."""
-    from concurrent.futures import ThreadPoolExecutor
-    from itertools import islice
-
-    from ssdlib.data.images import read_image
-    from ssdlib.errors import DataError
-
-    with ThreadPoolExecutor(2, "ssdlib-decode") as pool:
-        source = iter(tasks)
-        futures = deque((task, pool.submit(read_image, task[0])) for task in islice(source, ahead))
-        while futures:
-            (path, target), future = futures.popleft()
-            futures.extend((task, pool.submit(read_image, task[0])) for task in islice(source, 1))
-            try:
-                yield path, future.result(), target
-            except DataError as error:
-                failures.append(str(error))
-
-
-def _draw(image: np.ndarray, detections: Detections, target: Path) -> None:
-    from ssdlib.annotate import annotate
-    from ssdlib.data.images import write_image
-
-    write_image(target, annotate(image, detections))
 
 
 @data_app.command("fetch", epilog="Example: python -m ssdlib data fetch")
@@ -551,14 +500,16 @@ def laboratory_text(section: dict[str, Any], split: str) -> str:
     )
 
 
-def counts_text(found: Sequence[Detections]) -> str:
-    """Cells of each class on each image and in all, as a plain table."""
-    if not found:
+def counts_text(class_names: Sequence[str], rows: Sequence[tuple[str, Sequence[int]]]) -> str:
+    """Cells of each class on each image (of many, the first) and in all, as a plain table."""
+    if not rows:
         return "no image could be read"
-    names = list(found[0].class_names)
-    rows = [[d.image, *(str(d.counts()[name]) for name in names)] for d in found]
-    totals = [str(sum(d.counts()[name] for d in found)) for name in names]
-    return text_table(["image", *names], [*rows, [f"all {len(found)}", *totals]])
+    shown = rows if len(rows) <= LONGEST_TABLE else rows[: LONGEST_TABLE // 2]
+    body = [[image, *map(str, counts)] for image, counts in shown]
+    if len(shown) < len(rows):
+        body.append([f"... {len(rows) - len(shown)} more", *[""] * len(class_names)])
+    totals = [str(sum(counts[k] for _, counts in rows)) for k in range(len(class_names))]
+    return text_table(["image", *class_names], [*body, [f"all {len(rows)}", *totals]])
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = True) -> str:

@@ -12,12 +12,12 @@ import pytest
 from ssdlib import runs
 from ssdlib.__main__ import main
 from ssdlib.annotate import annotate
-from ssdlib.cli import counts_text, find_images, results_text, text_table
+from ssdlib.cli import LONGEST_TABLE, counts_text, results_text, text_table
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.smears import write_dataset
 from ssdlib.detections import Detections
-from ssdlib.errors import CheckpointError, DataError, StageError, TrainingError
+from ssdlib.errors import CheckpointError, StageError, TrainingError
 from ssdlib.weights import build_model, save_model
 
 COMMANDS = ("run", "train", "evaluate", "compare", "detect", "data fetch", "data check", "data smears")
@@ -56,7 +56,7 @@ def test_help_is_quick_because_torch_is_not_loaded():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["detect"], ["detect", "x", "--threshold", "2"], ["data", "smears", "x", "--train", "-1"]],
+    [["nothing"], ["detect"], ["detect", "x", "--batch", "0"], ["data", "smears", "x", "--train", "-1"]],
 )
 def test_wrong_usage_ends_with_2(arguments, capsys):
     assert main(arguments) == 2
@@ -67,6 +67,11 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
     ("arguments", "message"),
     [
         (["detect", "nowhere.png"], "nowhere.png does not exist"),
+        (["detect", "nowhere/*.png"], "no image fits the pattern nowhere/*.png"),
+        (["detect", "x", "--threshold", "2"], "--threshold takes"),
+        (["detect", "x", "--tile", "7"], "32 to 16384"),
+        (["detect", "x", "--um-per-pixel", "75"], "0.01 to 0.5"),
+        (["detect", "x", "--format", "pdf"], "--format takes pictures"),
         (["evaluate", "--weights", "none.safetensors"], "no weights at none.safetensors"),
         (["evaluate", "--weights", "shipped", "--data", "nowhere"], "nowhere"),
         (["run", "--only", "99"], "99"),
@@ -84,17 +89,17 @@ def test_the_users_mistakes_end_with_1_and_one_message(arguments, message, capsy
 
 
 def test_faults_of_ours_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("ssdlib.cli.find_images", lambda *_: 1 / 0)
+    monkeypatch.setattr("ssdlib.inputs.find_images", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["detect", "x"])
 
 
 @pytest.mark.parametrize(("error", "code"), [("TrainingInterrupted", 130), ("TrainingError", 1)])
 def test_a_stop_asked_for_is_told_apart_from_a_failure(monkeypatch, capsys, error, code):
-    def stop(*_):
+    def stop(*_, **__):
         raise type(error, (TrainingError,), {})("go on with --resume")
 
-    monkeypatch.setattr("ssdlib.cli.find_images", stop)
+    monkeypatch.setattr("ssdlib.inputs.find_images", stop)
     assert main(["detect", "x"]) == code
     assert capsys.readouterr().err == "error: go on with --resume\n"
 
@@ -133,9 +138,10 @@ def test_detect_writes_json_pictures_and_counts_and_goes_on_past_damage(smears, 
             assert len(found["box"]) == 4 and found["label"] in entry["counts"] and found["score"] >= 0.2
     assert any(entry["detections"] for entry in entries)
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.jpg")) == sorted(
-        ["a.jpg", "deep/a.jpg", third.name]
+        ["pictures/a.jpg", "pictures/deep/a.jpg", f"pictures/{third.name}"]
     )
-    assert read_image(out / "a.jpg").shape == (480, 640, 3)
+    assert read_image(out / "pictures/a.jpg").shape == (480, 640, 3)
+    assert json.loads((out / "cells.json").read_text()) == entries
     assert "all 3" in captured.out
 
 
@@ -243,24 +249,6 @@ def test_data_commands(tmp_path, capsys):
     assert "findings" in capsys.readouterr().out
 
 
-def test_find_images(tmp_path):
-    assert find_images([]) == []
-    (tmp_path / "x").mkdir()
-    (tmp_path / "y").mkdir()
-    with pytest.raises(DataError, match="holds no images"):
-        find_images([tmp_path / "x"])
-    for name in ("x/a.png", "y/a.png", "y/b.tif", "y/notes.txt"):
-        (tmp_path / name).touch()
-    tasks = find_images([tmp_path / "x", tmp_path / "y", tmp_path / "x/a.png"], tmp_path / "out")
-    assert [(task.name, target.name) for task, target in tasks] == [
-        ("a.png", "a.png"),
-        ("a.png", "a-2.png"),
-        ("b.tif", "b.png"),
-    ]
-    with pytest.raises(DataError, match="overwrite"):
-        find_images([tmp_path / "x"], tmp_path / "x")
-
-
 def test_tables():
     assert text_table(["class", "n"], [["RBC", "10"], ["all", "10"]]).splitlines() == [
         "class   n",
@@ -271,7 +259,15 @@ def test_tables():
     ]
     assert results_text({}) == "no results yet"
     assert results_text({"data": {"notice": "SYNTHETIC"}}) == "SYNTHETIC"
-    assert counts_text([]) == "no image could be read"
+
+
+def test_table_of_counts():
+    assert counts_text(["WBC"], []) == "no image could be read"
+    rows = [(f"{number}.jpg", (1, number)) for number in range(LONGEST_TABLE + 1)]
+    few, many = counts_text(["WBC", "RBC"], rows[:-1]), counts_text(["WBC", "RBC"], rows)
+    assert len(few.splitlines()) == LONGEST_TABLE + 4 and "more" not in few
+    assert len(many.splitlines()) == LONGEST_TABLE // 2 + 5 and "... 51 more" in many
+    assert many.splitlines()[-1].split() == ["all", "101", "101", "5050"]
 
 
 @pytest.mark.parametrize(

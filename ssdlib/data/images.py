@@ -64,6 +64,18 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise _damaged(path, error) from error
 
 
+def is_turned(path: str | Path) -> bool:
+    """Whether EXIF says that the picture is to be turned or mirrored. Raises DataError like `read_image`."""
+    path = Path(path)
+    try:
+        with path.open("rb") as stream, _open(stream, path) as image:
+            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise _damaged(path, error) from error
+
+
 def encode_image(rgb: np.ndarray, suffix: str = ".jpg", *, quality: int = 95) -> bytes:
     """A (H, W, 3) uint8 RGB array as the bytes of an image file. `quality` is JPEG's, 0 to 100."""
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
