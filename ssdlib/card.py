@@ -231,7 +231,7 @@ def _data_line(source: DataSource) -> str:
 
 
 def _name_of(source: DataSource) -> str:
-    return {"bccd": "BCCD", "smears": "Synthetic smears"}.get(source.kind, source.root.name)
+    return {"bccd": "BCCD", "smears": "Synthetic smears"}.get(source.kind, source.folder.name)
 
 
 def _table(facts: Mapping[str, Any]) -> str:

@@ -74,7 +74,7 @@ def changed(key, number, **values):
         ("", "not valid JSON"),
         ("[]", 'no list "images"'),
         ({"images": []}, 'no list "categories"'),
-        ({**GOOD, "categories": []}, "categories need distinct names"),
+        ({**GOOD, "categories": []}, "class names must be distinct"),
         ({**GOOD, "images": ["a.png"]}, 'entry 0 of "images"'),
         (changed("categories", 0, name="spore"), "distinct"),
         (changed("annotations", 0, image_id=1), "annotation 1 has image_id 1"),

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ssdlib.boxes import iou
-from ssdlib.data import download
+from ssdlib.data import download, layouts
 from ssdlib.data.bccd import SPLITS, DataSource, annotation_files, find_image, images_by_id, read_splits
 from ssdlib.data.images import image_size, read_image
 from ssdlib.data.voc import VocAnnotation, read_voc
@@ -42,6 +42,7 @@ _FINE_CORRELATION = (
 )
 _MAX_IMAGES = 1500
 
+_REPAIRS = ("point_box", "box_outside", "swapped_corners", "size_mismatch")
 _SEVERITIES = ("error", "warning", "info")
 
 
@@ -114,9 +115,15 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
     images = images_by_id(source.root)
     annotations = _read_annotations(source, images, findings)
     pictures = _read_pictures(images, findings, progress)
-    findings += _file_findings(source, splits, images, annotations)
+    found = list(_file_findings(source, splits, images, annotations))
     for annotation in annotations.values():
-        findings += _annotation_findings(annotation, source.class_names)
+        found += _annotation_findings(annotation, source.class_names)
+    if converted := layouts.read_marker(source.root):
+        # What is wrong with labels was noted of the file that their owner can mend.
+        noted = converted.notes
+        findings += [Finding(n.kind, n.severity, where, n.message, n.remedy) for where, n in noted]
+        found = [f for f in found if f.kind not in _REPAIRS and f.image_id not in converted.errors]
+    findings += found
     split_of = {image_id: split for split in ("train", "val", "test") for image_id in splits[split]}
     findings += _split_findings(splits, split_of, annotations)
     findings += _copies(pictures, split_of, progress)

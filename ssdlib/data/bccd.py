@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import random
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -15,18 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from ssdlib.config import BCCD_CLASSES
-from ssdlib.data import download
+from ssdlib.data import coco, download, layouts, yolo
 from ssdlib.data.dataset import DetectionDataset, Sample, label_array
 from ssdlib.data.images import IMAGE_SUFFIXES, image_size, list_images
+from ssdlib.data.splits import SHARES_TEXT, SPLITS, divide
 from ssdlib.data.voc import VocAnnotation, read_voc
 from ssdlib.errors import DataError
 
-SPLITS = ("train", "val", "test", "trainval")
-
 LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
 
-_SPLIT_SHARES = {"train": 0.56, "val": 0.24, "test": 0.20}  # as BCCD's 205, 87 and 72
-_SPLIT_SEED = 0
+OTHER_LAYOUTS = f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}) or XML files beside their images"
 
 EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"
@@ -40,7 +37,7 @@ class DataSource:
     """A folder in the Pascal VOC layout, and what is known about it."""
 
     kind: str
-    """bccd, smears or voc."""
+    """bccd, smears, voc, coco or yolo."""
     root: Path
     """Holds Annotations, JPEGImages and, usually, ImageSets/Main."""
     class_names: tuple[str, ...]
@@ -48,6 +45,13 @@ class DataSource:
     synthetic: bool = False
     notice: str = ""
     """What everyone who reads a result must know; empty for real data with splits of its own."""
+    origin: Path | None = None
+    """The folder that was given, where it has another layout and `root` is its likeness in data/cache."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder as its owner knows it."""
+        return self.origin or self.root
 
     @property
     def fingerprint(self) -> str:
@@ -96,6 +100,11 @@ class DataSource:
         and the remedy, for a missing or damaged file or an unknown class.
         """
         ids = self.split_ids(split)
+        if converted := layouts.read_marker(self.root):
+            errors = converted.errors
+            for image_id in ids[:limit]:
+                if image_id in errors:
+                    raise DataError(errors[image_id])
         images = images_by_id(self.root)
         samples = [_sample(self.root, image_id, images, self.class_names) for image_id in ids[:limit]]
         return DetectionDataset(samples, self.class_names, transform).subset(limit)
@@ -107,7 +116,7 @@ class DataSource:
         """
         return {
             "source": self.kind,
-            **({"root": str(self.root)} if root else {}),
+            **({"root": str(self.folder)} if root else {}),
             "synthetic": self.synthetic,
             "notice": self.notice,
             "fingerprint": self.fingerprint,
@@ -126,13 +135,14 @@ def resolve(
     - "bccd": the folder in $BCCD_ROOT; else data/BCCD; else the published commit is downloaded there.
     - "smears": synthetic smears, drawn once into data/cache.
     - "auto": BCCD, or, where it cannot be had, the smears, with a notice on stderr.
-    - anything else: a folder in the Pascal VOC layout (or its parent, if it is named BCCD).
+    - anything else: a folder with any classes, in the Pascal VOC layout (or its parent, if it is named
+      BCCD), or in another that `ssdlib.data.layouts` reads: COCO, YOLO, XML beside the images.
 
     `cache_dir` stands in for the data folder (of the checkout, else of the working directory).
     SSDLIB_OFFLINE=1 or `download=False` keeps off the network. Raises DataError saying what to do.
     """
     if str(data) not in ("auto", "bccd", "smears"):
-        return open_folder(data)
+        return open_folder(data, cache_dir=cache_dir)
     homes = [Path(cache_dir)] if cache_dir is not None else _data_folders()
     if str(data) == "smears":
         return _smears(homes[0], progress, "You asked for them with DATA=smears.")
@@ -159,26 +169,44 @@ def extra_smears(
     return DataSource("smears", root, BCCD_CLASSES, synthetic=True).dataset("train")
 
 
-def open_folder(path: str | Path) -> DataSource:
-    """A folder of yours as a data source; its classes are BCCD's if it has no others, else its own."""
-    root = _voc_root(Path(path).expanduser())
+def open_folder(path: str | Path, *, cache_dir: str | Path | None = None) -> DataSource:
+    """A folder of yours as a data source; its classes are BCCD's if it has no others, else its own.
+
+    Own classes come in the folder's order where the layout has one (COCO, YOLO), else by name. What is made
+    of other layouts than VOC's goes to `cache_dir` as for `resolve`; the folder is never written to.
+    """
+    path = Path(path).expanduser()
+    root = _voc_root(path)
+    if root is None:
+        home = Path(cache_dir) if cache_dir is not None else _data_folders()[0]
+        root = layouts.convert(path, home / "cache" / "layouts")
     if root is None:
         raise DataError(
-            f"{path} is not a dataset: there must be {LAYOUT}. Give the folder that holds them, "
-            "or one of auto, bccd, smears."
+            f"{path} is not a dataset: there must be {LAYOUT}. Give the folder that holds them, one that is "
+            f"{OTHER_LAYOUTS}, or one of auto, bccd, smears."
         )
+    converted = layouts.read_marker(root)
     names, ids = _discover(root)
     if not names:
-        raise DataError(f"no annotation in {root / 'Annotations'} has an object. Label some images first.")
-    class_names = BCCD_CLASSES if names <= set(BCCD_CLASSES) else tuple(sorted(names))
+        raise DataError(_why_empty(root, converted))
+    own_names = converted.class_names if converted else tuple(sorted(names))
+    class_names = BCCD_CLASSES if names <= set(BCCD_CLASSES) else own_names
+    kind, origin = (converted.kind, converted.folder) if converted else ("voc", None)
     if (root / "smears.json").is_file() or all(image_id.startswith(_SMEAR_PREFIX) for image_id in ids):
-        return DataSource("smears", root, class_names, synthetic=True, notice=_SMEAR_NOTICE)
-    source = DataSource("voc", root, class_names, notice=_split_notice(root))
-    if source.notice:
-        _say_once(source.notice)
-    if set(ids) == {Path(name).stem for name in download.manifest() if name.endswith(".xml")}:
-        return DataSource("bccd", root, BCCD_CLASSES, notice=source.notice)
-    return source
+        return DataSource("smears", root, class_names, synthetic=True, notice=_SMEAR_NOTICE, origin=origin)
+    notice = converted.notice if converted else _split_notice(root)
+    if notice:
+        _say_once(notice)
+    if not origin and set(ids) == {Path(name).stem for name in download.manifest() if name.endswith(".xml")}:
+        return DataSource("bccd", root, BCCD_CLASSES, notice=notice)
+    return DataSource(kind, root, class_names, notice=notice, origin=origin)
+
+
+def _why_empty(root: Path, converted: layouts.Converted | None) -> str:
+    if converted is None:
+        return f"no annotation in {root / 'Annotations'} has an object. Label some images first."
+    why = "".join(f" {message}" for message in list(converted.errors.values())[:1])
+    return f"no label in {converted.folder} is of use.{why or ' Label some images first.'}"
 
 
 def _bccd(homes: Sequence[Path], progress: bool, may_download: bool) -> DataSource:
@@ -253,14 +281,13 @@ def _split_file(root: Path, split: str) -> Path:
 def _split_notice(root: Path) -> str:
     if any(_split_file(root, split).is_file() for split in SPLITS):
         return ""
-    shares = " / ".join(f"{share:.0%} {split}" for split, share in _SPLIT_SHARES.items())
-    return f"{root} has no ImageSets/Main: its images are divided by a fixed seed ({shares})."
+    return f"{root} has no ImageSets/Main: its images are divided by a fixed seed ({SHARES_TEXT})."
 
 
 def read_splits(root: Path) -> dict[str, list[str]]:
     """Ids by split, from ImageSets/Main or, without it, divided by a fixed seed."""
     if _split_notice(root):
-        return _divide([file.stem for file in annotation_files(root)])
+        return divide([file.stem for file in annotation_files(root)])
     splits = {split: _read_ids(_split_file(root, split)) for split in SPLITS}
     if not splits["trainval"]:
         splits["trainval"] = splits["train"] + splits["val"]
@@ -279,23 +306,15 @@ def _read_ids(file: Path) -> list[str]:
     return ids
 
 
-def _divide(ids: Sequence[str]) -> dict[str, list[str]]:
-    ids = sorted(ids)
-    random.Random(_SPLIT_SEED).shuffle(ids)
-    first = round(len(ids) * _SPLIT_SHARES["train"])
-    second = first + round(len(ids) * _SPLIT_SHARES["val"])
-    parts = {"train": ids[:first], "val": ids[first:second], "test": ids[second:], "trainval": ids[:second]}
-    return {split: sorted(part) for split, part in parts.items()}
-
-
 def annotation_files(root: Path) -> list[Path]:
     """Annotations of a folder, sorted by name."""
     return sorted((root / "Annotations").glob("*.xml"))
 
 
 def images_by_id(root: Path) -> dict[str, Path]:
-    """Images of a folder by name without ending."""
-    return {file.stem: file for file in list_images(root / "JPEGImages")}
+    """Images of a folder by name without ending; links are followed, so that messages name the real file."""
+    files = list_images(root / "JPEGImages")
+    return {file.stem: file.resolve() if file.is_symlink() else file for file in files}
 
 
 def _discover(root: Path) -> tuple[set[str], list[str]]:
