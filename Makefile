@@ -2,6 +2,7 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
 # make test                     ruff, the unit tests and every notebook
+# make test-browser             the page (ssdlib app) in Chromium
 # make bench                    speed: ours, a naive SSD300 and torchvision's
 # make bench-training           time to accuracy of the same, drawn; hours (ARGS="--images 400" for less)
 # make notebooks                run the notebooks in place and save their outputs, after a change
@@ -14,7 +15,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test bench bench-training notebooks clean
+.PHONY: run setup test test-browser bench bench-training notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -35,6 +36,20 @@ test: .venv/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --nbval tests $(NOTEBOOKS)
+
+# Gradio does not take the Pillow that all else is tested with: it has an environment of its own, over .venv.
+.venv/app/.stamp: .venv/.stamp
+	$(BIN)/python -m venv .venv/app
+	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
+	    > "$$(.venv/app/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/base.pth"
+	sed 's/^pillow==.*/pillow==12.3.0/' .ci/constraints.txt > .venv/app/constraints.txt
+	.venv/app/bin/python -m pip install --disable-pip-version-check --constraint .venv/app/constraints.txt gradio
+	@touch $@
+
+# SCREENSHOTS=folder keeps what was seen; CHROMIUM=path names another browser.
+test-browser: .venv/app/.stamp
+	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { echo 'there is no Chromium: apt-get install chromium (Debian), or CHROMIUM=/path/to/chrome make test-browser' >&2; exit 1; }
+	.venv/app/bin/python -m pytest -m browser tests/browser
 
 bench: .venv/.stamp
 	$(BIN)/python -m ssdlib.bench

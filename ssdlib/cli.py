@@ -26,7 +26,9 @@ data_app = typer.Typer(help="Get, check and draw data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 Profile = Annotated[str, typer.Option(help="smoke, quick or full.")]
-Data = Annotated[str, typer.Option(help="auto, bccd, smears, or a folder in Pascal VOC layout.")]
+Data = Annotated[
+    str, typer.Option(help="auto, bccd, smears, or a folder of yours: Pascal VOC, COCO or YOLO layout.")
+]
 Run = Annotated[str, typer.Option("--run", help="Name under runs/, or a path. Default: time, profile, data.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Change one setting: recipe.epochs=3. May be repeated.")
@@ -129,6 +131,13 @@ def train(
     profile: Profile = "quick",
     data: Data = "auto",
     run: Run = "",
+    init: Annotated[
+        str | None,
+        typer.Option(
+            help="Start from: shipped, a weights file, a run's name, or scratch; heads are remade for the "
+            "data's classes. Default: what the profile says."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     settings: Settings = None,
     force: Force = False,
@@ -142,11 +151,14 @@ def train(
 
     folder = _run_path(run, profile, data)
     main_process = os.environ.get("RANK", "0") == "0"
+    overrides = _overrides(settings)
+    if init is not None:
+        overrides = {**_init(init, profile, data, say=main_process), **(overrides or {})}
     opened = RunFolder.open(
         folder,
         profile=profile,
         data=data,
-        overrides=_overrides(settings),
+        overrides=overrides,
         force=force,
         progress=main_process,
     )
@@ -348,6 +360,50 @@ def detect(
         raise typer.Exit(UNREADABLE_IMAGES)
 
 
+@app.command("app", epilog="Example: python -m ssdlib app --host 0.0.0.0 --port 8080")
+def app_page(
+    weights: Weights = "shipped",
+    engine: Engine = "torch",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets the whole network in.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(help="Default: the first free one from 7860.", min=1, max=65535)
+    ] = None,
+    share: Annotated[
+        bool, typer.Option("--share", help="Open to the whole world, through Gradio's servers.")
+    ] = False,
+    browser: Annotated[bool, typer.Option("--open", help="Open a browser, too.")] = False,
+    max_megabytes: Annotated[float, typer.Option(help="Of one file.", min=0.1)] = 20,
+    max_megapixels: Annotated[float, typer.Option(help="Of one image.", min=0.1, max=170)] = 60,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Show a page in the browser: drop images in, see and count the cells. Ctrl-C ends it."""
+    import signal
+
+    from ssdlib.app import serve
+    from ssdlib.app.launch import require_gradio
+    from ssdlib.app.session import LEAST_SCORE, Limits
+    from ssdlib.engines import open_predictor
+
+    require_gradio()
+    limits = Limits(file_bytes=round(max_megabytes * 1e6), pixels=round(max_megapixels * 1e6))
+    predictor = open_predictor(
+        engine, _weights(weights), device=device, precision=precision, score_threshold=LEAST_SCORE
+    )
+    # So that a service manager's stop cleans up as Ctrl-C does.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+    def ready(address: str) -> None:
+        print(address if quiet else f"the page is open at {address}", flush=True)
+        if not quiet:
+            print("Ctrl-C ends it.", file=sys.stderr)
+
+    serve(predictor, host=host, port=port, share=share, browser=browser, limits=limits, ready=ready)
+
+
 @data_app.command("fetch", epilog="Example: python -m ssdlib data fetch")
 def data_fetch(quiet: Quiet = False) -> None:
     """Find BCCD, or download its pinned commit into data/BCCD, every file checked."""
@@ -372,9 +428,13 @@ def data_check(
     result = audit(source, progress=not quiet)
     if source.notice:
         print(source.notice)
-    print(f"{source.kind}: {source.root}")
+    print(f"{source.kind}: {source.folder}")
     print(result.to_text())
     print(f"{len(result.findings)} findings, {len(result.errors)} of them errors")
+    if result.findings:
+        print(
+            "errors stop training until mended; warnings distort what is learnt or measured; infos do neither"
+        )
     if json_file is not None:
         write_json(json_file, result.to_dict())
         print(f"written: {json_file}")
@@ -468,6 +528,23 @@ def data_smears(
     print(f"{train + val + test} smears: {written}")
 
 
+@data_app.command(
+    "convert", epilog="Example: python -m ssdlib data convert my_yolo/ --to yolo --data my_cells/"
+)
+def data_convert(
+    out: Annotated[Path, typer.Argument(help="New folder to write.")],
+    to: Annotated[str, typer.Option(help="voc, coco or yolo.")],
+    data: Data = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Copy a data set into another tool's layout; the original is not touched."""
+    from ssdlib.data import bccd
+    from ssdlib.data.writers import write_layout
+
+    source = bccd.resolve(data, progress=not quiet)
+    print(f"{to}: {write_layout(source, out, to)}")
+
+
 def results_text(metrics: dict[str, Any]) -> str:
     """The results sections of metrics as plain tables, under the notice if the data are synthetic."""
     from ssdlib.report import result_rows, result_sections
@@ -540,6 +617,18 @@ def _run_path(run: str, profile: str, data: str) -> Path:
         return runs_folder() / new_run_name(profile, data)
     bare = Path(run).name == run and run not in (".", "..")
     return runs_folder() / run if bare else Path(run).expanduser().resolve()
+
+
+def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
+    """The settings that --init means; what becomes of the heads is said on stderr."""
+    from ssdlib.data import bccd
+    from ssdlib.runs import start_settings
+
+    class_names = bccd.resolve(data, progress=say).class_names
+    settings, message = start_settings(init, profile, class_names)
+    if say:
+        print(message, file=sys.stderr)
+    return settings
 
 
 def _leave_process_group() -> None:

@@ -30,7 +30,7 @@ LAYERS = (
     {"checkpoints"},
     {"train"},
     {"runs"},
-    {"report", "comparison", "suspects"},
+    {"app", "report", "comparison", "suspects"},
     {"pipeline", "comparison_page"},
     {"sweep"},
     {"bench"},

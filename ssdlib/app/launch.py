@@ -7,14 +7,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ssdlib.app.page import Detector
-    from ssdlib.app.session import Limits
+    from ssdlib.app.session import Detector, Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -35,8 +35,9 @@ def serve(
     world; without it nothing but this machine is contacted. Raises ConfigError if Gradio is missing or the
     address cannot be had.
     """
-    page = _page()
+    require_gradio()
     with _own_folder():
+        page = _page()
         blocks = page.build_page(detector, limits=limits, local=host in LOOPBACK and not share)
         options = page.launch_options(limits)
         try:
@@ -67,13 +68,18 @@ def open_inline(
     return blocks
 
 
+def require_gradio() -> None:
+    """Raise ConfigError if Gradio is missing; said before the network is loaded."""
+    if find_spec("gradio") is None:
+        raise ConfigError("the page needs Gradio: pip install 'ssdlib[app]'")
+
+
 def _page() -> ModuleType:
+    require_gradio()
     # Read by Gradio when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        from ssdlib.app import page
-    except ImportError as error:
-        raise ConfigError(f"the page needs Gradio: pip install 'ssdlib[app]' ({error})") from error
+    from ssdlib.app import page
+
     return page
 
 

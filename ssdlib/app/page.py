@@ -6,16 +6,15 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gradio as gr
-import numpy as np
 
 from ssdlib.app import markup
-from ssdlib.app.session import FIRST_THRESHOLD, LEAST_SCORE, Limits, Session, Sessions
+from ssdlib.app.session import FIRST_THRESHOLD, LEAST_SCORE, Detector, Limits, Session, Sessions, look
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images, read_image
-from ssdlib.detections import Detections
 from ssdlib.errors import SsdError
 from ssdlib.runs import project_root
 
@@ -38,14 +37,6 @@ PRIVATE = {"api_visibility": "private"}
 NETWORK = {"concurrency_id": "network", "concurrency_limit": 1, **PRIVATE}
 """One look of the network at a time, whoever asks; the others wait in the queue."""
 AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", **PRIVATE}
-
-
-class Detector(Protocol):
-    """What finds the cells, such as `ssdlib.predict.Predictor`."""
-
-    class_names: tuple[str, ...]
-
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]: ...
 
 
 def build_page(detector: Detector, *, limits: Limits | None = None, local: bool = True) -> gr.Blocks:
@@ -90,8 +81,8 @@ class _Layout:
             with gr.Column(scale=2, min_width=300):
                 self.samples = _sample_buttons()
                 self.scale = gr.Number(
-                    label="Micrometres per pixel, if known",
-                    value=None,
+                    label="Micrometres per pixel (0: not known)",
+                    value=0,
                     minimum=0,
                     step=0.001,
                     elem_id="ssd-scale",
@@ -123,7 +114,7 @@ def _upload(limits: Limits) -> gr.File:
         label=f"Field images, {each}",
         file_count="multiple",
         file_types=list(IMAGE_SUFFIXES),
-        height=168,
+        height=206,
         elem_id="ssd-upload",
     )
     # Gradio's own leaves an empty file behind for each upload, and forgets the names.
@@ -174,7 +165,7 @@ def _connect(layout: _Layout, detector: Detector, sessions: Sessions) -> None:
                 progress((done + share) / len(files), desc="Looking for cells")
 
             try:
-                session.add(path, _looker(detector, say), name)
+                session.add(path, partial(look, detector, say=say), name)
             except SsdError as error:
                 refused.append(str(error))
         return show(session, len(session.fields) - 1, refused)
@@ -223,12 +214,12 @@ def _connect(layout: _Layout, detector: Detector, sessions: Sessions) -> None:
         on_upload,
         [layout.upload, *layout.settings],
         layout.outcome,
-        show_progress_on=layout.status,
+        show_progress_on=layout.upload,
         **NETWORK,
     )
     for button, path in layout.samples:
         button.click(
-            on_sample(path), layout.settings, layout.outcome, show_progress_on=layout.status, **NETWORK
+            on_sample(path), layout.settings, layout.outcome, show_progress_on=layout.upload, **NETWORK
         )
     for control in (*layout.settings, layout.chosen):
         control.input(on_change, [layout.chosen, *layout.settings], [layout.status, *layout.drawn], **AT_ONCE)
@@ -250,14 +241,6 @@ def _settle(session: Session, values: Sequence[Any]) -> list[str]:
     except (TypeError, ValueError):  # a number field that was emptied
         return ["A threshold is not a number."]
     return []
-
-
-def _looker(detector: Detector, say: Callable[[float], None]) -> Callable[..., Detections]:
-    def look(image: np.ndarray, um_per_pixel: float | None) -> Detections:
-        say(0)
-        return detector.detect([image])[0]
-
-    return look
 
 
 def _draw(session: Session, number: int | None) -> tuple[str, str, str, str]:

@@ -8,9 +8,10 @@ import json
 import threading
 import unicodedata
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from ssdlib.annotate import annotate
 from ssdlib.data.images import decode_image, encode_image
 from ssdlib.detections import Detections
 from ssdlib.errors import ConfigError, DataError, SsdError
+from ssdlib.tiling import Tiling, crop, merge
 
 LEAST_SCORE = 0.05
 """Detections below are not kept, so a threshold cannot go lower."""
@@ -109,12 +111,8 @@ class Session:
         self.thresholds = {name: float(thresholds[name]) for name in self.class_names}
 
     def set_scale(self, um_per_pixel: float | None) -> None:
-        """Micrometres per pixel; None or 0 if unknown. Raises ConfigError for what no microscope has."""
-        if um_per_pixel and not 0.001 <= um_per_pixel <= 100:
-            raise ConfigError(
-                f"{um_per_pixel:g} micrometres per pixel cannot be: give 0.001 to 100, or nothing"
-            )
-        self.um_per_pixel = float(um_per_pixel) if um_per_pixel else None
+        """Micrometres per pixel; None or 0 if unknown. Raises ConfigError for what is no scale of a smear."""
+        self.um_per_pixel = Tiling(um_per_pixel=float(um_per_pixel) if um_per_pixel else None).um_per_pixel
 
     def shown(self, number: int) -> Detections:
         """The detections of a field at or above the thresholds."""
@@ -196,6 +194,28 @@ class Sessions:
     def forget(self, visitor: str) -> None:
         with self._lock:
             self._open.pop(visitor, None)
+
+
+class Detector(Protocol):
+    """What finds the cells: `ssdlib.predict.Predictor`, or another engine."""
+
+    class_names: tuple[str, ...]
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]: ...
+
+
+def look(
+    detector: Detector, image: np.ndarray, um_per_pixel: float | None, say: Callable[[float], None]
+) -> Detections:
+    """Find the cells of (H, W, 3) uint8 RGB, tile by tile in a large field; `say` hears the share done."""
+    height, width = image.shape[:2]
+    views = Tiling(um_per_pixel=um_per_pixel).views(width, height)
+    found = []
+    say(0)
+    for detections in detector.stream(crop(image, view) for view in views):
+        found.append(detections)
+        say(len(found) / len(views))
+    return found[0] if views == [(0, 0, width, height)] else merge(found, views, (width, height))
 
 
 def box_sizes(detections: Detections) -> np.ndarray:
