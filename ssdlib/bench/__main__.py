@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ssdlib.bench import suites, waste
+from ssdlib.bench import engines, suites, waste
 from ssdlib.bench.suites import NAIVE, OURS, TORCHVISION, Bench
 from ssdlib.bench.timing import Timings
 from ssdlib.files import write_json
@@ -24,6 +24,8 @@ SUITES = {
 }
 WASTE = "waste"
 """Also a suite to ask for, but no race: see `ssdlib.bench.waste`."""
+ENGINES = "engines"
+"""Likewise: `ssdlib.bench.engines`, which needs the extra `onnx`."""
 
 BARS = (
     ("training", NAIVE, 2.8),
@@ -94,7 +96,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Three rounds instead of seven.")] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"Only this suite ({', '.join([*SUITES, WASTE])}); may be repeated."),
+        typer.Option(help=f"Only this suite ({', '.join([*SUITES, WASTE, ENGINES])}); may be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 8,
@@ -105,7 +107,7 @@ def main(
 
     Example: python -m ssdlib.bench --quick --only nms
     """
-    suites_known = [*SUITES, WASTE]
+    suites_known = [*SUITES, WASTE, ENGINES]
     unknown = sorted(set(only or ()) - set(suites_known))
     if unknown:
         raise typer.BadParameter(
@@ -121,8 +123,10 @@ def main(
         results = {name: suite(bench) for name, suite in SUITES.items() if not only or name in only}
         matrix = matrix_share(bench, results["training"]) if "training" in results else None
         wasted = waste.measure(bench) if not only or WASTE in only else None
+        by_engine = engines.measure(bench) if not only or ENGINES in only else None
     parts = [report(results, matrix)] if results else []
     parts += [waste.report(wasted, bench.device)] if wasted else []
+    parts += [engines.report(by_engine)] if by_engine else []
     print("\n\n".join(parts))
     path = json or Path("bench") / f"results-{now:%Y-%m-%d}.json"
     write_json(
@@ -136,7 +140,12 @@ def main(
             "suites": {name: timings.to_dict() for name, timings in results.items()},
             "matrix": matrix,
             "waste": wasted,
-            "bars": judge(results) + (waste.judge(wasted, bench.device) if wasted else []),
+            "engines": by_engine,
+            "bars": [
+                *judge(results),
+                *(waste.judge(wasted, bench.device) if wasted else []),
+                *(by_engine["bars"] if by_engine else []),
+            ],
         },
     )
     print(f"\nwritten: {path}")

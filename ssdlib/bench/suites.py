@@ -215,28 +215,28 @@ def detection(bench: Bench) -> Timings:
         OURS: _our_detection(bench, RECIPES["original"].model, paths),
         OURS_BATCH_NORM: _our_detection(bench, WHOLE.model, paths),
         NAIVE: _naive_detection(bench, paths),
-        TORCHVISION: _torchvision_detection(bench, paths),
+        TORCHVISION: torchvision_detection(bench, paths),
     }
     return bench.take_turns("detection, file to boxes, per image", contestants, units=len(paths))
 
 
 def _our_detection(bench: Bench, config: ModelConfig, paths: list[Path]) -> Callable[[], object]:
     model = build_model(config)
-    _prefer_background(model.class_heads.convs)
+    prefer_background(model.class_heads.convs)
     predictor = Predictor(model, device=bench.device, batch_size=bench.batch)
     return lambda: predictor.detect(paths)
 
 
 def _naive_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
     model = naive.NaiveSSD300(NUM_CLASSES)
-    _prefer_background(model.logits)
+    prefer_background(model.logits)
     model.to(bench.device).eval()
     return lambda: naive.naive_detect(model, paths, bench.batch)
 
 
-def _torchvision_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
+def torchvision_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
     model = torchvision_model()
-    _prefer_background(model.head.classification_head.module_list)
+    prefer_background(model.head.classification_head.module_list)
     model.to(bench.device).eval()
 
     @torch.inference_mode()
@@ -247,7 +247,7 @@ def _torchvision_detection(bench: Bench, paths: list[Path]) -> Callable[[], obje
     return detect
 
 
-def _prefer_background(heads: torch.nn.ModuleList) -> None:
+def prefer_background(heads: torch.nn.ModuleList) -> None:
     with torch.no_grad():
         for head in heads:
             head.bias.view(-1, NUM_CLASSES)[:, 0] += SURE_BACKGROUND
