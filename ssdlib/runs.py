@@ -15,14 +15,14 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdlib import files
-from ssdlib.config import RECIPES, Profile
+from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Profile
 from ssdlib.errors import CheckpointError, ConfigError, StageError
 from ssdlib.profiles import find_profile
 
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ssdlib.history import EpochRecord, History
 
 CONFIG_FORMAT = 1
+NEW_CLASSES_LEARNING_RATE = 5e-4
+"""Five times the recipe's: a new class has to be learnt, not only kept (docs/own_data.md has the figures)."""
 RUN_FOLDER_VARIABLE = "SSDLIB_RUN_DIR"
 
 
@@ -362,6 +364,42 @@ def find_weights(asked: str | Path | None = None) -> Path:
         "a run's name or folder, `newest` for the newest run or `shipped` for those of the project; or train "
         "some: python -m ssdlib run --profile quick"
     )
+
+
+def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """The overrides with which a run starts from `init`, and a line on what becomes of the class heads.
+
+    `scratch` takes the recipe of that name; anything else is weights to fine-tune: what `find_weights` finds,
+    whose network the run then has, or imagenet or coco. A profile that trains from scratch then takes the
+    recipe `finetune`. Raises CheckpointError for a file that is missing, damaged or of another project.
+    """
+    from ssdlib.weights import read_metadata
+
+    recipe = find_profile(profile).recipe
+    from_scratch = recipe.initial_weights == "scratch"
+    if init == "scratch":
+        settings = {} if from_scratch else {"recipe": "scratch"}
+        return settings, f"all of the network starts from random weights, for {', '.join(class_names)}"
+    settings = {"recipe": "finetune"} if from_scratch else {}
+    if init in ("imagenet", "coco"):
+        return {
+            **settings,
+            "recipe.initial_weights": init,
+        }, f"the heads are new, for {', '.join(class_names)}"
+    path = find_weights(init)
+    stored = ModelConfig.from_dict(read_metadata(path)["config"])
+    settings["recipe.initial_weights"] = "shipped" if init == "shipped" else str(path.resolve())
+    if stored.replace(class_names=BCCD_CLASSES) != SHIPPED_MODEL.replace(mean=stored.mean, std=stored.std):
+        settings["recipe.model"] = stored.to_dict()
+    kept = [name for name in class_names if name in stored.class_names]
+    new = [name for name in class_names if name not in stored.class_names]
+    lost = [name for name in stored.class_names if name not in class_names]
+    if not new and not lost:
+        return settings, f"all of the network is kept: {path} knows {', '.join(kept)}"
+    if new:
+        settings["recipe.learning_rate"] = NEW_CLASSES_LEARNING_RATE
+    parts = {"kept": kept, "new": new, "dropped": lost}
+    return settings, "class heads remade: " + "; ".join(f"{k} {', '.join(v)}" for k, v in parts.items() if v)
 
 
 def read_stages(folder: Path) -> list[dict[str, Any]]:
