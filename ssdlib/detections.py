@@ -13,7 +13,11 @@ from torch import Tensor
 from ssdlib.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    import pandas
     import supervision
+
+FRAME_COLUMNS = ("image", "class", "score", "xmin", "ymin", "xmax", "ymax", "width", "height")
+"""Of `Detections.to_frame` and of the first columns of `ssdlib detect`'s cells.csv; sizes in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +219,108 @@ class Detections:
         labels = [] if detections.class_id is None else detections.class_id
         return cls(detections.xyxy, scores, labels, image_size, tuple(class_names), image)
 
+    def to_fiftyone(self) -> list[dict[str, Any]]:
+        """FiftyOne's labels of one image: label, bounding_box [x, y, width, height] as shares of the image,
+        confidence. `[fiftyone.Detection(**item) for item in detections.to_fiftyone()]` makes its objects.
+
+        https://docs.voxel51.com/user_guide/using_datasets.html#object-detection
+        """
+        relative = (self.boxes.double() / torch.tensor(self.image_size * 2)).tolist()
+        rows = zip(relative, self.names, self.scores.tolist(), strict=True)
+        return [
+            {"label": name, "bounding_box": [x1, y1, x2 - x1, y2 - y1], "confidence": score}
+            for (x1, y1, x2, y2), name, score in rows
+        ]
+
+    @classmethod
+    def from_fiftyone(
+        cls,
+        labels: Iterable[Mapping[str, Any]] | None,
+        image_size: tuple[int, int],
+        class_names: Iterable[str],
+        image: str = "",
+    ) -> Self:
+        """From such labels (None: an image without any); a missing confidence counts as 1, as for a person's.
+
+        Raises DataError where a key is missing or a class is unknown.
+        """
+        names, items = tuple(class_names), list(labels or ())
+        try:
+            bbox = torch.tensor([item["bounding_box"] for item in items], dtype=torch.float64).reshape(-1, 4)
+            boxes = torch.cat([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], dim=1) * torch.tensor(image_size * 2)
+            scores = [1.0 if item.get("confidence") is None else item["confidence"] for item in items]
+            found = [names.index(item["label"]) + 1 for item in items]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DataError(
+                f"not FiftyOne's labels: {error!r}. Each needs bounding_box (four numbers) and a label of "
+                f"{', '.join(names)}."
+            ) from error
+        return cls(boxes, scores, found, image_size, names, image)
+
+    def to_frame(self) -> pandas.DataFrame:
+        """A `pandas.DataFrame` with a row for each detection and the columns `FRAME_COLUMNS`.
+
+        Raises ConfigError if pandas is not installed.
+        """
+        corners = self.boxes.double()
+        sides = corners[:, 2:] - corners[:, :2]
+        columns = [
+            [self.image] * len(self),
+            self.names,
+            self.scores.double().numpy(),
+            *corners.T.numpy(),
+            *sides.T.numpy(),
+        ]
+        return _pandas().DataFrame(dict(zip(FRAME_COLUMNS, columns, strict=True)))
+
+    @classmethod
+    def from_frame(
+        cls,
+        frame: pandas.DataFrame,
+        image_size: tuple[int, int],
+        class_names: Iterable[str],
+        image: str | None = None,
+    ) -> Self:
+        """Of one image, from the columns class, score, xmin, ymin, xmax and ymax of a `pandas.DataFrame`.
+
+        With `image`, rows of other images are passed over; without, all rows must be of the same. Raises
+        DataError for a missing column, an unknown class or several images.
+        """
+        names = tuple(class_names)
+        needed = (
+            "class",
+            "score",
+            "xmin",
+            "ymin",
+            "xmax",
+            "ymax",
+            *(("image",) if image is not None else ()),
+        )
+        if lacking := [name for name in needed if name not in frame]:
+            raise DataError(f"the table lacks {', '.join(lacking)}; it has {', '.join(map(str, frame))}.")
+        if image is not None:
+            frame = frame[frame["image"] == image]
+        images = list(frame["image"].unique()) if "image" in frame else []
+        if len(images) > 1:
+            raise DataError(f"the table holds {len(images)} images: name the one you mean.")
+        if unknown := set(frame["class"]) - set(names):
+            raise DataError(f"the table names {', '.join(map(str, unknown))}; known are {', '.join(names)}.")
+        labels = [names.index(name) + 1 for name in frame["class"]]
+        boxes = frame[["xmin", "ymin", "xmax", "ymax"]].to_numpy(float, copy=True)
+        scores = frame["score"].to_numpy(float, copy=True)
+        return cls(boxes, scores, labels, image_size, names, str(images[0]) if images else image or "")
+
+
+def fiftyone_labels(found: Iterable[tuple[str, Detections]]) -> dict[str, Any]:
+    """labels.json of a FiftyOneImageDetectionDataset: plain values from (key, detections) of each image.
+
+    The key is the image's file name in the data set's folder data/ without its ending; an image without
+    detections has the value None there. Write it with `ssdlib.files.write_json` beside data/ and open it with
+    `fiftyone.Dataset.from_dir(folder, fiftyone.types.FiftyOneImageDetectionDataset)`.
+    Format: https://docs.voxel51.com/user_guide/import_datasets.html#fiftyoneimagedetectiondataset
+    """
+    return {"labels": {key: detections.to_fiftyone() or None for key, detections in found}}
+
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     return torch.as_tensor(values).detach().to("cpu", dtype).as_subclass(Tensor)
@@ -226,3 +332,11 @@ def _supervision() -> Any:
     except ImportError as error:
         raise ConfigError("this conversion needs the package supervision: pip install supervision") from error
     return supervision
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise ConfigError("tables need pandas: pip install 'ssdlib[pandas]'") from error
+    return pandas

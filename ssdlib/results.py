@@ -18,7 +18,7 @@ import numpy as np
 
 from ssdlib.data.images import IMAGE_SUFFIXES, is_turned, write_image
 from ssdlib.data.voc import write_voc
-from ssdlib.detections import Detections
+from ssdlib.detections import FRAME_COLUMNS, Detections
 from ssdlib.errors import ConfigError, DataError, SsdError
 from ssdlib.files import atomic_open, read_json, write_bytes, write_json
 from ssdlib.inputs import ImageTask
@@ -33,7 +33,6 @@ FORMATS = {
 DEFAULT_FORMATS = ("pictures", "csv", "json")
 
 DONE, UNREADABLE = "done", "unreadable"
-CELL_COLUMNS = ("image", "class", "score", "xmin", "ymin", "xmax", "ymax", "width", "height")
 
 Record = dict[str, Any]
 """Of a finished image: `Detections.to_dict()` with state, tiles (how many views), view (width and height of
@@ -232,7 +231,7 @@ def _write_items(stream: BinaryIO, items: Iterable[Any], *, indent: int | None, 
 
 
 def _cell_rows(records: Records, um_per_pixel: float | None) -> Iterator[Sequence[Any]]:
-    yield (*CELL_COLUMNS, "width_um", "height_um")
+    yield (*FRAME_COLUMNS, "width_um", "height_um")
     for record in _done(records):
         for cell in record["detections"]:
             xmin, ymin, xmax, ymax = cell["box"]

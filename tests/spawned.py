@@ -19,7 +19,15 @@ SERVER = None
 if os.name == "posix":
     SERVER = multiprocessing.get_context("forkserver")
     SERVER.set_forkserver_preload(
-        ["ssdlib.cli", "ssdlib.train", "ssdlib.runs", "ssdlib.data.bccd", "torch.utils.tensorboard"]
+        [
+            "ssdlib.annotate",
+            "ssdlib.cli",
+            "ssdlib.data.bccd",
+            "ssdlib.detect",
+            "ssdlib.runs",
+            "ssdlib.train",
+            "torch.utils.tensorboard",
+        ]
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ssdlib.detections import Detections
+from ssdlib.detections import FRAME_COLUMNS, Detections, fiftyone_labels
 from ssdlib.errors import ConfigError, DataError
 
 NAMES = ("WBC", "RBC", "Platelets")
@@ -61,6 +63,61 @@ class TestRoundTrips:
         assert len(converted) == len(detections)
         assert list(converted.data["class_name"]) == detections.names
         assert_same(Detections.from_supervision(converted, SIZE, NAMES, "field.jpg"), detections)
+
+    def test_fiftyone(self, detections):
+        content = fiftyone_labels([("field", detections), ("other", random_detections(2, seed=1))])
+        labels = json.loads(json.dumps(content))["labels"]["field"]
+        assert_same(Detections.from_fiftyone(labels, SIZE, NAMES, "field.jpg"), detections, atol=1e-4)
+        assert (labels is None) == (len(detections) == 0), "FiftyOne's sign of an image without labels"
+
+    def test_frame(self, detections):
+        pandas = pytest.importorskip("pandas")
+        frame = detections.to_frame()
+        assert tuple(frame.columns) == FRAME_COLUMNS and len(frame) == len(detections)
+        assert_same(Detections.from_frame(frame, SIZE, NAMES, "field.jpg"), detections)
+        many = pandas.concat([frame, replace(random_detections(3, seed=1), image="other.jpg").to_frame()])
+        assert_same(Detections.from_frame(many, SIZE, NAMES, "field.jpg"), detections)
+        text = io.StringIO(many.to_csv(index=False))
+        read = Detections.from_frame(pandas.read_csv(text), SIZE, NAMES, "field.jpg")
+        assert_same(read, detections, atol=1e-4)
+
+
+def test_fiftyone_boxes_are_shares_of_the_image():
+    one = Detections([[64, 48, 128, 144]], [0.5], [2], SIZE, NAMES)
+    (label,) = one.to_fiftyone()
+    assert label["bounding_box"] == pytest.approx([0.1, 0.1, 0.1, 0.2])
+    assert (label["label"], label["confidence"]) == ("RBC", 0.5)
+    del label["confidence"]
+    assert Detections.from_fiftyone([label], SIZE, NAMES).scores.tolist() == [1.0], "a person's label"
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[{}], [{"label": "Giraffe", "bounding_box": [0, 0, 1, 1]}], [{"label": "RBC", "bounding_box": [0]}]],
+)
+def test_not_fiftyones_labels(labels):
+    with pytest.raises(DataError, match="FiftyOne"):
+        Detections.from_fiftyone(labels, SIZE, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda frame: frame.drop(columns="xmin"), "lacks xmin"),
+        (lambda frame: frame.assign(**{"class": "Giraffe"}), "Giraffe"),
+        (lambda frame: frame.assign(image=["a", "b"]), "2 images"),
+    ],
+)
+def test_tables_that_are_no_detections(damage, message):
+    pytest.importorskip("pandas")
+    with pytest.raises(DataError, match=message):
+        Detections.from_frame(damage(random_detections(2).to_frame()), SIZE, NAMES)
+
+
+def test_pandas_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match=r"ssdlib\[pandas\]"):
+        random_detections(1).to_frame()
 
 
 def test_coco_boxes_are_corner_and_size():
