@@ -20,7 +20,17 @@ from ssdlib.detections import Detections
 from ssdlib.errors import CheckpointError, StageError, TrainingError
 from ssdlib.weights import build_model, save_model
 
-COMMANDS = ("run", "train", "evaluate", "compare", "detect", "data fetch", "data check", "data smears")
+COMMANDS = (
+    "run",
+    "train",
+    "evaluate",
+    "compare",
+    "detect",
+    "data fetch",
+    "data check",
+    "data smears",
+    "data convert",
+)
 
 
 @pytest.fixture(scope="module")
