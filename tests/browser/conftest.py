@@ -41,7 +41,7 @@ def server(temporary):
         yield address[-1]
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=30)
+        process.wait(timeout=60)
     assert list(temporary.rglob("*")) == []
 
 
@@ -71,7 +71,7 @@ def open_page(browser, server):
         )
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(40_000)
+        page.set_default_timeout(120_000)
         page.on("request", note)
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.goto(server)

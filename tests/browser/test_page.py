@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 import pytest
 
+from ssdlib.app.session import Sessions
 from ssdlib.data.images import encode_image, read_image
+from ssdlib.detections import Detections
 from ssdlib.runs import project_root
 
 pytestmark = pytest.mark.browser
@@ -39,7 +41,7 @@ def set_threshold(page, number, value):
 
 def wait_until(condition):
     """The page is told of a change a moment later."""
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end, "the page did not follow"
         time.sleep(0.05)
@@ -168,3 +170,38 @@ def test_visitors_do_not_see_each_other(open_page):
     wait_for_image(first, SMEARS[0].name)
     wait_for_image(second, SMEARS[5].name)
     assert first.locator(".ssd-all").count() == second.locator(".ssd-all").count() == 0
+
+
+def test_a_closed_page_is_forgotten(browser, monkeypatch, tmp_path):
+    pytest.importorskip("gradio", reason="needs the extra app")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    from ssdlib.app import page as app_page
+
+    opened = []
+
+    class Watched(Sessions):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            opened.append(self)
+
+    class Blind:
+        class_names = ("WBC", "RBC")
+
+        def stream(self, images):
+            for image in images:
+                yield Detections.empty((image.shape[1], image.shape[0]), self.class_names)
+
+    monkeypatch.setattr(app_page, "Sessions", Watched)
+    blocks = app_page.build_page(Blind())
+    _, address, _ = blocks.launch(**app_page.launch_options(), server_name="127.0.0.1", share=False)
+    try:
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_role("button", name="Smear 1", exact=True).click()
+        wait_for_image(page, SMEARS[0].name)
+        assert len(opened[0]) == 1
+        page.close()
+        wait_until(lambda: len(opened[0]) == 0)
+    finally:
+        blocks.close(verbose=False)
