@@ -37,19 +37,10 @@ test: .venv/.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --nbval tests $(NOTEBOOKS)
 
-# Gradio does not take the Pillow that all else is tested with: it has an environment of its own, over .venv.
-.venv/app/.stamp: .venv/.stamp
-	$(BIN)/python -m venv .venv/app
-	$(BIN)/python -c 'import sysconfig as s; print("import site; site.addsitedir(%r)" % s.get_path("purelib"))' \
-	    > "$$(.venv/app/bin/python -c 'import sysconfig as s; print(s.get_path("purelib"))')/base.pth"
-	sed 's/^pillow==.*/pillow==12.3.0/' .ci/constraints.txt > .venv/app/constraints.txt
-	.venv/app/bin/python -m pip install --disable-pip-version-check --constraint .venv/app/constraints.txt gradio
-	@touch $@
-
 # SCREENSHOTS=folder keeps what was seen; CHROMIUM=path names another browser.
-test-browser: .venv/app/.stamp
+test-browser: .venv/.stamp
 	@command -v "$${CHROMIUM:-chromium}" >/dev/null || { echo 'there is no Chromium: apt-get install chromium (Debian), or CHROMIUM=/path/to/chrome make test-browser' >&2; exit 1; }
-	.venv/app/bin/python -m pytest -m browser tests/browser
+	$(BIN)/python -m pytest -m browser tests/browser
 
 bench: .venv/.stamp
 	$(BIN)/python -m ssdlib.bench

@@ -59,14 +59,15 @@ class Journal:
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream = path.open("a+b")
+            # Written without a buffer: one that a full disk has refused would be tried again on closing.
+            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._stream = path.open("rb")
         except OSError as error:
             raise SsdError(
                 f"cannot write {path}: {error.strerror or error}. Choose another --out."
             ) from error
         self._path = path
         self._offsets: dict[str, int] = {}
-        self._stream.seek(0)
         end = 0
         for line in self._stream:
             try:
@@ -77,13 +78,14 @@ class Journal:
                 break
             self._offsets[json.dumps(key)] = end
             end += len(line)
-        self._stream.truncate(end)
+        os.ftruncate(self._file, end)
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+        os.close(self._file)
 
     def __contains__(self, task: ImageTask) -> bool:
         return _key(task) in self._offsets
@@ -92,10 +94,10 @@ class Journal:
         """Write the record of an image whose other files are written."""
         key = _key(task)
         line = json.dumps({"key": json.loads(key), **record}, allow_nan=False).encode() + b"\n"
+        end, rest = os.fstat(self._file).st_size, memoryview(line)
         try:
-            end = self._stream.seek(0, os.SEEK_END)
-            self._stream.write(line)
-            self._stream.flush()
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
         except OSError as error:
             raise SsdError(
                 f"cannot write {self._path}: {error.strerror or error}. Free some space and give the same "
