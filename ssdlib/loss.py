@@ -17,7 +17,7 @@ NEGATIVES_OF_AN_EMPTY_IMAGE = 30
 """An image without objects teaches as much background as one with ten positive priors would."""
 
 SOFT_FLOOR, SOFT_SHIFT, SOFT_STEEPNESS = 0.25, 50.0, 20.0
-"""a, b and c of `soft_weights`, Wu et al.'s."""
+"""a, b and c of `soft_weights`, after Wu et al."""
 
 
 @dataclass(frozen=True)

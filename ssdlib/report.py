@@ -288,7 +288,7 @@ _ERROR_FIGURES = {
 }
 _COUNT_FIGURES = {
     "figures/05_counts.png": "Each dot is a test image. Above: counted against true; below: the difference "
-    "against the mean (Bland and Altman), with bias and 95 % limits.",
+    "against the mean (Bland and Altman), with bias and 95 % limits; last, the same images out of focus.",
 }
 _SCORE_FIGURES = {"figures/05_calibration.png": "Score and share right: equal on the diagonal."}
 

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from plot_cases import judged_image
 
 from ssdlib.detections import Detections
 from ssdlib.evaluation.bootstrap import Interval
@@ -27,11 +28,7 @@ def close_figures():
 
 
 def case(found=(), truth=()):
-    """(detections, target) from (xmin, ymin, xmax, ymax, label, score), and without the score."""
-    f = torch.tensor([list(map(float, row)) for row in found]).reshape(-1, 6)
-    t = torch.tensor([list(map(float, row)) for row in truth]).reshape(-1, 5)
-    detections = Detections(f[:, :4], f[:, 5], f[:, 4].long(), (120, 100), NAMES, "x")
-    return detections, {"boxes": t[:, :4], "labels": t[:, 4].long(), "image_id": "x"}
+    return judged_image(found, truth, NAMES)
 
 
 def curve(right=(), ground_truth=0):

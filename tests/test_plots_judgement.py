@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
+from plot_cases import SIZE, judged_image
 
 from ssdlib.detections import Detections
 from ssdlib.evaluation.calibration import reliability
@@ -19,7 +20,6 @@ from ssdlib.plots.evaluation import MISSED, WRONG
 from ssdlib.plots.style import colour_of
 
 NAMES = ("WBC", "RBC", "Platelets")
-SIZE = (120, 100)
 
 
 @pytest.fixture(autouse=True)
@@ -29,11 +29,9 @@ def close_figures():
 
 
 def case(found=(), truth=()):
-    """One image from (xmin, ymin, xmax, ymax, label, score), and without the score."""
-    f = torch.tensor([list(map(float, row)) for row in found]).reshape(-1, 6)
-    t = torch.tensor([list(map(float, row)) for row in truth]).reshape(-1, 5)
-    detections = Detections(f[:, :4], f[:, 5], f[:, 4].long(), SIZE, NAMES, "x")
-    return [detections], [{"boxes": t[:, :4], "labels": t[:, 4].long(), "image_id": "x"}]
+    """One image as lists: see `plot_cases.judged_image`."""
+    detections, target = judged_image(found, truth, NAMES)
+    return [detections], [target]
 
 
 A, B, C = (0, 0, 30, 30), (50, 50, 90, 90), (100, 0, 120, 20)
