@@ -132,24 +132,45 @@ def run_detection(
 
 def _finish(predictor: Engine, job: DetectJob, journal: Journal, progress: bool) -> int:
     """Do what is not done; returns the number of images that were."""
-    size = predictor.batch_size
-    groups = [job.tasks[start : start + size] for start in range(0, len(job.tasks), size)]
+    groups = in_groups(job.tasks, predictor.batch_size)
     groups = [group for group in groups if not all(task in journal for task in group)]
     resumed = len(job.tasks) - sum(map(len, groups))
     with tqdm(total=len(job.tasks), initial=resumed, unit="img", disable=not progress) as bar:
-        images = read_ahead((task.path for group in groups for task in group), ahead=2 * size)
-        for group in groups:
-            for task, image, views, found in _detect_group(predictor, group, images, job.tiling):
-                if isinstance(found, DataError):
-                    record = {"image": task.shown, "state": UNREADABLE, "message": str(found)}
-                else:
-                    sure = replace(found, image=task.shown).above(job.thresholds)
-                    record = _record(sure, views)
-                    if job.out is not None:
-                        record["copy"] = save_pictures(task, image, sure, job.out, job.formats)
-                journal.append(task, record)
-                bar.update(1)
+        for look in look_at(predictor, groups, job.thresholds, job.tiling):
+            if job.out is not None and look.image is not None:
+                look.record["copy"] = save_pictures(look.task, look.image, look.found, job.out, job.formats)
+            journal.append(look.task, look.record)
+            bar.update(1)
     return resumed
+
+
+def in_groups(tasks: Sequence[ImageTask], size: int) -> list[Sequence[ImageTask]]:
+    """As many images at once as a batch holds."""
+    return [tasks[start : start + size] for start in range(0, len(tasks), size)]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen in one image: `image` (H, W, 3) and `found` are None if it could not be read."""
+
+    task: ImageTask
+    record: Record
+    image: np.ndarray | None = None
+    found: Detections | None = None
+
+
+def look_at(
+    predictor: Engine, groups: Sequence[Sequence[ImageTask]], thresholds: Mapping[str, float], tiling: Tiling
+) -> Iterator[Look]:
+    """Each image, those of a group in any order, decoded before its turn; `found` is above `thresholds`."""
+    images = read_ahead((task.path for group in groups for task in group), ahead=2 * predictor.batch_size)
+    for group in groups:
+        for task, image, views, found in _detect_group(predictor, group, images, tiling):
+            if isinstance(found, DataError):
+                yield Look(task, {"image": task.shown, "state": UNREADABLE, "message": str(found)})
+            else:
+                sure = replace(found, image=task.shown).above(thresholds)
+                yield Look(task, _record(sure, views), image, sure)
 
 
 def _record(found: Detections, views: Sequence[View]) -> Record:

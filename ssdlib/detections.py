@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssdlib.errors import ConfigError, DataError
+from ssdlib.runtime import need_extra
 
 if TYPE_CHECKING:
     import pandas
@@ -193,7 +194,7 @@ class Detections:
 
         Raises ConfigError if supervision is not installed.
         """
-        return _supervision().Detections(
+        return need_extra("supervision", "supervision").Detections(
             xyxy=self.boxes.numpy().copy(),
             confidence=self.scores.numpy().copy(),
             class_id=self.labels.numpy().copy(),
@@ -271,7 +272,7 @@ class Detections:
             *corners.T.numpy(),
             *sides.T.numpy(),
         ]
-        return _pandas().DataFrame(dict(zip(FRAME_COLUMNS, columns, strict=True)))
+        return need_extra("pandas", "pandas").DataFrame(dict(zip(FRAME_COLUMNS, columns, strict=True)))
 
     @classmethod
     def from_frame(
@@ -324,19 +325,3 @@ def fiftyone_labels(found: Iterable[tuple[str, Detections]]) -> dict[str, Any]:
 
 def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     return torch.as_tensor(values).detach().to("cpu", dtype).as_subclass(Tensor)
-
-
-def _supervision() -> Any:
-    try:
-        import supervision
-    except ImportError as error:
-        raise ConfigError("this conversion needs the package supervision: pip install supervision") from error
-    return supervision
-
-
-def _pandas() -> Any:
-    try:
-        import pandas
-    except ImportError as error:
-        raise ConfigError("tables need pandas: pip install 'ssdlib[pandas]'") from error
-    return pandas

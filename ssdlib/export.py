@@ -23,6 +23,7 @@ from ssdlib.errors import CheckpointError, ConfigError
 from ssdlib.files import write_bytes
 from ssdlib.model import IMAGE_SIZE, SSD300
 from ssdlib.predict import fold_batch_norm
+from ssdlib.runtime import need_extra
 from ssdlib.weights import load_model, read_metadata
 
 if TYPE_CHECKING:
@@ -79,17 +80,6 @@ class OnnxHeader:
             raise CheckpointError(f"{path}: its metadata cannot be read ({error!r})") from error
 
 
-def need_onnx(*modules: str) -> None:
-    """Import them. Raises ConfigError that names the extra if one is missing."""
-    for name in modules:
-        try:
-            __import__(name)
-        except ImportError as error:
-            raise ConfigError(
-                f"this needs the package {name.partition('.')[0]}: pip install 'ssdlib[onnx]'"
-            ) from error
-
-
 def file_fingerprint(path: str | Path) -> str:
     """SHA-256 of a file."""
     with Path(path).open("rb") as stream:
@@ -101,7 +91,7 @@ def export_weights(weights: str | Path) -> onnx.ModelProto:
 
     Raises CheckpointError for weights that cannot be read, ConfigError without the extra.
     """
-    need_onnx("onnx", "onnxscript")
+    need_extra("onnx", "onnx", "onnxscript")
     read_metadata(weights)
     model = load_model(weights)
     graph = export_network(model)
@@ -114,7 +104,7 @@ def export_network(model: SSD300) -> onnx.ModelProto:
 
     The same input and outputs as `Predictor.raw`.
     """
-    need_onnx("onnx", "onnxscript")
+    need_extra("onnx", "onnx", "onnxscript")
     example = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own deprecations
@@ -164,7 +154,7 @@ def save_onnx(model: onnx.ModelProto, path: str | Path) -> None:
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
     """Read a file of `save_onnx`. Raises CheckpointError if it is missing, damaged or not ours."""
-    need_onnx("onnx")
+    need_extra("onnx", "onnx")
     import onnx
 
     try:

@@ -20,7 +20,6 @@ from ssdlib.export import (
     export_weights,
     file_fingerprint,
     load_onnx,
-    need_onnx,
     read_header,
     save_onnx,
     with_nms,
@@ -29,7 +28,7 @@ from ssdlib.model import IMAGE_SIZE
 from ssdlib.predict import ImageDetector
 from ssdlib.priors import make_priors
 from ssdlib.quantization import IMAGES, calibration_images, quantise
-from ssdlib.runtime import available_cores
+from ssdlib.runtime import need_extra
 
 if TYPE_CHECKING:
     import onnx
@@ -43,7 +42,7 @@ EXPORT_VERSION = 1
 class OnnxPredictor(ImageDetector):
     """A file of `ssdlib export` (without NMS inside) ready to look at images of any size.
 
-    `threads` of the network, as many as there are cores unless given; `settings` are those of
+    `threads` of the network, as many as PyTorch's unless given; `settings` are those of
     `ssdlib.predict.ImageDetector`. Raises CheckpointError that names the file if it cannot be used,
     ConfigError for impossible settings or without the extra.
     """
@@ -59,7 +58,7 @@ class OnnxPredictor(ImageDetector):
     ) -> None:
         if str(device) not in ("auto", "cpu"):
             raise ConfigError(f"ONNX Runtime runs on the CPU here, not on {device}: use --engine torch there")
-        self._session = _open_session(Path(path), threads or available_cores())
+        self._session = _open_session(Path(path), threads or torch.get_num_threads())
         header = OnnxHeader.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
         if header.outputs != RAW:
             raise CheckpointError(
@@ -78,7 +77,7 @@ class OnnxPredictor(ImageDetector):
 
 
 def _open_session(path: Path, threads: int) -> Any:
-    need_onnx("onnxruntime")
+    need_extra("onnx", "onnxruntime")
     import onnxruntime as ort
 
     if not path.is_file():
@@ -188,7 +187,7 @@ def export_file(
 ) -> None:
     """Write weights as ONNX: fp32, or int8 where there is a calibration; with NMS inside where `nms`, the
     settings of `ssdlib.export.with_nms`, is given. Raises SsdError for what cannot be read or written."""
-    need_onnx("onnx", "onnxscript", "onnxruntime")
+    need_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     out = Path(out)
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out} is to be an ONNX file: let its name end in .onnx")

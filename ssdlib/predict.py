@@ -25,7 +25,7 @@ from ssdlib.detections import Detections
 from ssdlib.errors import CheckpointError, ConfigError, DataError
 from ssdlib.model import IMAGE_SIZE, SSD300
 from ssdlib.nms import detect_objects
-from ssdlib.runtime import available_cores, choose_device, choose_precision, keep_freed_memory
+from ssdlib.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.weights import load_model
 
 ImageLike = str | Path | np.ndarray
@@ -86,7 +86,7 @@ class ImageDetector(ABC):
         if isinstance(images, str | Path | np.ndarray):
             images = [images]
         source = iter(images)
-        with ThreadPoolExecutor(available_cores(), "ssdlib-read") as readers:
+        with ThreadPoolExecutor(torch.get_num_threads(), "ssdlib-read") as readers:
             waiting = deque(readers.submit(_load, item) for item in islice(source, 2 * self.batch_size))
             try:
                 while waiting:

@@ -18,7 +18,8 @@ import numpy as np
 
 from ssdlib.data.transforms import resize_to
 from ssdlib.errors import ConfigError
-from ssdlib.export import need_onnx, read_header, write_header
+from ssdlib.export import read_header, write_header
+from ssdlib.runtime import need_extra
 
 if TYPE_CHECKING:
     import onnx
@@ -55,7 +56,7 @@ def quantise(
     whole range seen, `percentile` all but the outermost 0.001 %, `entropy` the range that loses least
     information. Raises ConfigError for another method, for no images, or without the extra.
     """
-    need_onnx("onnx", "onnxruntime.quantization")
+    need_extra("onnx", "onnx", "onnxruntime.quantization")
     from onnxruntime import quantization as ort
 
     methods = {

@@ -131,20 +131,29 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, restart: bool = F
     Raises ConfigError, naming what differs, if the folder holds results of other settings, unless `restart`,
     which forgets what was done.
     """
-    path, settings_file = folder / "journal.jsonl", folder / "settings.json"
+    path = folder / "journal.jsonl"
     if restart:
         path.unlink(missing_ok=True)
-    elif path.exists() and settings_file.exists():
-        before = read_json(settings_file, hint="Give --restart to do all images again.")
-        changed = [name for name in settings if before.get(name) != settings[name]]
+    note_settings(folder, settings, begun=path.exists())
+    return Journal(path)
+
+
+def note_settings(folder: Path, settings: Mapping[str, Any], *, begun: bool) -> None:
+    """Write settings.json in `folder`, the settings of a job as plain values.
+
+    Raises ConfigError, naming what differs, if the job has `begun` with other settings.
+    """
+    path = folder / "settings.json"
+    if begun and path.exists():
+        before = read_json(path, hint="Give --restart to do all images again.")
+        changed = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
         if changed:
-            what = "; ".join(f"{name} was {before.get(name)}, is {settings[name]}" for name in changed)
+            what = "; ".join(f"{name} was {before.get(name)}, is {settings.get(name)}" for name in changed)
             raise ConfigError(
                 f"{folder.parent} holds results made otherwise ({what}). Choose another --out, or give "
                 "--restart to do all images again."
             )
-    write_json(settings_file, dict(settings))
-    return Journal(path)
+    write_json(path, dict(settings))
 
 
 def save_pictures(
@@ -199,8 +208,8 @@ def write_tables(
 ) -> None:
     """Write cells.csv, images.csv, cells.json and coco/labels.json, those that `formats` name."""
     if "csv" in formats:
-        _write_rows(out / "cells.csv", _cell_rows(records, um_per_pixel))
-        _write_rows(out / "images.csv", _image_rows(records, class_names, um_per_pixel))
+        _write_rows(out / "cells.csv", cell_rows(records, um_per_pixel))
+        _write_rows(out / "images.csv", image_rows(records, class_names, um_per_pixel))
     if "json" in formats:
         write_json_list(out / "cells.json", records)
     if "coco" in formats:
@@ -232,26 +241,28 @@ def _write_items(stream: BinaryIO, items: Iterable[Any], *, indent: int | None, 
     stream.write(b"[]" if first else f"\n{pad[2:]}]".encode())
 
 
-def _cell_rows(records: Records, um_per_pixel: float | None) -> Iterator[Sequence[Any]]:
+def cell_rows(records: Records, um_per_pixel: float | None) -> Iterator[Sequence[Any]]:
+    """The names of the columns, then a row for each cell; None where there is no value."""
     yield (*FRAME_COLUMNS, "width_um", "height_um")
     for record in _done(records):
         for cell in record["detections"]:
             xmin, ymin, xmax, ymax = cell["box"]
             sides = [round(xmax - xmin, 2), round(ymax - ymin, 2)]
-            um = [round(side * um_per_pixel, 3) for side in sides] if um_per_pixel else ["", ""]
+            um = [round(side * um_per_pixel, 3) for side in sides] if um_per_pixel else [None, None]
             yield [record["image"], cell["label"], cell["score"], xmin, ymin, xmax, ymax, *sides, *um]
 
 
-def _image_rows(
+def image_rows(
     records: Records, class_names: Sequence[str], um_per_pixel: float | None
 ) -> Iterator[Sequence[Any]]:
+    """The names of the columns, then a row for each image; None where there is no value."""
     yield ("image", "state", "width", "height", "um_per_pixel", "tiles", *class_names, "message")
     for record in records():
         if record["state"] == DONE:
-            size = [record["width"], record["height"], um_per_pixel or "", record["tiles"]]
-            yield [record["image"], DONE, *size, *(record["counts"][name] for name in class_names), ""]
+            size = [record["width"], record["height"], um_per_pixel, record["tiles"]]
+            yield [record["image"], DONE, *size, *(record["counts"][name] for name in class_names), None]
         else:
-            empty = [""] * (4 + len(class_names))
+            empty = [None] * (4 + len(class_names))
             yield [record["image"], record["state"], *empty, record["message"]]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -108,6 +110,20 @@ def cpu_name() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def need_extra(extra: str, *modules: str) -> ModuleType:
+    """Import `modules` of an optional extra of this project; returns the first.
+
+    Raises ConfigError that says which package is missing, and how to install it.
+    """
+    try:
+        first, *_ = [importlib.import_module(name) for name in modules]
+        return first
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this needs the package {error.name}, which is not installed: pip install 'ssdlib[{extra}]'"
+        ) from error
 
 
 def available_cores() -> int:

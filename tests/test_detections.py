@@ -139,7 +139,7 @@ def test_supervision_without_class_or_score():
 
 def test_supervision_missing_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(ConfigError, match="pip install supervision"):
+    with pytest.raises(ConfigError, match=r"pip install 'ssdlib\[supervision\]'"):
         random_detections(1).to_supervision()
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from ssdlib.data.bccd import open_folder
 from ssdlib.engines import open_predictor
 from ssdlib.errors import CheckpointError, ConfigError
 from ssdlib.evaluation import evaluate_model
-from ssdlib.export import file_fingerprint, load_onnx, need_onnx, read_header, save_onnx, with_nms
+from ssdlib.export import file_fingerprint, load_onnx, read_header, save_onnx, with_nms
 from ssdlib.nms import detect_objects
 from ssdlib.onnx_engine import OnnxPredictor, cached_onnx
 from ssdlib.predict import Predictor
@@ -232,12 +231,6 @@ def test_files_that_cannot_be_used_are_named(little, weights, tmp_path, content)
 def test_weights_that_are_not_there_are_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"none\.safetensors"):
         open_predictor("onnx", tmp_path / "none.safetensors")
-
-
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"onnxruntime: pip install 'ssdlib\[onnx\]'"):
-        need_onnx("onnxruntime")
 
 
 def test_the_core_imports_nothing_of_the_extra_until_asked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ssdlib.runtime import (
     environment,
     git_revision,
     has_native_bf16,
+    need_extra,
 )
 
 
@@ -131,3 +133,16 @@ def test_git_revision_without_git(monkeypatch):
     assert revision is None or len(revision.rstrip("+")) == 12
     monkeypatch.setenv("PATH", "")
     assert git_revision() is None
+
+
+@pytest.mark.parametrize(
+    ("extra", "missing"), [("onnx", "onnxruntime"), ("ray", "ray"), ("pandas", "pandas")]
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, extra, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ConfigError, match=rf"package {missing}, .* pip install 'ssdlib\[{extra}\]'"):
+        need_extra(extra, "json", missing)
+
+
+def test_an_extra_that_is_there_is_imported():
+    assert need_extra("onnx", "json", "sys") is json
