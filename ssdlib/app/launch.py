@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,7 +63,8 @@ def open_inline(
     ConfigError if Gradio is missing.
     """
     page = _page()
-    blocks = page.build_page(detector, limits=limits)
+    # On Colab the kernel is another computer than the reader's, and the page says where images are looked at.
+    blocks = page.build_page(detector, limits=limits, local="google.colab" not in sys.modules)
     settings = {"inline": True, "height": height, "share": False, **options}
     blocks.launch(**page.launch_options(limits), **settings)
     return blocks
