@@ -20,22 +20,17 @@ def annotate(image: np.ndarray, detections: Detections) -> np.ndarray:
     height, width = canvas.shape[:2]
     unit = max(1.0, min(height, width) / 480)
     line, size = max(1, round(1.6 * unit)), 0.42 * unit
-    # The surest last, so that its label lies on top.
-    for box, label, name, score in reversed(
-        list(
-            zip(
-                detections.boxes.tolist(),
-                detections.labels.tolist(),
-                detections.names,
-                detections.scores.tolist(),
-                strict=True,
-            )
-        )
-    ):
-        colour = _rgb(colour_of(label))
-        left, top, right, bottom = (round(side) for side in box)
+    corners = [tuple(round(side) for side in box) for box in detections.boxes.tolist()]
+    colours = [_rgb(colour_of(label)) for label in detections.labels.tolist()]
+    # The surest last, so that it lies on top; labels after all boxes, whose lines would cross them.
+    for (left, top, right, bottom), colour in reversed(list(zip(corners, colours, strict=True))):
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, line, cv2.LINE_AA)
-        _tag(canvas, f"{name} {score:.2f}", (left, top), colour, size)
+    tags = [
+        f"{name} {score:.2f}"
+        for name, score in zip(detections.names, detections.scores.tolist(), strict=True)
+    ]
+    for tag, (left, top, *_), colour in reversed(list(zip(tags, corners, colours, strict=True))):
+        _tag(canvas, tag, (left, top), colour, size)
     return canvas
 
 

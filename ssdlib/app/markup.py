@@ -10,9 +10,10 @@ from html import escape
 import cv2
 import numpy as np
 
-from ssdlib.app.session import Session
+from ssdlib.app.session import Field, Session
 from ssdlib.data.images import encode_image
 from ssdlib.plots.style import colour_of
+from ssdlib.tiling import TRAINING_RED_CELL, Tiling
 
 NOT_A_DEVICE = (
     "<b>Not a medical device.</b> For teaching and research: not validated for diagnosis, and no basis for "
@@ -46,13 +47,27 @@ def picture(session: Session, number: int) -> str:
     field, found = session.fields[number], session.shown(number)
     width, height = found.image_size
     counted = ", ".join(f"{count} {name}" for name, count in found.counts().items())
+    seen = f", in {field.tiles} tiles" if field.tiles > 1 else ""
     source = data_uri(encode_image(session.preview(number), ".jpg", quality=88), "image/jpeg")
     shown = escape(field.name)
     return (
         '<figure class="ssd-picture"><label title="Larger or smaller"><input type="checkbox" '
         f'aria-label="Show the picture larger"><span><img src="{source}" '
         f'alt="{shown}, outlined: {escape(counted)}"></span></label>'
-        f"<figcaption><b>{shown}</b><span>{width} × {height} pixels</span></figcaption></figure>"
+        f"<figcaption><b>{shown}</b><span>{width} × {height} pixels{seen}</span></figcaption>"
+        f"{_scale_note(field)}</figure>"
+    )
+
+
+def _scale_note(field: Field) -> str:
+    """What a large image was taken for, where nobody said how large its pixels are."""
+    if field.tiles == 1 or field.um_per_pixel is not None:
+        return ""
+    wide, high = Tiling().tile()
+    return (
+        f'<p class="ssd-note" role="note">The scale of this image is not known: it was looked at '
+        f"in tiles of {wide} × {high} pixels, which is right where a red cell is about {TRAINING_RED_CELL} "
+        "pixels wide. Are cells missed or cut? Give the micrometres per pixel and look again.</p>"
     )
 
 
@@ -85,7 +100,7 @@ def histogram(session: Session, number: int) -> str:
         f'<section class="ssd-sizes">{title}<div class="ssd-plot" role="img" '
         f'aria-label="Histogram of cell sizes, {edges[0]:g} to {edges[-1]:g} {unit}">'
         f'<span class="ssd-most">{tallest}</span><div class="ssd-bars">{bars}</div></div>'
-        f'<div class="ssd-ticks">{ticks}<span class="ssd-unit">{unit}</span></div></section>'
+        f'<div class="ssd-ticks">{ticks}</div></section>'
     )
 
 

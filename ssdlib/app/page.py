@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from ssdlib.app import markup
-from ssdlib.app.session import FIRST_THRESHOLD, LEAST_SCORE, Detector, Limits, Session, Sessions, look
+from ssdlib.app.session import FIRST_THRESHOLD, LEAST_SCORE, Detector, Limits, Session, Sessions, Turns, look
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images, read_image
 from ssdlib.errors import SsdError
 from ssdlib.runs import project_root
@@ -34,8 +34,11 @@ SAVE = """(payload) => {
 """Hands the browser a file that was made in memory: the server's disk never sees it."""
 
 PRIVATE = {"api_visibility": "private"}
-NETWORK = {"concurrency_id": "network", "concurrency_limit": 1, **PRIVATE}
-"""One look of the network at a time, whoever asks; the others wait in the queue."""
+WORKERS = 3
+"""Images open at a time, of all visitors together: what bounds the memory. The network takes a few tiles of
+each in turn, so that a large image lets small ones pass."""
+NETWORK = {"concurrency_id": "network", "concurrency_limit": WORKERS, "trigger_mode": "multiple", **PRIVATE}
+BEGIN = {"queue": False, "show_progress": "hidden", "trigger_mode": "multiple", **PRIVATE}
 AT_ONCE = {"queue": False, "show_progress": "hidden", "trigger_mode": "always_last", **PRIVATE}
 
 
@@ -78,6 +81,7 @@ class _Layout:
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 self.upload = _upload(limits)
+                self.stop = gr.Button("Stop", size="sm", visible=False, elem_id="ssd-stop")
             with gr.Column(scale=2, min_width=300):
                 self.samples = _sample_buttons()
                 self.scale = gr.Number(
@@ -92,6 +96,9 @@ class _Layout:
             with gr.Column(scale=3, min_width=320):
                 self.chosen = gr.Dropdown(label="Image", visible=False, elem_id="ssd-chosen")
                 self.picture = gr.HTML()
+                self.again = gr.Button(
+                    "Look again at the scale given", size="sm", visible=False, elem_id="ssd-again"
+                )
             with gr.Column(scale=2, min_width=300):
                 self.tiles = gr.HTML()
                 self.sliders = [_slider(*item) for item in enumerate(class_names, start=1)]
@@ -104,8 +111,9 @@ class _Layout:
         self.every = gr.HTML()
         self.payload = gr.Textbox(visible="hidden", elem_id="ssd-payload")
         self.settings = [self.scale, *self.sliders]
-        self.drawn = [self.picture, self.tiles, self.sizes, self.every]
-        self.outcome = [self.upload, self.status, self.results, self.chosen, *self.drawn]
+        self.drawn = [self.picture, self.tiles, self.sizes, self.every, self.again]
+        self.begun = [self.upload, self.status, self.stop]
+        self.outcome = [self.status, self.stop, self.results, self.chosen, *self.drawn]
 
 
 def _upload(limits: Limits) -> gr.File:
@@ -118,8 +126,18 @@ def _upload(limits: Limits) -> gr.File:
         elem_id="ssd-upload",
     )
     # Gradio's own leaves an empty file behind for each upload, and forgets the names.
-    upload.preprocess = lambda payload: list(payload.root) if payload else []
+    upload.preprocess = lambda payload: (
+        [file for file in payload.root if not file.is_stream] if payload else []
+    )
+    upload.async_move_resource_to_block_cache = _only_uploads
     return upload
+
+
+async def _only_uploads(path: str) -> str:
+    """Gradio's own fetches an address that is sent in place of an upload: this page contacts nobody."""
+    if "://" in path:
+        raise gr.Error("Send the image itself.")
+    return path
 
 
 def _sample_buttons() -> list[tuple[gr.Button, Path]]:
@@ -154,36 +172,55 @@ def _slider(number: int, name: str) -> gr.Slider:
 def _connect(layout: _Layout, detector: Detector, sessions: Sessions) -> None:
     """Say what happens on each event. Sessions are told apart by Gradio's hash of the open page."""
 
-    def take(
-        request: gr.Request, files: Sequence[tuple[str, str]], values: Sequence[Any], progress: Any
-    ) -> tuple:
+    turns = Turns()
+
+    def begin(request: gr.Request, files: Iterable[tuple[str, str]]) -> tuple:
+        """Into memory with them; at once, also where others have to be waited for."""
         session = sessions[request.session_hash]
-        refused = _settle(session, values)
-        for done, (path, name) in enumerate(files):
-
-            def say(share: float, done: int = done) -> None:
-                progress((done + share) / len(files), desc="Looking for cells")
-
+        for path, name in files:
             try:
-                session.add(path, partial(look, detector, say=say), name)
+                session.bring(path, name)
             except SsdError as error:
-                refused.append(str(error))
-        return show(session, len(session.fields) - 1, refused)
+                session.refused.append(str(error))
+        return None, "", gr.Button(visible=bool(session.waiting))
 
-    # Gradio gives the request and the progress by position, before what the page sends.
-    def on_upload(request: gr.Request, progress: Any = gr.Progress(), *sent: Any) -> tuple:  # noqa: B008
-        uploads, *values = sent
-        files = [(file.path, file.orig_name or file.path) for file in uploads]
+    def on_upload(request: gr.Request, uploads: Sequence[Any]) -> tuple:
         try:
-            return take(request, files, values, progress)
+            return begin(request, [(file.path, file.orig_name or file.path) for file in uploads])
         finally:
-            _delete(path for path, _ in files)
+            _delete(file.path for file in uploads)
 
     def on_sample(path: Path) -> Callable[..., tuple]:
-        def add(request: gr.Request, progress: Any = gr.Progress(), *values: Any) -> tuple:  # noqa: B008
-            return take(request, [(str(path), path.name)], values, progress)
+        def bring(request: gr.Request) -> tuple:
+            waiting = {arrival.name for arrival in sessions[request.session_hash].waiting}
+            return begin(request, [] if path.name in waiting else [(str(path), path.name)])  # a double click
 
-        return add
+        return bring
+
+    def on_again(request: gr.Request) -> tuple:
+        sessions[request.session_hash].bring_again()
+        return begin(request, [])
+
+    # Gradio gives the request and the progress by position, before what the page sends.
+    def on_begun(request: gr.Request, progress: Any = gr.Progress(), *sent: Any) -> tuple:  # noqa: B008
+        number, *values = sent
+        session = sessions[request.session_hash]
+        session.refused += _settle(session, values)
+        before = list(session.fields)
+
+        def heard(name: str, done: int, tiles_done: int, tiles: int) -> None:
+            images = done + len(session.waiting)
+            which = f", image {done + 1} of {images}" if images > 1 else ""
+            where = f", {tiles_done} of {tiles} tiles" if tiles > 1 else ""
+            progress((done + tiles_done / tiles) / max(images, 1), desc=f"{name}{which}{where}")
+
+        session.work(partial(look, detector, turn=turns), heard)
+        new = len(session.fields) > len(before)
+        return show(session, len(session.fields) - 1 if new else number, session.next_refused())
+
+    def on_stop(request: gr.Request) -> dict[str, Any]:
+        sessions[request.session_hash].stop()
+        return gr.Button(visible=False)
 
     def on_change(request: gr.Request, number: int | None, *values: Any) -> tuple:
         session = sessions[request.session_hash]
@@ -208,19 +245,23 @@ def _connect(layout: _Layout, detector: Detector, sessions: Sessions) -> None:
         number = number if names else None
         choice = gr.Dropdown(choices=names, value=number, visible=len(names) > 1)
         results = gr.Row(visible=bool(names))
-        return None, markup.messages(refused), results, choice, *_draw(session, number)
+        stop = gr.Button(visible=session.working)
+        return markup.messages(refused), stop, results, choice, *_draw(session, number)
 
-    layout.upload.upload(
-        on_upload,
-        [layout.upload, *layout.settings],
-        layout.outcome,
-        show_progress_on=layout.upload,
-        **NETWORK,
-    )
-    for button, path in layout.samples:
-        button.click(
-            on_sample(path), layout.settings, layout.outcome, show_progress_on=layout.upload, **NETWORK
+    beginnings = [layout.upload.upload(on_upload, layout.upload, layout.begun, **BEGIN)]
+    beginnings += [
+        button.click(on_sample(path), None, layout.begun, **BEGIN) for button, path in layout.samples
+    ]
+    beginnings += [layout.again.click(on_again, None, layout.begun, **BEGIN)]
+    for begun in beginnings:
+        begun.then(
+            on_begun,
+            [layout.chosen, *layout.settings],
+            layout.outcome,
+            show_progress_on=layout.upload,
+            **NETWORK,
         )
+    layout.stop.click(on_stop, None, layout.stop, queue=False, show_progress="hidden", **PRIVATE)
     for control in (*layout.settings, layout.chosen):
         control.input(on_change, [layout.chosen, *layout.settings], [layout.status, *layout.drawn], **AT_ONCE)
     layout.clear.click(on_clear, None, layout.outcome, queue=False, **PRIVATE)
@@ -243,15 +284,17 @@ def _settle(session: Session, values: Sequence[Any]) -> list[str]:
     return []
 
 
-def _draw(session: Session, number: int | None) -> tuple[str, str, str, str]:
-    """Picture, counts, sizes, all images: empty strings without a field."""
+def _draw(session: Session, number: int | None) -> tuple[str, str, str, str, Any]:
+    """Picture, counts, sizes, all images, whether there is something to look at again."""
+    again = gr.Button(visible=session.outdated)
     if number is None or number >= len(session.fields):
-        return "", "", "", ""
+        return "", "", "", "", again
     return (
         markup.picture(session, number),
         markup.tiles(session, number),
         markup.histogram(session, number),
         markup.table(session),
+        again,
     )
 
 

@@ -9,7 +9,9 @@ import threading
 import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +63,31 @@ class Field:
     """(H, W, 3) uint8 RGB, at most `PREVIEW_SIDE` long."""
     detections: Detections
     """With score >= `LEAST_SCORE`, in pixels of the original."""
+    um_per_pixel: float | None
+    """The scale at which it was looked at."""
+
+    @property
+    def tiles(self) -> int:
+        """How many views the network had."""
+        return len(Tiling(um_per_pixel=self.um_per_pixel).views(*self.detections.image_size))
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival:
+    """An image that waits to be looked at."""
+
+    name: str
+    content: bytes
+    replaces: Field | None = None
+    """What was found in it at another scale, shown until it has been looked at again."""
+
+
+class Stopped(Exception):
+    """The visitor does not wait for this image any more."""
+
+
+Look = Callable[[np.ndarray, float | None, Callable[[int, int], None]], Detections]
+"""(H, W, 3) uint8 RGB, micrometres per pixel (or None), and what to tell of the tiles done and of all."""
 
 
 class Session:
@@ -70,35 +97,100 @@ class Session:
         self.class_names = tuple(class_names)
         self.limits = limits or Limits()
         self.fields: list[Field] = []
+        self.waiting: list[Arrival] = []
+        self.refused: list[str] = []
+        """What could not be taken, in words, until `next_refused`."""
         self.thresholds = dict.fromkeys(self.class_names, FIRST_THRESHOLD)
         self.um_per_pixel: float | None = None
+        self._working = threading.Lock()
 
-    def add(
-        self,
-        path: str | Path,
-        detect: Callable[[np.ndarray, float | None], Detections],
-        name: str | None = None,
-    ) -> Field:
-        """Read an image file, look for cells, keep both. The file itself is left alone.
+    def bring(self, path: str | Path, name: str | None = None) -> None:
+        """Read an image file, to be looked at later; the file itself is not needed any more, nor changed.
 
-        `detect` takes (H, W, 3) uint8 RGB and micrometres per pixel (or None). `name` is what the visitor
-        calls the file, else its own. Raises DataError, in words for the visitor, for what is no image,
-        damaged or beyond the limits.
+        `name` is what the visitor calls the file, else its own. Raises DataError, in words for the visitor,
+        for what is missing, empty or beyond the limits.
         """
         name = safe_name(name if name is not None else Path(path).name)
-        if len(self.fields) >= self.limits.fields:
+        new = [arrival for arrival in self.waiting if arrival.replaces is None]
+        if len(self.fields) + len(new) >= self.limits.fields:
             raise DataError(f"{name}: {self.limits.fields} images are on the page already. Clear it first.")
         content = _read(Path(path), name, self.limits)
-        if sum(len(field.content) for field in self.fields) + len(content) > self.limits.total_bytes:
+        if sum(len(one.content) for one in (*self.fields, *new)) + len(content) > self.limits.total_bytes:
             most = self.limits.total_bytes / 1e6
             raise DataError(f"{name}: all images together would be above {most:g} MB. Clear the page first.")
-        image = decode_upload(content, name, self.limits)
-        found = replace(detect(image, self.um_per_pixel), image=name).above(LEAST_SCORE)
-        self.fields.append(Field(name, content, _reduced(image), found))
-        return self.fields[-1]
+        self.waiting.append(Arrival(name, content))
+
+    def bring_again(self) -> None:
+        """What was looked at with another scale than the present one waits to be looked at again."""
+        asked = {arrival.replaces for arrival in self.waiting}
+        for field in self.fields:
+            if field.um_per_pixel != self.um_per_pixel and field not in asked:
+                self.waiting.append(Arrival(field.name, field.content, field))
+
+    @property
+    def outdated(self) -> bool:
+        """Whether there is something for `bring_again`."""
+        return any(field.um_per_pixel != self.um_per_pixel for field in self.fields)
+
+    @property
+    def working(self) -> bool:
+        """Whether `work` is under way."""
+        return self._working.locked()
+
+    def work(self, detect: Look, heard: Callable[[str, int, int, int], None] = lambda *_: None) -> None:
+        """Look at all that waits, in order; what goes wrong goes to `refused`.
+
+        `heard` is told an image's name, how many were done before it, its tiles done and all its tiles. Where
+        work is under way already, that call does all, and this one returns.
+        """
+        done = 0
+        while self.waiting and self._working.acquire(blocking=False):
+            try:
+                # Another thread may stop all meanwhile.
+                while arrival := next(iter(self.waiting), None):
+                    self._look_at(arrival, detect, partial(heard, arrival.name, done))
+                    done += 1
+            finally:
+                self._working.release()
+
+    def _look_at(self, arrival: Arrival, detect: Look, heard: Callable[[int, int], None]) -> None:
+        def say(tiles_done: int, tiles: int) -> None:
+            if arrival not in self.waiting:
+                raise Stopped
+            heard(tiles_done, tiles)
+
+        try:
+            image = decode_upload(arrival.content, arrival.name, self.limits)
+            scale = self.um_per_pixel
+            found = replace(detect(image, scale, say), image=arrival.name).above(LEAST_SCORE)
+            field = Field(arrival.name, arrival.content, _reduced(image), found, scale)
+            if arrival.replaces is None:
+                self.fields.append(field)
+            elif arrival.replaces in self.fields:
+                self.fields[self.fields.index(arrival.replaces)] = field
+        except SsdError as error:
+            self.refused.append(str(error))
+        except Stopped:
+            pass
+        finally:
+            with suppress(ValueError):
+                self.waiting.remove(arrival)
+
+    def stop(self) -> None:
+        """Let nothing wait any more; `work` under way ends after a few tiles."""
+        if names := [arrival.name for arrival in self.waiting]:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            self.refused.append(f"{names[0]}{more}: stopped, not looked at.")
+        self.waiting.clear()
+
+    def next_refused(self) -> list[str]:
+        """What was refused since the last call."""
+        refused, self.refused = self.refused, []
+        return refused
 
     def clear(self) -> None:
         """Forget all images; thresholds and scale stay."""
+        self.waiting.clear()
         self.fields.clear()
 
     def set_thresholds(self, thresholds: Mapping[str, float]) -> None:
@@ -185,36 +277,69 @@ class Sessions:
             session = self._open.pop(visitor, None) or self._new()
             self._open[visitor] = session
             while len(self._open) > self._capacity:
-                self._open.popitem(last=False)
+                self._open.popitem(last=False)[1].stop()
             return session
 
     def __len__(self) -> int:
         return len(self._open)
 
     def forget(self, visitor: str) -> None:
+        """Nobody waits for what the session of a closed page is doing."""
         with self._lock:
-            self._open.pop(visitor, None)
+            if session := self._open.pop(visitor, None):
+                session.stop()
+
+
+class Turns:
+    """A lock given in the order of asking: between two batches of a large image everybody else has a turn."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._asked = self._served = 0
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._changed:
+            mine, self._asked = self._asked, self._asked + 1
+            self._changed.wait_for(lambda: self._served == mine)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._served += 1
+                self._changed.notify_all()
 
 
 class Detector(Protocol):
     """What finds the cells: `ssdlib.predict.Predictor`, or another engine."""
 
     class_names: tuple[str, ...]
+    batch_size: int
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]: ...
 
 
 def look(
-    detector: Detector, image: np.ndarray, um_per_pixel: float | None, say: Callable[[float], None]
+    detector: Detector,
+    image: np.ndarray,
+    um_per_pixel: float | None,
+    say: Callable[[int, int], None],
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Detections:
-    """Find the cells of (H, W, 3) uint8 RGB, tile by tile in a large field; `say` hears the share done."""
+    """Find the cells of (H, W, 3) uint8 RGB, tile by tile in a large field.
+
+    `say` hears the tiles done and all there are, and ends the work if it raises; `turn` is held while the
+    network looks at a batch.
+    """
     height, width = image.shape[:2]
     views = Tiling(um_per_pixel=um_per_pixel).views(width, height)
-    found = []
-    say(0)
-    for detections in detector.stream(crop(image, view) for view in views):
-        found.append(detections)
-        say(len(found) / len(views))
+    found: list[Detections] = []
+    say(0, len(views))
+    while len(found) < len(views):
+        batch = views[len(found) : len(found) + detector.batch_size]
+        with turn():
+            found += detector.stream(crop(image, view) for view in batch)
+        say(len(found), len(views))
     return found[0] if views == [(0, 0, width, height)] else merge(found, views, (width, height))
 
 

@@ -57,15 +57,34 @@ def browser():
 
 
 @pytest.fixture
+def own_server(monkeypatch, tmp_path):
+    """Serves the page with a detector of the test's own, in this process; gives its address."""
+    pytest.importorskip("gradio", reason="needs the extra app")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    from ssdlib.app import page
+
+    started = []
+
+    def serve(detector):
+        blocks = page.build_page(detector)
+        started.append(blocks)
+        return blocks.launch(**page.launch_options(), server_name="127.0.0.1", share=False)[1]
+
+    yield serve
+    for blocks in started:
+        blocks.close(verbose=False)
+
+
+@pytest.fixture
 def open_page(browser, server):
     """Opens the page in a window of a size and scheme; whatever it asks of other hosts fails the test."""
     contexts, foreign, faults = [], [], []
 
-    def note(request):
-        if not request.url.startswith((server, "data:", "blob:")):
-            foreign.append(request.url)
+    def opened(width=1280, height=900, scheme="light", address=server, **options):
+        def note(request):
+            if not request.url.startswith((address, "data:", "blob:")):
+                foreign.append(request.url)
 
-    def opened(width=1280, height=900, scheme="light", **options):
         context = browser.new_context(
             viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True, **options
         )
@@ -74,7 +93,7 @@ def open_page(browser, server):
         page.set_default_timeout(120_000)
         page.on("request", note)
         page.on("pageerror", lambda error: faults.append(str(error)))
-        page.goto(server)
+        page.goto(address)
         page.get_by_role("button", name="Smear 1", exact=True).wait_for()
         return page
 

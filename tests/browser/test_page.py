@@ -4,9 +4,12 @@ import csv
 import io
 import json
 import re
+import socket
 import struct
+import threading
 import time
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -53,15 +56,16 @@ def saved(page, kind):
     return download.value.suggested_filename, download.value.path().read_bytes()
 
 
-def test_upload_slide_and_save(open_page, shots, temporary):
-    page = open_page()
-    page.screenshot(path=shots / "start.png")
+@pytest.mark.parametrize("scheme", ["dark", "light"])
+def test_upload_slide_and_save(open_page, shots, temporary, scheme):
+    page = open_page(scheme=scheme)
+    page.screenshot(path=shots / f"start-{scheme}.png")
     upload(page, SMEARS[0], SMEARS[2])
     wait_for_image(page, SMEARS[2].name)
     found = counts(page)
     assert found["RBC"] > 5 and found["WBC"] >= 1
     assert page.locator(".ssd-all tbody tr").count() == 2
-    page.screenshot(path=shots / "two-images.png", full_page=True)
+    page.screenshot(path=shots / f"two-images-{scheme}.png", full_page=True)
     # The uploads are gone from the disk as soon as they have been read.
     assert [path for path in temporary.rglob("*") if path.is_file()] == []
 
@@ -74,7 +78,7 @@ def test_upload_slide_and_save(open_page, shots, temporary):
     wait_until(lambda: counts(page) == found)
 
     page.locator("#ssd-scale input").fill("0.1")
-    wait_until(lambda: "µm" in page.locator(".ssd-ticks").inner_text())
+    wait_until(lambda: "micrometres" in page.locator(".ssd-sizes").inner_text())
     name, content = saved(page, "CSV")
     rows = list(csv.DictReader(io.StringIO(content.decode())))
     assert name == "cells.csv" and {row["image"] for row in rows} == {SMEARS[0].name, SMEARS[2].name}
@@ -108,15 +112,22 @@ def test_broken_files_are_named_and_the_rest_is_done(open_page, shots):
         {"name": "half.jpg", "mimeType": "image/jpeg", "buffer": SMEARS[1].read_bytes()[:9000]},
         {"name": "bomb.png", "mimeType": "image/png", "buffer": png_bomb(60_000, 60_000)},
         {"name": "<img src=x onerror=alert(1)>.png", "mimeType": "image/png", "buffer": script},
+        {"name": "empty.png", "mimeType": "image/png", "buffer": b""},
         {"name": "good.jpg", "mimeType": "image/jpeg", "buffer": SMEARS[0].read_bytes()},
     ]
     page.on("dialog", lambda dialog: pytest.fail("a script of an upload ran"))
     upload(page, *files)
     wait_for_image(page, "good.jpg")
     refused = page.locator(".ssd-refused li")
-    assert refused.count() == 4
+    assert refused.count() == 5
     text = page.locator(".ssd-refused").inner_text()
-    for words in ("text.png is not an image", "half.jpg is truncated", "bomb.png claims", "<img src=x"):
+    for words in (
+        "text.png is not an image",
+        "half.jpg is truncated",
+        "bomb.png claims",
+        "<img src=x",
+        "empty.png is empty",
+    ):
         assert words in text
     assert page.locator(".ssd-all").count() == 0
     page.screenshot(path=shots / "broken.png", full_page=True)
@@ -152,11 +163,14 @@ def test_fifty_megapixels(open_page, shots, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone_nothing_is_cut_off(open_page, shots, scheme):
     page = open_page(390, 844, scheme, has_touch=True, is_mobile=True)
-    page.get_by_role("button", name="Smear 3", exact=True).tap()
-    wait_for_image(page, SMEARS[2].name)
+    for number in (1, 3):
+        page.get_by_role("button", name=f"Smear {number}", exact=True).tap()
+        wait_for_image(page, SMEARS[number - 1].name)
     page.wait_for_timeout(500)  # until the page has settled
     page.screenshot(path=shots / f"phone-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    table = page.locator(".ssd-scroll")
+    assert table.evaluate("(table) => table.scrollWidth <= table.clientWidth")
     assert page.get_by_text("Not a medical device").is_visible()
     if scheme == "dark":
         colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
@@ -172,9 +186,170 @@ def test_visitors_do_not_see_each_other(open_page):
     assert first.locator(".ssd-all").count() == second.locator(".ssd-all").count() == 0
 
 
-def test_a_closed_page_is_forgotten(browser, monkeypatch, tmp_path):
-    pytest.importorskip("gradio", reason="needs the extra app")
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+class Scripted:
+    """A detector that counts its batches, and waits before each for `free` where it `holds`."""
+
+    class_names = ("WBC", "RBC")
+    batch_size = 8
+
+    def __init__(self, holds=False):
+        self.batches, self.holds, self.free = [], holds, threading.Semaphore(0)
+
+    def stream(self, images):
+        images = list(images)
+        if self.holds and len(images) == self.batch_size:  # large fields only
+            self.free.acquire(timeout=60)
+        self.batches.append(len(images))
+        for image in images:
+            size = (image.shape[1], image.shape[0])
+            yield Detections(
+                [[9, 9, 99, 99], [200, 200, 300, 290]], [0.9, 0.3], [1, 2], size, self.class_names
+            )
+
+
+def large_field(side=3000):
+    return {
+        "name": "large.jpg",
+        "mimeType": "image/jpeg",
+        "buffer": encode_image(np.full((side, side, 3), 210, np.uint8)),
+    }
+
+
+def test_sliders_do_not_run_the_network(open_page, own_server):
+    detector = Scripted()
+    page = open_page(address=own_server(detector))
+    page.get_by_role("button", name="Smear 1", exact=True).click()
+    wait_for_image(page, SMEARS[0].name)
+    assert counts(page) == {"WBC": 1, "RBC": 0}
+    set_threshold(page, 2, 0.1)
+    wait_until(lambda: counts(page) == {"WBC": 1, "RBC": 1})
+    set_threshold(page, 1, 0.95)
+    wait_until(lambda: counts(page) == {"WBC": 0, "RBC": 1})
+    assert detector.batches == [1]
+
+
+def test_a_large_field_shows_how_far_it_is_lets_others_pass_and_stops(open_page, own_server, shots, tmp_path):
+    detector = Scripted(holds=True)
+    address = own_server(detector)
+    page = open_page(address=address)
+    upload(page, large_field(), {**large_field(), "name": "next.jpg"})
+    detector.free.release()
+    page.get_by_text(re.compile(r"large\.jpg, image 1 of 2, 8 of \d+ tiles")).wait_for()
+    # What has come is in memory, and nothing on the disk, while it is looked at.
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    stop = page.get_by_role("button", name="Stop")
+    page.wait_for_timeout(1000)  # until it has appeared
+    page.screenshot(path=shots / "at-work.png")
+
+    other = open_page(address=address)
+    other.get_by_role("button", name="Smear 1", exact=True).click()
+    wait_until(lambda: detector.free.release() or other.locator(".ssd-picture").count() == 1)
+
+    stop.click()
+    detector.free.release(50)
+    page.get_by_text("large.jpg and 1 more: stopped, not looked at.").wait_for()
+    stop.wait_for(state="hidden")
+    assert page.locator(".ssd-picture").count() == 0
+    page.get_by_role("button", name="Smear 2", exact=True).click()
+    wait_for_image(page, SMEARS[1].name)
+
+
+def test_looked_at_again_when_the_scale_is_given(open_page, own_server, shots):
+    detector = Scripted()
+    page = open_page(address=own_server(detector))
+    upload(page, large_field(1500))
+    wait_for_image(page, "large.jpg")
+    page.get_by_text("The scale of this image is not known").wait_for()
+    page.screenshot(path=shots / "no-scale.png", full_page=True)
+    tiles = sum(detector.batches)
+    page.locator("#ssd-scale input").fill("0.023")
+    page.get_by_role("button", name="Look again").click()
+    page.get_by_text("The scale of this image is not known").wait_for(state="hidden")
+    page.get_by_role("button", name="Look again").wait_for(state="hidden")
+    assert 0 < sum(detector.batches) - tiles < tiles
+
+
+@pytest.mark.parametrize(
+    "name", ["Blutbild µ 名 🔬.png", "<img src=x onerror=alert(1)>&quot;.png", "x" * 240 + ".png", "=1+1.png"]
+)
+def test_names_are_shown_as_text(open_page, own_server, name):
+    page = open_page(390, 844, address=own_server(Scripted()))
+    page.on("dialog", lambda dialog: pytest.fail("a script in a name ran"))
+    content = encode_image(np.full((90, 120, 3), 210, np.uint8), ".png")
+    upload(page, *[{"name": name, "mimeType": "image/png", "buffer": content}] * 2)
+    caption = page.locator(".ssd-picture figcaption b")
+    caption.wait_for()
+    shown = name if len(name) < 80 else f"{name[:60]}…{name[-19:]}"
+    # Gradio keeps a few characters of a name from the disk; what it keeps is text on the page.
+    assert caption.inner_text() == page.locator(".ssd-all tbody th").first.inner_text() == shown
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_only_this_computer_can_open_it(server):
+    port = int(server.rstrip("/").rsplit(":", 1)[1])
+    assert server.startswith("http://127.0.0.1:")
+    socket.create_connection(("127.0.0.1", port), 5).close()
+    with pytest.raises(OSError):  # another address of the same computer
+        socket.create_connection(("127.0.0.2", port), 5)
+
+
+@pytest.fixture
+def program(server):
+    """A visitor without a browser: sends an upload's record as it likes, gives what the page would show."""
+    httpx = pytest.importorskip("httpx")
+    with httpx.Client(base_url=f"{server.rstrip('/')}/gradio_api", timeout=60) as client:
+        functions = client.get(f"{server.rstrip('/')}/config").json()["dependencies"]
+        begin = next(one for one in functions if one["targets"][0][1] == "upload")["id"]
+
+        def send(record):
+            body = {"fn_index": begin, "data": [[record]], "session_hash": "program"}
+            return client.post("/run/predict", json=body)
+
+        client.send_record = send
+        yield client
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x.png", "..\\..\\x.png", "/etc/x.png", "a\x00b.png", ".", "x" * 100_000]
+)
+def test_uploads_stay_in_their_folder(program, temporary, name):
+    answer = program.post("/upload", files={"files": (name, SMEARS[0].read_bytes(), "image/png")})
+    assert answer.status_code in (200, 400, 413)
+    arrived = [Path(path) for path in answer.json()] if answer.status_code == 200 else []
+    folder = next(temporary.glob("ssdlib-app-*"))
+    assert all(path.resolve().is_relative_to(folder) for path in arrived)
+    for path in arrived:
+        program.send_record({"path": str(path), "orig_name": name, "meta": {"_type": "gradio.FileData"}})
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("meta", [{}, {"meta": {"_type": "gradio.FileData"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_files_of_the_server_and_other_hosts_are_out_of_reach(program, tmp_path, meta, stream):
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(SMEARS[0].read_bytes())
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0.2)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"
+        for path in (str(secret), url, "http://example.invalid/x.png"):
+            answer = program.send_record({"path": path, "is_stream": stream, **meta})
+            assert answer.status_code == 500 or answer.json()["data"][2]["visible"] is False, answer.text
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert secret.is_file()
+    assert program.get(f"/file={secret}").status_code in (403, 404)
+
+
+def test_a_page_sent_as_an_upload_is_not_shown(program):
+    answer = program.post("/upload", files={"files": ("x.html", b"<script>alert(1)</script>", "text/html")})
+    path = answer.json()[0]
+    kept = program.get(f"/file={path}")
+    assert kept.status_code in (403, 404) or "attachment" in kept.headers["content-disposition"]
+    program.send_record({"path": path, "meta": {"_type": "gradio.FileData"}})
+    assert not Path(path).exists()
+
+
+def test_a_closed_page_is_forgotten(browser, own_server, monkeypatch):
     from ssdlib.app import page as app_page
 
     opened = []
@@ -184,24 +359,20 @@ def test_a_closed_page_is_forgotten(browser, monkeypatch, tmp_path):
             super().__init__(*arguments)
             opened.append(self)
 
-    class Blind:
-        class_names = ("WBC", "RBC")
-
-        def stream(self, images):
-            for image in images:
-                yield Detections.empty((image.shape[1], image.shape[0]), self.class_names)
-
     monkeypatch.setattr(app_page, "Sessions", Watched)
-    blocks = app_page.build_page(Blind())
-    _, address, _ = blocks.launch(**app_page.launch_options(), server_name="127.0.0.1", share=False)
-    try:
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        page.get_by_role("button", name="Smear 1", exact=True).click()
-        wait_for_image(page, SMEARS[0].name)
-        assert len(opened[0]) == 1
-        page.close()
-        wait_until(lambda: len(opened[0]) == 0)
-    finally:
-        blocks.close(verbose=False)
+    detector = Scripted(holds=True)
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(own_server(detector))
+    page.get_by_role("button", name="Smear 1", exact=True).click()
+    wait_for_image(page, SMEARS[0].name)
+    assert len(opened[0]) == 1
+    upload(page, large_field())
+    wait_until(lambda: next(iter(opened[0]._open.values())).working)
+    page.close()
+    wait_until(lambda: len(opened[0]) == 0)
+    detector.free.release(50)
+    page = browser.new_page()  # whose turn comes once the other's work has ended
+    page.close()
+    time.sleep(0.3)
+    assert sum(detector.batches) <= 1 + 2 * detector.batch_size
