@@ -5,14 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from ssdlib.detect import Summary
+
 UNREADABLE_IMAGES = 3
 """Exit code of `detect` when all else went well."""
-LONGEST_TABLE = 100
-"""Images of which `detect` prints every count."""
 
 app = typer.Typer(
     help="SSD300 finds and counts blood cells: run the course, train, judge and use a detector.",
@@ -280,7 +281,8 @@ def detect(
     images: Annotated[
         list[str],
         typer.Argument(
-            help="Image files, folders of them, patterns in quotes; - reads a list of paths, one a line.",
+            help="Image files, folders of them, patterns in quotes, Parquet lists of paths; - reads paths "
+            "from standard input, one a line.",
             show_default=False,
         ),
     ],
@@ -292,8 +294,13 @@ def detect(
         Path | None, typer.Option(help="Folder for results; called again it goes on where it stopped.")
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="What to write there, of pictures,csv,json,coco,voc.")
-    ] = "pictures,csv,json",
+        str | None,
+        typer.Option(
+            "--format",
+            help="What to write there, of pictures,csv,json,coco,voc. Default: pictures,csv,json.",
+            show_default=False,
+        ),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write boxes and counts here.")] = None,
     tile: Annotated[
         str, typer.Option(help="Cut large fields: auto, off, or a tile's width in pixels.")
@@ -304,6 +311,19 @@ def detect(
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Do all images again.")] = False,
     engine: Engine = "torch",
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--engine-cluster",
+            help="ray: on all cores, GPUs and machines of a Ray cluster; writes Parquet tables to --out.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Of the cluster. Default: one for each GPU, or else core.", min=1)
+    ] = None,
+    part_images: Annotated[
+        int, typer.Option(help="Images that a worker of the cluster does at a time.", min=1)
+    ] = 64,
     device: Device = "auto",
     precision: Precision = "auto",
     batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
@@ -313,50 +333,51 @@ def detect(
 
     Ends with 3 if some could not be read.
     """
-    import hashlib
-
     from ssdlib.detect import DetectJob, parse_thresholds, run_detection, thresholds_of
-    from ssdlib.engines import open_predictor
-    from ssdlib.inputs import find_images
-    from ssdlib.results import parse_formats
+    from ssdlib.engines import class_names_of, open_predictor
+    from ssdlib.errors import ConfigError
+    from ssdlib.files import sha256_of
+    from ssdlib.inputs import find_images, listed_paths
+    from ssdlib.results import DEFAULT_FORMATS, parse_formats
     from ssdlib.tiling import Tiling
 
-    thresholds, chosen = parse_thresholds(threshold), parse_formats(formats)
+    if cluster is None and workers is not None:
+        raise ConfigError("--workers is for a cluster: give --engine-cluster ray, too")
+    if cluster is not None and (cluster != "ray" or out is None or formats or json_file):
+        raise ConfigError(
+            "--engine-cluster takes ray, needs --out, and writes Parquet tables alone: leave out --format "
+            "and --json"
+        )
+    chosen = parse_formats(formats) if formats is not None else DEFAULT_FORMATS
+    by_class = parse_thresholds(threshold)
     tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
-    listed = sys.stdin if "-" in images else ()
-    tasks = find_images([given for given in images if given != "-"], out, listed=listed)
+    lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
+    tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
     path = _weights(weights)
-    predictor = open_predictor(
-        engine,
-        path,
-        device=device,
-        precision=precision,
-        batch_size=batch,
-        score_threshold=min(thresholds.values()),
-    )
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    job = DetectJob(
-        tasks,
-        thresholds_of(thresholds, predictor.class_names),
-        tiling,
-        out,
-        chosen if out is not None else (),
-        json_file,
-        {"weights": digest, "engine": engine, "precision": precision, "batch": batch},
-    )
-    summary = run_detection(predictor, job, restart=restart, progress=not quiet)
-    print(counts_text(summary.class_names, summary.rows))
+    thresholds = thresholds_of(by_class, class_names_of(path))
+    identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
+    settings = {"precision": precision, "batch_size": batch, "score_threshold": min(thresholds.values())}
+    if cluster:
+        from ssdlib.archive.cluster import ArchiveJob, run_archive
+
+        job = DetectJob(tasks, thresholds, tiling, out, identity=identity)
+        archive = ArchiveJob(job, engine, path, {**settings, "device": device}, workers, part_images)
+        summary = run_archive(archive, restart=restart, progress=not quiet)
+    else:
+        predictor = open_predictor(engine, path, device=device, **settings)
+        chosen = chosen if out is not None else ()
+        job = DetectJob(tasks, thresholds, tiling, out, chosen, json_file, identity)
+        summary = run_detection(predictor, job, restart=restart, progress=not quiet)
+    print(counts_text(summary))
     for written in (json_file, out):
         if written is not None:
             print(f"written: {written}")
     if summary.resumed:
-        print(f"{summary.resumed} images had been done before", file=sys.stderr)
+        print(f"{summary.resumed:,} images had been done before", file=sys.stderr)
     if summary.scale_warning:
         print(f"note: {summary.scale_warning}", file=sys.stderr)
-    if summary.failures:
-        print(f"{len(summary.failures)} of {len(tasks)} images could not be read:", file=sys.stderr)
-        print("\n".join(f"  {failure}" for failure in summary.failures), file=sys.stderr)
+    if summary.unreadable:
+        print(failures_text(summary), file=sys.stderr)
         raise typer.Exit(UNREADABLE_IMAGES)
 
 
@@ -577,16 +598,26 @@ def laboratory_text(section: dict[str, Any], split: str) -> str:
     )
 
 
-def counts_text(class_names: Sequence[str], rows: Sequence[tuple[str, Sequence[int]]]) -> str:
+def counts_text(summary: Summary) -> str:
     """Cells of each class on each image (of many, the first) and in all, as a plain table."""
-    if not rows:
+    if not summary.images:
         return "no image could be read"
-    shown = rows if len(rows) <= LONGEST_TABLE else rows[: LONGEST_TABLE // 2]
+    whole = len(summary.rows) == summary.images
+    shown = summary.rows if whole else summary.rows[: len(summary.rows) // 2]
     body = [[image, *map(str, counts)] for image, counts in shown]
-    if len(shown) < len(rows):
-        body.append([f"... {len(rows) - len(shown)} more", *[""] * len(class_names)])
-    totals = [str(sum(counts[k] for _, counts in rows)) for k in range(len(class_names))]
-    return text_table(["image", *class_names], [*body, [f"all {len(rows)}", *totals]])
+    if not whole:
+        body.append([f"... {summary.images - len(shown):,} more", *[""] * len(summary.class_names)])
+    total = [f"all {summary.images:,}", *(f"{count:,}" for count in summary.counts)]
+    return text_table(["image", *summary.class_names], [*body, total])
+
+
+def failures_text(summary: Summary) -> str:
+    """Which images could not be read, and why; of many, the first."""
+    unsaid = summary.unreadable - len(summary.failures)
+    more = [f"... {unsaid:,} more: see the table of images"] * bool(unsaid)
+    images = summary.images + summary.unreadable
+    head = f"{summary.unreadable:,} of {images:,} images could not be read:"
+    return "\n  ".join([head, *summary.failures, *more])
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = True) -> str:

@@ -32,6 +32,8 @@ from ssdlib.results import (
 from ssdlib.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, View, crop, merge
 
 DEFAULT_THRESHOLD = 0.5
+ROWS_TOLD = 100
+"""Images that a `Summary` speaks of one by one; all are in the tables."""
 RED_CELL_UM = 7.5
 """Diameter of a red cell on a dried smear, in micrometres: 7 to 8."""
 _ENOUGH_CELLS = 20
@@ -67,15 +69,35 @@ class DetectJob:
 
 @dataclass
 class Summary:
-    """How a job went; a few numbers for each image."""
+    """How a job went, in as much memory for a million images as for a hundred."""
 
     class_names: tuple[str, ...]
+    images: int = 0
+    """That could be read."""
+    counts: list[int] = field(default_factory=list)
+    """Cells of each class in all of them."""
     rows: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    """Image and count of each class, of those that could be read."""
+    """Image and its counts, of the first `ROWS_TOLD`."""
+    unreadable: int = 0
     failures: list[str] = field(default_factory=list)
+    """Why, of the first `ROWS_TOLD`."""
     resumed: int = 0
     """Images that an earlier call had done."""
     scale_warning: str = ""
+
+    def add(self, image: str, counts: Sequence[int]) -> None:
+        """An image that could be read."""
+        self.images += 1
+        before = self.counts or [0] * len(counts)
+        self.counts = [total + count for total, count in zip(before, counts, strict=True)]
+        if len(self.rows) < ROWS_TOLD:
+            self.rows.append((image, tuple(counts)))
+
+    def add_failure(self, message: str) -> None:
+        """An image that could not."""
+        self.unreadable += 1
+        if len(self.failures) < ROWS_TOLD:
+            self.failures.append(message)
 
 
 def parse_thresholds(text: str) -> dict[str, float]:
@@ -203,18 +225,24 @@ def _detect_group(
 
 def _summary(records: Iterator[Record], class_names: tuple[str, ...], resumed: int) -> Summary:
     summary = Summary(class_names, resumed=resumed)
-    sizes = _RedCellSizes()
+    sizes = RedCellSizes()
     for record in records:
         if record["state"] == DONE:
-            summary.rows.append((record["image"], tuple(record["counts"][name] for name in class_names)))
-            sizes.add(record)
+            summary.add(record["image"], [record["counts"][name] for name in class_names])
+            sizes.add(_red_cell_sides(record), record["view"])
         else:
-            summary.failures.append(record["message"])
+            summary.add_failure(record["message"])
     summary.scale_warning = sizes.warning()
     return summary
 
 
-class _RedCellSizes:
+def _red_cell_sides(record: Record) -> np.ndarray:
+    boxes = [cell["box"] for cell in record["detections"] if cell["label"] == "RBC"]
+    xmin, ymin, xmax, ymax = np.reshape(boxes, (-1, 4)).T
+    return np.sqrt((xmax - xmin) * (ymax - ymin))
+
+
+class RedCellSizes:
     """Whether red cells come at the size known from training: a histogram, whatever the number of cells."""
 
     def __init__(self) -> None:
@@ -222,20 +250,20 @@ class _RedCellSizes:
         """Sides as the network sees them, in pixels of the training field."""
         self._original = np.zeros(4000, np.int64)
 
-    def add(self, record: Record) -> None:
-        across, down = (
-            training / seen for training, seen in zip(TRAINING_FIELD, record["view"], strict=True)
-        )
-        for cell in record["detections"]:
-            if cell["label"] == "RBC":
-                xmin, ymin, xmax, ymax = cell["box"]
-                side = ((xmax - xmin) * (ymax - ymin)) ** 0.5
-                self._original[min(int(side), len(self._original) - 1)] += 1
-                self._seen[min(int(side * (across * down) ** 0.5), len(self._seen) - 1)] += 1
+    @property
+    def count(self) -> int:
+        """Red cells so far."""
+        return int(self._seen.sum())
+
+    def add(self, sides: np.ndarray, view: tuple[int, int]) -> None:
+        """Square roots of boxes' areas, in pixels of an image whose views have this width and height."""
+        across, down = (training / seen for training, seen in zip(TRAINING_FIELD, view, strict=True))
+        for histogram, scaled in ((self._original, sides), (self._seen, sides * (across * down) ** 0.5)):
+            np.add.at(histogram, np.minimum(scaled.astype(int), len(histogram) - 1), 1)
 
     def warning(self) -> str:
         """Empty where too few cells were found, or cells of a plausible size."""
-        if self._seen.sum() < _ENOUGH_CELLS:
+        if self.count < _ENOUGH_CELLS:
             return ""
         seen, original = _median(self._seen), _median(self._original)
         low, high = (share * TRAINING_RED_CELL for share in _PLAUSIBLE)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ssdlib.detections import Detections
 from ssdlib.errors import ConfigError
 from ssdlib.predict import ImageLike, Predictor
+from ssdlib.weights import read_metadata
 
 ENGINES = ("torch", "onnx", "onnx-int8")
 """Names that `open_predictor` knows."""
@@ -46,3 +47,15 @@ def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
     from ssdlib.onnx_engine import open_onnx  # an extra, and slow to import
 
     return open_onnx(weights, int8=engine == "onnx-int8", **settings)
+
+
+def class_names_of(weights: str | Path) -> tuple[str, ...]:
+    """The classes that weights or an .onnx file find, without making a network of them.
+
+    Raises CheckpointError that names the file if it cannot be read.
+    """
+    if Path(weights).suffix.lower() != ".onnx":
+        return tuple(read_metadata(weights)["config"]["class_names"])
+    from ssdlib.export import load_onnx, read_header
+
+    return read_header(load_onnx(weights), weights).config.class_names

@@ -5,7 +5,6 @@ https://onnx.ai; opset 18, which ONNX Runtime reads from 1.14 on.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from torch import Tensor
 from ssdlib.boxes import LARGEST_GROWTH
 from ssdlib.config import ModelConfig
 from ssdlib.errors import CheckpointError, ConfigError
-from ssdlib.files import write_bytes
+from ssdlib.files import sha256_of, write_bytes
 from ssdlib.model import IMAGE_SIZE, SSD300
 from ssdlib.predict import fold_batch_norm
 from ssdlib.runtime import need_extra
@@ -80,12 +79,6 @@ class OnnxHeader:
             raise CheckpointError(f"{path}: its metadata cannot be read ({error!r})") from error
 
 
-def file_fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with Path(path).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def export_weights(weights: str | Path) -> onnx.ModelProto:
     """The network in a file of `ssdlib.weights.save_model`, as `export_network` makes it, with its header.
 
@@ -95,7 +88,7 @@ def export_weights(weights: str | Path) -> onnx.ModelProto:
     read_metadata(weights)
     model = load_model(weights)
     graph = export_network(model)
-    write_header(graph, OnnxHeader(model.config, file_fingerprint(weights), RAW, "fp32", None))
+    write_header(graph, OnnxHeader(model.config, sha256_of(weights), RAW, "fp32", None))
     return graph
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -83,3 +84,9 @@ def write_with(path: str | Path, writer: Callable[[BinaryIO], Any]) -> None:
     """Atomically write whatever `writer(stream)` writes; for libraries that want a file object."""
     with atomic_open(path) as stream:
         writer(stream)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

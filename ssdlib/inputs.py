@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 
 from ssdlib.data.images import IMAGE_SUFFIXES, image_size, read_image
 from ssdlib.errors import DataError
+from ssdlib.runtime import need_extra
 
 PIXELS_AHEAD = 64_000_000
 """Decoded before their turn at most (192 MB), so that large fields do not fill the memory."""
@@ -50,7 +52,7 @@ def find_images(
 ) -> list[ImageTask]:
     """Every file given, each image anywhere inside a folder given, what a pattern such as `a/**/*.tif` meets.
 
-    `listed` are lines of a list of paths, where a missing file is only found out (and said) when it is read.
+    `listed` are paths from lists, where a missing file is only found out (and said) when it is read.
     What lies inside `out` is passed over in folders and patterns: an earlier call wrote it. Raises DataError
     for a path that does not exist, a folder or pattern without images, and an image given inside `out`.
     """
@@ -59,8 +61,8 @@ def find_images(
         pairs = _inside(str(path), out)
         for image, name in pairs:
             found.setdefault(image, name)
-    for line in listed:
-        if entry := line.strip("\r\n"):
+    for entry in listed:
+        if entry:
             path = Path(entry)
             pairs = _walk(path, out) if path.is_dir() else [(path, path.name)]
             for image, name in pairs:
@@ -68,6 +70,35 @@ def find_images(
                 found.setdefault(image, name)
     taken: set[str] = set()
     return [ImageTask(path, _free_name(name, taken)) for path, name in found.items()]
+
+
+def listed_paths(lists: Sequence[str]) -> Iterator[str]:
+    """The paths in lists: `-` is standard input, one a line; others are Parquet files.
+
+    The column is `path`, or `image` as in the tables of an earlier call.
+    Raises DataError for a list that cannot be read, ConfigError without the extra `ray`.
+    """
+    for given in lists:
+        if given == "-":
+            yield from (line.strip("\r\n") for line in sys.stdin)
+        else:
+            yield from _parquet_paths(given)
+
+
+def _parquet_paths(given: str) -> Iterator[str]:
+    parquet = need_extra("ray", "pyarrow.parquet")
+    import pyarrow as pa
+
+    try:
+        with parquet.ParquetFile(given) as file:
+            names = file.schema_arrow.names
+            column = next((name for name in ("path", "image") if name in names), None)
+            if column is None:
+                raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
+            for rows in file.iter_batches(columns=[column]):
+                yield from (str(path) for path in rows.column(0).to_pylist() if path is not None)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
 
 def _inside(given: str, out: Path | None) -> list[tuple[Path, str]]:

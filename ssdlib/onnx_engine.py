@@ -18,12 +18,12 @@ from ssdlib.export import (
     RAW,
     OnnxHeader,
     export_weights,
-    file_fingerprint,
     load_onnx,
     read_header,
     save_onnx,
     with_nms,
 )
+from ssdlib.files import sha256_of
 from ssdlib.model import IMAGE_SIZE
 from ssdlib.predict import ImageDetector
 from ssdlib.priors import make_priors
@@ -118,7 +118,7 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     folder = Path(folder) if folder is not None else bccd.data_folder() / "cache" / "onnx"
     if not Path(weights).is_file():
         raise CheckpointError(f"no weights at {weights}. Check the path.")
-    stem = f"{file_fingerprint(weights)[:16]}-{EXPORT_VERSION}"
+    stem = f"{sha256_of(weights)[:16]}-{EXPORT_VERSION}"
     plain = folder / f"{stem}-fp32.onnx"
     if not int8:
         return plain if plain.exists() else _make(plain, lambda: export_weights(weights))

@@ -132,6 +132,8 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, restart: bool = F
     which forgets what was done.
     """
     path = folder / "journal.jsonl"
+    if (folder / "plan.parquet").exists():
+        raise ConfigError(f"{folder.parent} holds results of detect --engine-cluster: choose another --out")
     if restart:
         path.unlink(missing_ok=True)
     note_settings(folder, settings, begun=path.exists())

@@ -12,10 +12,11 @@ import pytest
 from ssdlib import runs
 from ssdlib.__main__ import main
 from ssdlib.annotate import annotate
-from ssdlib.cli import LONGEST_TABLE, counts_text, results_text, text_table
+from ssdlib.cli import counts_text, failures_text, results_text, text_table
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.smears import write_dataset
+from ssdlib.detect import ROWS_TOLD, Summary
 from ssdlib.detections import Detections
 from ssdlib.errors import CheckpointError, StageError, TrainingError
 from ssdlib.weights import build_model, save_model
@@ -272,12 +273,25 @@ def test_tables():
 
 
 def test_table_of_counts():
-    assert counts_text(["WBC"], []) == "no image could be read"
-    rows = [(f"{number}.jpg", (1, number)) for number in range(LONGEST_TABLE + 1)]
-    few, many = counts_text(["WBC", "RBC"], rows[:-1]), counts_text(["WBC", "RBC"], rows)
-    assert len(few.splitlines()) == LONGEST_TABLE + 4 and "more" not in few
-    assert len(many.splitlines()) == LONGEST_TABLE // 2 + 5 and "... 51 more" in many
-    assert many.splitlines()[-1].split() == ["all", "101", "101", "5050"]
+    few, many = Summary(("WBC", "RBC")), Summary(("WBC", "RBC"))
+    assert counts_text(few) == "no image could be read"
+    for number in range(ROWS_TOLD + 1):
+        many.add(f"{number}.jpg", (1, number))
+        if number < ROWS_TOLD:
+            few.add(f"{number}.jpg", (1, number))
+    short, long = counts_text(few), counts_text(many)
+    assert len(short.splitlines()) == ROWS_TOLD + 4 and "more" not in short
+    assert len(long.splitlines()) == ROWS_TOLD // 2 + 5 and "... 51 more" in long
+    assert long.splitlines()[-1].split() == ["all", "101", "101", "5,050"]
+
+
+def test_many_failures_are_counted_and_the_first_are_named():
+    summary = Summary(("WBC",))
+    for number in range(ROWS_TOLD + 2):
+        summary.add_failure(f"{number}.jpg is damaged")
+    text = failures_text(summary)
+    assert text.startswith("102 of 102 images could not be read:\n  0.jpg is damaged\n")
+    assert "... 2 more" in text.splitlines()[-1] and len(text.splitlines()) == ROWS_TOLD + 2
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from ssdlib.data.bccd import open_folder
 from ssdlib.engines import open_predictor
 from ssdlib.errors import CheckpointError, ConfigError
 from ssdlib.evaluation import evaluate_model
-from ssdlib.export import file_fingerprint, load_onnx, read_header, save_onnx, with_nms
+from ssdlib.export import load_onnx, read_header, save_onnx, with_nms
+from ssdlib.files import sha256_of
 from ssdlib.nms import detect_objects
 from ssdlib.onnx_engine import OnnxPredictor, cached_onnx
 from ssdlib.predict import Predictor
@@ -138,7 +139,7 @@ def similar(a: np.ndarray, b: np.ndarray) -> bool:
 def test_the_file_says_what_it_is_and_nothing_of_this_machine(weights, little):
     header = read_header(load_onnx(little))
     assert header.config == load_model(weights).config and header.config.class_names == ("a", "b")
-    assert header.fingerprint == file_fingerprint(weights)
+    assert header.fingerprint == sha256_of(weights)
     assert (header.outputs, header.precision, header.calibration) == ("raw", "fp32", None)
     text = little.read_bytes()
     assert str(project_root()).encode() not in text and b".py" not in text
@@ -170,10 +171,10 @@ def test_the_onnx_engine_detects_as_the_torch_engine(weights, little):
 def test_cached_files_are_made_once_and_named_after_the_weights(weights, little, cache, tmp_path, capsys):
     before = little.stat().st_mtime_ns
     assert cached_onnx(weights, folder=cache) == little and little.stat().st_mtime_ns == before
-    assert little.name.startswith(file_fingerprint(weights)[:16]) and capsys.readouterr().err == ""
+    assert little.name.startswith(sha256_of(weights)[:16]) and capsys.readouterr().err == ""
     other = build_model(ModelConfig(width=0.05, class_names=("a", "b")), seed=4)
     save_model(other, tmp_path / "other.safetensors")
-    assert file_fingerprint(tmp_path / "other.safetensors") != file_fingerprint(weights)
+    assert sha256_of(tmp_path / "other.safetensors") != sha256_of(weights)
 
 
 def test_int8_of_first_use_says_what_it_was_calibrated_on(shipped, cache, no_data, monkeypatch, capsys, int8):

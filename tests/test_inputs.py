@@ -1,13 +1,16 @@
 """Which images are meant, and what is written about each is called."""
 
+import io
 import os
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from ssdlib.data.images import write_image
 from ssdlib.errors import DataError
-from ssdlib.inputs import find_images, read_ahead
+from ssdlib.inputs import find_images, listed_paths, read_ahead
 
 
 @pytest.fixture
@@ -46,12 +49,33 @@ def test_what_is_not_there_is_refused(folder, given):
         find_images([given])
 
 
-def test_a_list_of_paths(folder):
-    lines = ["x/a.png\n", "\n", "gone.png\r\n", "y\n", "x/a.png"]
-    found = find_images(["x/deep/b.tif"], listed=lines)
+def test_a_list_of_paths(folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("x/a.png\n\ngone.png\r\ny\nx/a.png"))
+    found = find_images(["x/deep/b.tif"], listed=listed_paths(["-"]))
     assert [str(task.path) for task in found] == [
         "x/deep/b.tif", "x/a.png", "gone.png", "y/a.png", "y/odd[1].png"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_a_parquet_list_of_paths(folder, column):
+    table = pa.table({"other": [1, 2, 3], column: ["x/a.png", None, "y"]})
+    parquet.write_table(table, "list.parquet")
+    found = find_images([], listed=listed_paths(["list.parquet"]))
+    assert [str(task.path) for task in found] == ["x/a.png", "y/a.png", "y/odd[1].png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read"), ("text", "cannot be read"), ({}, "path")]
+)
+def test_what_is_no_parquet_list_is_refused(tmp_path, content, told):
+    file = tmp_path / "list.parquet"
+    if content == "text":
+        file.write_text(content)
+    elif content is not None:
+        parquet.write_table(pa.table({"file": ["a.png"]}), file)
+    with pytest.raises(DataError, match=rf"list\.parquet.*{told}"):
+        list(listed_paths([str(file)]))
 
 
 def test_names_never_collide_in_any_folder_or_case(folder):

@@ -27,6 +27,7 @@ LAYERS = (
     {"export", "quantization", "onnx_engine"},
     {"engines", "results"},
     {"detect", "evaluation"},
+    {"archive"},
     {"checkpoints"},
     {"train"},
     {"runs"},

@@ -65,7 +65,8 @@ def test_headless_opencv_is_pinned_to_the_same_version():
 def test_everything_imported_is_required():
     providers = importlib.metadata.packages_distributions()
     required = {normal(Requirement(text).name) for text in PROJECT["dependencies"]}
-    optional = {"cleanlab", "gradio", "onnx", "onnxruntime", "onnxscript", "pandas", "supervision"}
+    extras = PROJECT["optional-dependencies"]
+    optional = {normal(Requirement(text).name) for extra in extras.keys() - {"dev"} for text in extras[extra]}
     for path in (ROOT / "ssdlib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = (

@@ -1,0 +1,220 @@
+"""Ray Data hands the parts of an archive to workers all over a cluster, and again when one is lost.
+
+What goes through Ray are numbers of parts and, once, the weights: images are read and tables written where
+the network runs, on a file system that all machines share. https://docs.ray.io/en/latest/data/data.html
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ssdlib.archive.parts import finished, summarise, tidy
+from ssdlib.archive.plan import Plan, make_plan
+from ssdlib.archive.worker import Assignment, Worker
+from ssdlib.detect import DetectJob, Summary
+from ssdlib.engines import class_names_of
+from ssdlib.errors import ConfigError, SsdError
+from ssdlib.results import note_settings
+from ssdlib.runtime import available_cores, need_extra
+
+PART_IMAGES = 64
+IN_FLIGHT = 2
+"""Parts given to a worker at once: one to do, and one so that it need not wait for the next."""
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Of a cluster that is started here; Ray would take a third of the memory for what is not sent."""
+
+
+@dataclass(frozen=True)
+class ArchiveJob:
+    """What to do with which images, and by how many workers."""
+
+    detect: DetectJob
+    """Images, thresholds, tiling and folder; its `formats` are not used."""
+    engine: str
+    weights: Path
+    """Read once, here; a ready .onnx file for the onnx engines."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of `ssdlib.engines.open_predictor`; device is auto, cpu or cuda."""
+    workers: int | None = None
+    """Default: one for each GPU, or without any one for each CPU core, of the whole cluster."""
+    part_images: int = PART_IMAGES
+
+
+@dataclass(frozen=True)
+class Crew:
+    """So many workers, each with so much of a machine."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True) -> Summary:
+    """Compute the parts that are not done yet; an unreadable image stops nothing.
+
+    Uses the cluster at RAY_ADDRESS, else one that runs on this machine, else starts one of this machine
+    alone for as long as it takes. Raises ConfigError without the extra `ray`, for impossible settings, a
+    cluster that cannot be reached and a folder with results made otherwise, and SsdError where something
+    cannot be written; what is finished stays finished.
+    """
+    need_extra("ray", "pyarrow.parquet", "ray.data")
+    out = (job.detect.out or Path()).absolute()
+    folder, class_names = out / "job", class_names_of(job.weights)
+    if (folder / "journal.jsonl").exists():
+        raise ConfigError(f"{out} holds results of detect without --engine-cluster: choose another --out")
+    plan_file = folder / "plan.parquet"
+    if restart:
+        plan_file.unlink(missing_ok=True)
+        tidy(out, ())
+    note_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=plan_file.exists())
+    plan = make_plan(plan_file, job.detect.tasks, job.part_images)
+    tidy(out, plan.numbers)
+    resumed = _finish(job, plan, plan_file, out, progress)
+    summary = summarise(out, plan.numbers, class_names, job.detect.tiling)
+    summary.resumed = resumed
+    return summary
+
+
+def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: bool) -> int:
+    """Do the parts that are not done; returns the number of images that were."""
+    done, images = finished(out), plan.images()
+    todo = [
+        {"number": number, "row_group": row_group}
+        for row_group, number in enumerate(plan.numbers)
+        if number not in done
+    ]
+    resumed = sum(count for number, count in images.items() if number in done)
+    if not todo:
+        return resumed
+    attempts = out / "job" / "attempts"
+    shutil.rmtree(attempts, ignore_errors=True)
+    attempts.mkdir(parents=True)
+    with (
+        _cluster() as ray,
+        tqdm(total=sum(images.values()), initial=resumed, unit="img", disable=not progress) as bar,
+    ):
+        device = str(job.settings.get("device", "auto"))
+        crew = choose_crew(ray.nodes(), job.workers, gpu=job.engine == "torch" and device != "cpu")
+        if device.startswith("cuda") and not crew.gpus:
+            raise ConfigError("no machine of the cluster has a GPU: leave --device out")
+        assignment = Assignment(
+            out,
+            plan_file,
+            attempts,
+            job.engine,
+            job.weights.name,
+            {**job.settings, "device": "cuda" if crew.gpus else "cpu"},
+            job.detect.thresholds,
+            job.detect.tiling,
+            crew.cpus,
+        )
+        for number in _hand_out(ray, todo, assignment, job.weights.read_bytes(), crew):
+            bar.update(images[number])
+    shutil.rmtree(attempts, ignore_errors=True)
+    return resumed
+
+
+def choose_crew(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) -> Crew:
+    """From `ray.nodes()`: a worker for each GPU with its share of that machine's cores, else for each core.
+
+    Raises ConfigError if the cluster has neither.
+    """
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    with_gpu = [machine for machine in machines if machine.get("GPU", 0) >= 1] if gpu else []
+    if with_gpu:
+        # What fits the machine with the fewest cores for a GPU fits on every one.
+        cpus = min(int(machine.get("CPU", 0) // machine["GPU"]) for machine in with_gpu)
+        return Crew(workers or sum(int(machine["GPU"]) for machine in with_gpu), max(cpus, 1), 1)
+    cores = sum(int(machine.get("CPU", 0)) for machine in machines)
+    if not (workers or cores):
+        raise ConfigError("the cluster has no machine with a free core or GPU: start some, or give --workers")
+    return Crew(workers or cores, 1, 0)
+
+
+def _hand_out(
+    ray: Any, todo: list[dict[str, int]], assignment: Assignment, weights: bytes, crew: Crew
+) -> Iterator[int]:
+    """Numbers of parts as they are done. A lost worker's parts go to others, or to it when it is back."""
+    data = ray.data.from_items(todo, override_num_blocks=len(todo))
+    done = data.map_batches(
+        Worker,
+        fn_constructor_args=(assignment, weights),
+        batch_size=1,
+        num_cpus=crew.cpus,
+        num_gpus=crew.gpus or None,
+        compute=ray.data.ActorPoolStrategy(
+            size=min(crew.workers, len(todo)), max_tasks_in_flight_per_actor=IN_FLIGHT
+        ),
+    )
+    try:
+        for row in done.iter_rows():
+            yield row["number"]
+    except ray.exceptions.RayError as error:
+        cause = _own(error)
+        if cause is None:
+            raise SsdError(
+                f"the cluster failed: {error}. What is done stays done: the same command goes on."
+            ) from error
+        raise cause from error
+
+
+def _own(error: BaseException | None) -> SsdError | None:
+    """The error of ours that a worker raised, among those that Ray wrapped around it."""
+    seen: list[BaseException] = []
+    todo = [error]
+    while todo:
+        found = todo.pop()
+        if isinstance(found, SsdError):
+            return found
+        if found is not None and found not in seen:
+            seen.append(found)
+            todo += [found.__cause__, found.__context__, getattr(found, "cause", None)]
+    return None
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, connected; its words go to stderr, since stdout is for results."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.data
+
+    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        _connect(ray)
+        try:
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+def _connect(ray: Any) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    given = os.environ.get("RAY_ADDRESS")
+    try:
+        ray.init(given or "auto", **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        if given:
+            raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={given}: {error}") from error
+        ray.init(
+            "local",
+            num_cpus=available_cores(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **quiet,
+        )

@@ -1,0 +1,99 @@
+"""The detector at work on parts, in a process that Ray started somewhere."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssdlib.archive.parts import IMAGES, part_file, write_part
+from ssdlib.archive.plan import Plan
+from ssdlib.detect import in_groups, look_at
+from ssdlib.engines import Engine, open_predictor
+from ssdlib.errors import SsdError
+from ssdlib.tiling import Tiling
+
+MOST_ATTEMPTS = 4
+"""At one part, in one call: an image that kills whoever opens it is not tried for ever."""
+
+Row = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What every worker is told; paths must mean the same on all machines."""
+
+    out: Path
+    plan: Path
+    attempts: Path
+    """Folder for counting how often a part was begun."""
+    engine: str
+    weights_name: str
+    """File name; the bytes travel with Ray, so that no worker needs the file."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of `ssdlib.engines.open_predictor`."""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    tiling: Tiling = field(default_factory=Tiling)
+    threads: int = 1
+
+
+class Worker:
+    """Computes the parts named in a batch; made once in each worker's process."""
+
+    def __init__(self, assignment: Assignment, weights: bytes) -> None:
+        self._told, self._weights = assignment, weights
+
+    @cached_property
+    def _predictor(self) -> Engine:
+        torch.set_num_threads(self._told.threads)
+        with tempfile.TemporaryDirectory(prefix="ssdlib-worker-") as folder:
+            file = Path(folder) / self._told.weights_name
+            file.write_bytes(self._weights)
+            predictor = open_predictor(self._told.engine, file, **self._told.settings)
+        self._weights = b""
+        return predictor
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return Plan(self._told.plan)
+
+    def __call__(self, batch: Row) -> Row:
+        """Do the parts `number`, in the plan's `row_group`; returns their numbers when they are on disk."""
+        for number, row_group in zip(batch["number"].tolist(), batch["row_group"].tolist(), strict=True):
+            # Else another worker was lost after the part was written, but before it could say so.
+            if not part_file(self._told.out, IMAGES, number).exists():
+                self._do(number, row_group)
+        return {"number": batch["number"]}
+
+    def _do(self, number: int, row_group: int) -> None:
+        tasks = self._plan.tasks(row_group)
+        if _begin(self._told.attempts / f"part-{number:06d}") > MOST_ATTEMPTS:
+            raise SsdError(
+                f"part {number} was begun {MOST_ATTEMPTS} times and ended its worker each time: one of its "
+                f"{len(tasks)} images, from {tasks[0].shown} to {tasks[-1].shown}, may need more memory than "
+                "a worker has. Everything else that is done stays done."
+            )
+        told, predictor = self._told, self._predictor
+        groups = in_groups(tasks, predictor.batch_size)
+        records = {
+            look.task: look.record for look in look_at(predictor, groups, told.thresholds, told.tiling)
+        }
+        in_order = [records[task] for task in tasks]
+        write_part(told.out, number, in_order, predictor.class_names, told.tiling.um_per_pixel)
+
+
+def _begin(path: Path) -> int:
+    """Count one more attempt, a byte each; returns how many there are now."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(descriptor, b".")
+        return os.fstat(descriptor).st_size
+    finally:
+        os.close(descriptor)
