@@ -10,6 +10,7 @@ import threading
 import time
 import zlib
 from pathlib import Path
+from uuid import uuid4
 
 import cv2
 import numpy as np
@@ -302,7 +303,7 @@ def program(server):
         begin = next(one for one in functions if one["targets"][0][1] == "upload")["id"]
 
         def send(record):
-            body = {"fn_index": begin, "data": [[record]], "session_hash": "program"}
+            body = {"fn_index": begin, "data": [[record]], "session_hash": uuid4().hex}
             return client.post("/run/predict", json=body)
 
         client.send_record = send
