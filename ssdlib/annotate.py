@@ -10,21 +10,33 @@ from ssdlib.plots.style import colour_of
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
+CELL = 100
+"""Pixels: a cell so large has letters of the smallest size that reads well."""
+
+LETTERED = 36
+"""Pixels: smaller cells would vanish below their letters, which are some 60 wide."""
+
 
 def annotate(image: np.ndarray, detections: Detections) -> np.ndarray:
     """A copy of an (H, W, 3) uint8 RGB image with every box, its class and its score in the class's colour.
 
-    Lines and letters grow with the image, so they read alike on thumbnails and on large fields.
+    Lines and letters grow with the cells, as far as the image does, so they read alike in a photograph of a
+    few large cells and in a field of thousands. Where cells are too small for letters, boxes stand alone.
     """
     canvas = np.ascontiguousarray(image).copy()
-    height, width = canvas.shape[:2]
-    unit = max(1.0, min(height, width) / 480)
-    line, size = max(1, round(1.6 * unit)), 0.42 * unit
+    if not len(detections):
+        return canvas
+    side = float((detections.boxes[:, 2:] - detections.boxes[:, :2]).mean(dim=1).median())
+    unit = max(1.0, min(side / CELL, min(canvas.shape[:2]) / 480))
+    lettered = side >= LETTERED * unit
+    line, size = max(1, round(1.6 * unit)) if lettered else 1, 0.42 * unit
     corners = [tuple(round(side) for side in box) for box in detections.boxes.tolist()]
     colours = [_rgb(colour_of(label)) for label in detections.labels.tolist()]
     # The surest last, so that it lies on top; labels after all boxes, whose lines would cross them.
     for (left, top, right, bottom), colour in reversed(list(zip(corners, colours, strict=True))):
         cv2.rectangle(canvas, (left, top), (right, bottom), colour, line, cv2.LINE_AA)
+    if not lettered:
+        return canvas
     tags = [
         f"{name} {score:.2f}"
         for name, score in zip(detections.names, detections.scores.tolist(), strict=True)

@@ -55,7 +55,7 @@ def serve(
 
 
 def open_inline(
-    detector: Detector, *, height: int = 1000, limits: Limits | None = None, **options: Any
+    detector: Detector, *, height: int = 1150, limits: Limits | None = None, **options: Any
 ) -> Any:
     """The same page in the output of a notebook's cell (JupyterLab, Colab), `height` pixels high.
 

@@ -48,6 +48,8 @@ def picture(session: Session, number: int) -> str:
     width, height = found.image_size
     counted = ", ".join(f"{count} {name}" for name, count in found.counts().items())
     seen = f", in {field.tiles} tiles" if field.tiles > 1 else ""
+    if width > field.preview.shape[1]:
+        seen += f", shown at {100 * field.preview.shape[1] / width:.0f} %"
     source = data_uri(encode_image(session.preview(number), ".jpg", quality=88), "image/jpeg")
     shown = escape(field.name)
     return (
@@ -127,7 +129,7 @@ def table(session: Session) -> str:
     total = _row(f"all {len(shown)}", sums)
     return (
         '<section class="ssd-all"><h3>All images</h3><div class="ssd-scroll"><table>'
-        f"<thead><tr><th scope=col>image</th>{head}<th scope=col>cells</th></tr></thead><tbody>{rows}</tbody>"
+        f"<thead><tr><th scope=col>Image</th>{head}<th scope=col>Cells</th></tr></thead><tbody>{rows}</tbody>"
         f"<tfoot>{total}</tfoot></table></div></section>"
     )
 
