@@ -6,8 +6,10 @@ the network runs, on a file system that all machines share. https://docs.ray.io/
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -183,16 +185,25 @@ def _own(error: BaseException | None) -> SsdError | None:
     return None
 
 
+class _Told(io.TextIOBase):
+    """Takes the place of stdout, where Ray prints its reports: of a lost worker one line is enough."""
+
+    def write(self, text: str) -> int:
+        if re.search("worker died or was killed|has been marked dead", text):
+            tqdm.write("a worker was lost: its images are given to others", sys.stderr)
+        return len(text)
+
+
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Ray, connected; its words go to stderr, since stdout is for results."""
+    """Ray, connected, and quieter than it would be; its logs have the rest."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.data
 
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
+    with redirect_stdout(_Told()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         _connect(ray)
         try:
