@@ -496,6 +496,8 @@ def data_suspects(
     Writes a CSV, a page and contact sheets of crops, annotations with the proposed boxes, and decisions.json
     to be filled in a notebook (ssdlib.suspects.review.ReviewWidget) and given to --apply.
     """
+    from importlib.util import find_spec
+
     from ssdlib.data import bccd
     from ssdlib.suspects.correct import apply_decisions
     from ssdlib.suspects.rank import KINDS, count_kinds
@@ -525,6 +527,8 @@ def data_suspects(
     rows = [[f"{kind}: {KINDS[kind]}", str(count)] for kind, count in count_kinds(found).items()]
     print(text_table(["suspects", "number"], [*rows, ["all", str(len(found))]]))
     print(f"look: {out / 'suspects.html'}\ndecide: {out / 'decisions.json'}")
+    if find_spec("cleanlab") is None:
+        print("cleanlab's second opinion is left out: pip install 'ssdlib[labels]'", file=sys.stderr)
 
 
 @data_app.command(

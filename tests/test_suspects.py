@@ -1,6 +1,7 @@
 """Labels against detections: folds, ranking, and how many removed labels are found again."""
 
 import csv
+import importlib.util
 import io
 import json
 import sys
@@ -422,3 +423,25 @@ def test_a_folder_without_any_label_says_so(tmp_path, capsys):
     (tmp_path / "data/Annotations").mkdir()
     assert main(["data", "suspects", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
     assert "Label some images first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_command_names_the_extra_that_is_missing(tmp_path, monkeypatch, capsys, installed):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    folder = tmp_path / "predictions"
+    write_json(folder / "a.json", [found(("RBC", 0.9, A)).to_dict()])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    out = tmp_path / "out"
+    arguments = [
+        "data",
+        "suspects",
+        "--data",
+        str(source.folder),
+        "--predictions",
+        str(folder),
+        "--out",
+        str(out),
+    ]
+    assert main([*arguments, "--quiet"]) == 0
+    assert (out / "suspects.html").is_file()
+    assert ("pip install 'ssdlib[labels]'" in capsys.readouterr().err) != installed
