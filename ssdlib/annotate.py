@@ -10,8 +10,8 @@ from ssdlib.plots.style import colour_of
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-CELL = 100
-"""Pixels: a cell so large has letters of the smallest size that reads well."""
+CELL = 60
+"""Pixels: a cell so large has letters of the smallest size that reads well, as wide as itself."""
 
 LETTERED = 36
 """Pixels: smaller cells would vanish below their letters, which are some 60 wide."""
