@@ -161,28 +161,13 @@ def _hand_out(
     )
     try:
         for row in done.iter_rows():
+            if row["error"]:
+                raise SsdError(row["error"])
             yield row["number"]
     except ray.exceptions.RayError as error:
-        cause = _own(error)
-        if cause is None:
-            raise SsdError(
-                f"the cluster failed: {error}. What is done stays done: the same command goes on."
-            ) from error
-        raise cause from error
-
-
-def _own(error: BaseException | None) -> SsdError | None:
-    """The error of ours that a worker raised, among those that Ray wrapped around it."""
-    seen: list[BaseException] = []
-    todo = [error]
-    while todo:
-        found = todo.pop()
-        if isinstance(found, SsdError):
-            return found
-        if found is not None and found not in seen:
-            seen.append(found)
-            todo += [found.__cause__, found.__context__, getattr(found, "cause", None)]
-    return None
+        raise SsdError(
+            f"the cluster failed: {error}\nWhat is done stays done: the same command goes on."
+        ) from error
 
 
 class _Told(io.TextIOBase):

@@ -65,12 +65,20 @@ class Worker:
         return Plan(self._told.plan)
 
     def __call__(self, batch: Row) -> Row:
-        """Do the parts `number`, in the plan's `row_group`; returns their numbers when they are on disk."""
+        """Do the parts `number`, in the plan's `row_group`; returns those that are on disk, and errors.
+
+        Errors of the user's to mend are returned as text, since Ray would wrap them beyond recognition.
+        """
+        errors = []
         for number, row_group in zip(batch["number"].tolist(), batch["row_group"].tolist(), strict=True):
-            # Else another worker was lost after the part was written, but before it could say so.
-            if not part_file(self._told.out, IMAGES, number).exists():
-                self._do(number, row_group)
-        return {"number": batch["number"]}
+            try:
+                # It is there if another worker was lost after writing it, but before it could say so.
+                if not part_file(self._told.out, IMAGES, number).exists():
+                    self._do(number, row_group)
+                errors.append("")
+            except SsdError as error:
+                errors.append(str(error))
+        return {"number": batch["number"], "error": np.array(errors)}
 
     def _do(self, number: int, row_group: int) -> None:
         tasks = self._plan.tasks(row_group)
