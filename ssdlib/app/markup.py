@@ -49,7 +49,7 @@ def picture(session: Session, number: int) -> str:
     counted = ", ".join(f"{count} {name}" for name, count in found.counts().items())
     seen = f", in {field.tiles} tiles" if field.tiles > 1 else ""
     if width > field.preview.shape[1]:
-        seen += f", shown at {100 * field.preview.shape[1] / width:.0f} %"
+        seen += f", shown at {100 * field.preview.shape[1] / width:.0f}&nbsp;%"
     source = data_uri(encode_image(session.preview(number), ".jpg", quality=88), "image/jpeg")
     shown = escape(field.name)
     return (
@@ -162,7 +162,7 @@ def _bar(stacked: Mapping[str, np.ndarray], edges: np.ndarray, column: int, tall
 
 
 def _median(values: np.ndarray, unit: str) -> str:
-    return f"{np.median(values):.3g} {unit}" if len(values) else "n/a"
+    return f"{np.median(values):.3g}&nbsp;{unit}" if len(values) else "n/a"
 
 
 def _listed(names: Sequence[str]) -> str:
