@@ -49,6 +49,18 @@ def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
     return open_onnx(weights, int8=engine == "onnx-int8", **settings)
 
 
+def file_for(engine: str, weights: str | Path) -> Path:
+    """The file that an engine runs, for handing it on: .onnx files for the onnx engines, made on first use.
+
+    Raises what `open_predictor` raises for them.
+    """
+    if engine == "torch" or Path(weights).suffix.lower() == ".onnx":
+        return Path(weights)
+    from ssdlib.onnx_engine import cached_onnx
+
+    return cached_onnx(weights, int8=engine == "onnx-int8")
+
+
 def class_names_of(weights: str | Path) -> tuple[str, ...]:
     """The classes that weights or an .onnx file find, without making a network of them.
 

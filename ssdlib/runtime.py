@@ -90,6 +90,16 @@ def keep_freed_memory() -> bool:
     return _mallopt(mmap_max=0, trim_threshold=-1)
 
 
+MALLOC_SETTINGS = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**64 - 1),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""Environment for a process, still to be started, in which another thread than the first computes: what
+`keep_freed_memory` sets, and one heap for all threads. Else each has heaps of 64 MB, too small for a batch's
+tensors, and memory grows by the thousand images. Only glibc heeds it."""
+
+
 def return_freed_memory() -> bool:
     """Undo `keep_freed_memory`: glibc's own limits, as they settle in a process that frees large blocks."""
     return _mallopt(mmap_max=65536, trim_threshold=64 * 2**20, mmap_threshold=32 * 2**20)

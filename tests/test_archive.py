@@ -15,6 +15,7 @@ from ssdlib.archive.parts import CELLS, IMAGES, finished, part_file, summarise, 
 from ssdlib.archive.plan import Plan, make_plan
 from ssdlib.archive.worker import MOST_ATTEMPTS, Assignment, Worker
 from ssdlib.config import ModelConfig
+from ssdlib.engines import class_names_of, file_for
 from ssdlib.errors import ConfigError, SsdError
 from ssdlib.inputs import find_images
 from ssdlib.tiling import Tiling
@@ -176,8 +177,16 @@ def test_what_was_killed_or_left_the_plan_is_tidied_away(tmp_path):
     assert kept == {"cells/part-000000.parquet", "images/part-000000.parquet"}
 
 
+@pytest.fixture(params=["torch", "onnx"])
+def engine(request, monkeypatch, weights) -> tuple[str, Path]:
+    """An engine and the file that it runs; what is exported is kept beside the weights."""
+    monkeypatch.setattr("ssdlib.data.bccd.data_folder", lambda: weights.parent)
+    return request.param, file_for(request.param, weights)
+
+
 @pytest.fixture
-def worker(fields, weights, tmp_path) -> Worker:
+def worker(engine, fields, tmp_path) -> Worker:
+    name, file = engine
     make_plan(tmp_path / "plan.parquet", find_images([str(fields)]), 5)
     (tmp_path / "attempts").mkdir()
     thresholds = dict.fromkeys(NAMES, 0.1)
@@ -185,29 +194,38 @@ def worker(fields, weights, tmp_path) -> Worker:
         tmp_path / "out",
         tmp_path / "plan.parquet",
         tmp_path / "attempts",
-        "torch",
-        "tiny.safetensors",
+        name,
+        file.name,
         {"batch_size": 2, "score_threshold": 0.1, "precision": "fp32"},
         thresholds,
     )
-    return Worker(told, weights.read_bytes())
+    return Worker(told, file.read_bytes())
 
 
 def batch(number: int) -> dict[str, np.ndarray]:
     return {"number": np.array([number]), "row_group": np.array([number])}
 
 
-def test_a_worker_finds_what_plain_detect_finds(worker, fields, weights, tmp_path):
+def test_a_worker_finds_what_plain_detect_finds(worker, engine, fields, tmp_path):
     for number in (2, 0, 1):
         assert worker(batch(number))["number"].tolist() == [number]
-    plain = ["detect", str(fields), "--weights", str(weights), "--threshold", "0.1", "--precision", "fp32"]
-    assert main([*plain, "--batch", "2", "--out", str(tmp_path / "plain"), "--format", "csv", "-q"]) == 3
+    name, file = engine
+    plain = ["detect", str(fields), "--weights", str(file), "--engine", name, "--precision", "fp32"]
+    plain += ["--threshold", "0.1", "--batch", "2", "--out", str(tmp_path / "plain"), "--format", "csv", "-q"]
+    assert main(plain) == 3
     for table in (CELLS, IMAGES):
         theirs = pd.read_csv(tmp_path / "plain" / f"{table}.csv")
         ours = pd.read_parquet(tmp_path / "out" / table)
         assert list(ours.columns) == list(theirs.columns) and len(ours) == len(theirs) > 10
         # Groups of a batch differ where parts do: the last bits of a sum may.
         pd.testing.assert_frame_equal(ours, theirs, check_dtype=False, atol=0.02)
+
+
+def test_the_onnx_engines_are_handed_on_as_onnx_files(engine, weights):
+    name, file = engine
+    assert file.suffix == {"torch": ".safetensors", "onnx": ".onnx"}[name] and file.is_file()
+    assert file_for("onnx-int8", "ready.onnx") == Path("ready.onnx")
+    assert class_names_of(file) == NAMES
 
 
 def test_a_part_that_is_done_is_not_done_again(worker, tmp_path):

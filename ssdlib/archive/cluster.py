@@ -25,10 +25,10 @@ from ssdlib.archive.parts import finished, summarise, tidy
 from ssdlib.archive.plan import Plan, make_plan
 from ssdlib.archive.worker import Assignment, Worker
 from ssdlib.detect import DetectJob, Summary
-from ssdlib.engines import class_names_of
+from ssdlib.engines import class_names_of, file_for
 from ssdlib.errors import ConfigError, SsdError
 from ssdlib.results import note_settings
-from ssdlib.runtime import available_cores, need_extra
+from ssdlib.runtime import MALLOC_SETTINGS, available_cores, need_extra
 
 PART_IMAGES = 64
 IN_FLIGHT = 2
@@ -45,7 +45,7 @@ class ArchiveJob:
     """Images, thresholds, tiling and folder; its `formats` are not used."""
     engine: str
     weights: Path
-    """Read once, here; a ready .onnx file for the onnx engines."""
+    """Read once, here, and exported here for the onnx engines."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of `ssdlib.engines.open_predictor`; device is auto, cpu or cuda."""
     workers: int | None = None
@@ -99,6 +99,7 @@ def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: b
     resumed = sum(count for number, count in images.items() if number in done)
     if not todo:
         return resumed
+    file = file_for(job.engine, job.weights)
     attempts = out / "job" / "attempts"
     shutil.rmtree(attempts, ignore_errors=True)
     attempts.mkdir(parents=True)
@@ -115,13 +116,13 @@ def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: b
             plan_file,
             attempts,
             job.engine,
-            job.weights.name,
+            file.name,
             {**job.settings, "device": "cuda" if crew.gpus else "cpu"},
             job.detect.thresholds,
             job.detect.tiling,
             crew.cpus,
         )
-        for number in _hand_out(ray, todo, assignment, job.weights.read_bytes(), crew):
+        for number in _hand_out(ray, todo, assignment, file.read_bytes(), crew):
             bar.update(images[number])
     shutil.rmtree(attempts, ignore_errors=True)
     return resumed
@@ -155,6 +156,7 @@ def _hand_out(
         batch_size=1,
         num_cpus=crew.cpus,
         num_gpus=crew.gpus or None,
+        runtime_env={"env_vars": MALLOC_SETTINGS},
         compute=ray.data.ActorPoolStrategy(
             size=min(crew.workers, len(todo)), max_tasks_in_flight_per_actor=IN_FLIGHT
         ),

@@ -129,12 +129,12 @@ class Archive:
 PLAIN, RAY = ("--format", "csv"), ("--engine-cluster", "ray")
 
 
-def measure(archive: Archive, sizes: Sequence[int]) -> list[dict[str, Any]]:
+def measure(archive: Archive, sizes: Sequence[int], engine: str) -> list[dict[str, Any]]:
     """A row for each path and size."""
     rows = []
     for name, options in (("detect", PLAIN), ("ray", RAY)):
         for count in sizes:
-            cost = run(archive.command(count, f"{name}-{count}", *options))
+            cost = run(archive.command(count, f"{name}-{count}", *options, "--engine", engine))
             rows.append({"path": name, "images": count, **vars(cost)})
             print(_line(rows[-1]), flush=True)
     return rows
@@ -153,7 +153,7 @@ def growth(rows: Sequence[dict[str, Any]], path: str, figure: str = "total_mb") 
     return own[-1][figure] / own[-2][figure] - 1
 
 
-def survive(archive: Archive, count: int) -> dict[str, Any]:
+def survive(archive: Archive, count: int, engine: str) -> dict[str, Any]:
     """Kill a worker on the way, in another run the command itself; compare with plain detect's tables."""
 
     def killed_worker(pid: int) -> bool:
@@ -171,10 +171,11 @@ def survive(archive: Archive, count: int) -> dict[str, Any]:
         return True
 
     result: dict[str, Any] = {"images": count}
-    cost = run(archive.command(count, "worker", *RAY), killed_worker)
+    options = (*RAY, "--engine", engine)
+    cost = run(archive.command(count, "worker", *options), killed_worker)
     result["worker killed"] = cost.kills == 1
     result["after a killed worker"] = differences(archive.folder, f"detect-{count}", "worker")
-    command = archive.command(count, "driver", *RAY)
+    command = archive.command(count, "driver", *options)
     result["driver killed"] = run(command, killed_driver).kills == 1
     result["parts done before"] = archive.parts("driver")
     run(command)
@@ -263,6 +264,7 @@ def _verdict(passed: bool) -> str:
 
 def main(
     images: Annotated[str, typer.Option(help="Sizes of the archives.")] = ",".join(map(str, SIZES)),
+    engine: Annotated[str, typer.Option(help="torch, onnx or onnx-int8.")] = "torch",
     kills: Annotated[bool, typer.Option(help="Kill a worker and the command on the way, too.")] = True,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
@@ -283,14 +285,14 @@ def main(
         root = write_dataset(Path(folder) / "smears", train=sizes[-1], val=0, test=0, progress=False)
         archive = Archive(Path(folder), list_images(root / "JPEGImages"))
         print(HEADER)
-        rows = measure(archive, sizes)
+        rows = measure(archive, sizes, engine)
         judged = judge(rows, cores)
         print(report(judged, cores))
-        survived = survive(archive, sizes[-1]) if kills else None
+        survived = survive(archive, sizes[-1], engine) if kills else None
     for name, value in (survived or {}).items():
         print(f"{name}: {value}")
     if json_file is not None:
-        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": cores}
+        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "cores": cores, "engine": engine}
         write_json(
             json_file,
             {**about, "environment": environment(), "rows": rows, "judged": judged, "survived": survived},
