@@ -89,9 +89,12 @@ def make_plan(path: Path, tasks: Iterable[ImageTask], size: int) -> Plan:
 
 
 def _stamps(tasks: Iterable[ImageTask]) -> dict[bytes, Stamp]:
-    paths = [os.fsencode(task.path) for task in tasks]
+    paths, stamps = (os.fsencode(task.path) for task in tasks), {}
     with ThreadPoolExecutor(_READERS, "ssdlib-stamp") as pool:
-        return dict(zip(paths, pool.map(_stamp, paths, chunksize=256), strict=True))
+        # Some at a time: what waits in the pool takes more memory than all that is asked for.
+        while some := list(islice(paths, 100 * _READERS)):
+            stamps |= zip(some, pool.map(_stamp, some), strict=True)
+    return stamps
 
 
 def _stamp(path: bytes) -> Stamp:
