@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -202,8 +203,8 @@ def worker(engine, fields, tmp_path) -> Worker:
     return Worker(told, file.read_bytes())
 
 
-def batch(number: int) -> dict[str, np.ndarray]:
-    return {"number": np.array([number]), "row_group": np.array([number])}
+def batch(number: int, row_group: int | None = None) -> dict[str, np.ndarray]:
+    return {"number": np.array([number]), "row_group": np.array([number if row_group is None else row_group])}
 
 
 def test_a_worker_finds_what_plain_detect_finds(worker, engine, fields, tmp_path):
@@ -226,6 +227,17 @@ def test_the_onnx_engines_are_handed_on_as_onnx_files(engine, weights):
     assert file.suffix == {"torch": ".safetensors", "onnx": ".onnx"}[name] and file.is_file()
     assert file_for("onnx-int8", "ready.onnx") == Path("ready.onnx")
     assert class_names_of(file) == NAMES
+
+
+def test_relative_paths_are_meant_from_where_the_command_was_given(worker, fields, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_plan(tmp_path / "plan.parquet", find_images(["fields"]), 3)
+    told = replace(worker._told, folder=Path.cwd())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    Worker(told, worker._weights)(batch(9, row_group=0))
+    images = pd.read_parquet(part_file(tmp_path / "out", IMAGES, 9))
+    assert list(images["state"]) == ["done"] * 3 and images["image"][0].startswith("fields/")
 
 
 def test_a_part_that_is_done_is_not_done_again(worker, tmp_path):

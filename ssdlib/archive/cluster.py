@@ -111,6 +111,10 @@ def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: b
         crew = choose_crew(ray.nodes(), job.workers, gpu=job.engine == "torch" and device != "cpu")
         if device.startswith("cuda") and not crew.gpus:
             raise ConfigError("no machine of the cluster has a GPU: leave --device out")
+        if progress:
+            bar.write(
+                f"Ray: {crew.workers} workers with {'a GPU' if crew.gpus else 'a core'} each", sys.stderr
+            )
         assignment = Assignment(
             out,
             plan_file,
@@ -192,13 +196,28 @@ def _cluster() -> Iterator[Any]:
 
     with redirect_stdout(_Told()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        _connect(ray)
+        with _hushed():
+            _connect(ray)
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
             ray.data.DataContext.get_current().enable_progress_bars = False
             yield ray
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what libraries in C++ say on stderr: here, at each start, how much they will say."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _connect(ray: Any) -> None:

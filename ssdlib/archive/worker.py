@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +43,8 @@ class Assignment:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     tiling: Tiling = field(default_factory=Tiling)
     threads: int = 1
+    folder: Path = field(default_factory=Path.cwd)
+    """Where the command was given: what paths that are not absolute are relative to."""
 
 
 class Worker:
@@ -52,6 +55,8 @@ class Worker:
 
     @cached_property
     def _predictor(self) -> Engine:
+        with suppress(OSError):  # then its images will be missing, and said to be
+            os.chdir(self._told.folder)
         torch.set_num_threads(self._told.threads)
         with tempfile.TemporaryDirectory(prefix="ssdlib-worker-") as folder:
             file = Path(folder) / self._told.weights_name
@@ -81,14 +86,13 @@ class Worker:
         return {"number": batch["number"], "error": np.array(errors)}
 
     def _do(self, number: int, row_group: int) -> None:
-        tasks = self._plan.tasks(row_group)
-        if _begin(self._told.attempts / f"part-{number:06d}") > MOST_ATTEMPTS:
+        told, predictor, tasks = self._told, self._predictor, self._plan.tasks(row_group)
+        if _begin(told.attempts / f"part-{number:06d}") > MOST_ATTEMPTS:
             raise SsdError(
                 f"part {number} was begun {MOST_ATTEMPTS} times and ended its worker each time: one of its "
                 f"{len(tasks)} images, from {tasks[0].shown} to {tasks[-1].shown}, may need more memory than "
                 "a worker has. Everything else that is done stays done."
             )
-        told, predictor = self._told, self._predictor
         groups = in_groups(tasks, predictor.batch_size)
         records = {
             look.task: look.record for look in look_at(predictor, groups, told.thresholds, told.tiling)
