@@ -112,9 +112,8 @@ def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: b
         if device.startswith("cuda") and not crew.gpus:
             raise ConfigError("no machine of the cluster has a GPU: leave --device out")
         if progress:
-            bar.write(
-                f"Ray: {crew.workers} workers with {'a GPU' if crew.gpus else 'a core'} each", sys.stderr
-            )
+            each = "a GPU" if crew.gpus else "a core"
+            bar.write(f"Ray: {crew.workers} worker{'s' * (crew.workers > 1)}, {each} each", sys.stderr)
         assignment = Assignment(
             out,
             plan_file,
