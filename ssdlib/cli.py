@@ -349,6 +349,8 @@ def detect(
             "and --json"
         )
     chosen = parse_formats(formats) if formats is not None else DEFAULT_FORMATS
+    if formats is not None and out is None:
+        raise ConfigError("--format says what to write into a folder: name one with --out")
     by_class = parse_thresholds(threshold)
     tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -291,12 +292,13 @@ def test_a_cluster_without_anything_is_refused(nodes):
         ["--engine-cluster", "ray", "--out", "found", "--format", "csv"],
         ["--engine-cluster", "ray", "--out", "found", "--json", "a.json"],
         ["--workers", "2"],
+        ["--format", "csv"],
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_starts(fields, tmp_path, monkeypatch, capsys, more):
     monkeypatch.chdir(tmp_path)
     assert main(["detect", str(fields), *more]) == 1
-    assert "--engine-cluster" in capsys.readouterr().err and not (tmp_path / "found").exists()
+    assert re.search("--engine-cluster|--out", capsys.readouterr().err) and not (tmp_path / "found").exists()
 
 
 def test_folders_of_plain_detect_and_of_a_cluster_are_told_apart(fields, weights, tmp_path, capsys):
