@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from ssdlib.detections import Detections
+from ssdlib.evaluation.arrays import as_array, check_pairs, coco_boxes, iou_matrix, quotient, threshold_of
 from ssdlib.evaluation.metrics import (
     COCO_IOU_THRESHOLDS,
     COCO_RECALLS,
-    _array,
-    _check,
-    _iou,
-    _threshold_of,
     precision_recall,
 )
 
@@ -182,11 +179,11 @@ def draw_figures(
     holds every image as often as it was drawn (where a class's scores are equal within an image, the order
     of the copies, and so the figure, may differ). Raises DataError where the lengths differ.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     names = [*(f.name for f in fields(ClassIntervals)), "ar_100"]
     figures = {name: np.full((len(class_names), len(counts)), np.nan) for name in names}
     for k, name in enumerate(class_names):
-        own = _class_figures(detections, targets, k + 1, counts, _threshold_of(name, working_threshold))
+        own = _class_figures(detections, targets, k + 1, counts, threshold_of(name, working_threshold))
         for figure, values in own.items():
             figures[figure][k] = values
     return {**figures, **{mean: _mean_over_classes(figures[of]) for mean, of in _MEANS.items()}}
@@ -212,12 +209,12 @@ def _class_figures(
         "ap": coco_aps.mean(axis=0),
         "voc07_ap": _average_precisions(voc, counts, _voc07_levels)[0],
         "voc12_ap": _average_precisions(voc, counts, lambda recall: recall)[0],
-        "recall": _ratio(right, objects),
-        "ar_100": _ratio((counts @ coco.right().T).mean(axis=1), objects),
+        "recall": quotient(right, objects),
+        "ar_100": quotient((counts @ coco.right().T).mean(axis=1), objects),
     }
     figures = {name: np.where(objects > 0, values, np.nan) for name, values in ratios.items()}
     detected = counts @ np.bincount(curve.image_index[shown], minlength=len(targets))
-    return {**figures, "precision": _ratio(right, detected)}
+    return {**figures, "precision": quotient(right, detected)}
 
 
 def _average_precisions(
@@ -268,8 +265,8 @@ def _match_coco(
     scores, rights, objects = [np.empty(0)], [np.empty((len(COCO_IOU_THRESHOLDS), 0), bool)], []
     for found, target in zip(detections, targets, strict=True):
         own = np.flatnonzero((found.labels == label).numpy())[:PER_CLASS_LIMIT]
-        truth = _coco_boxes(_array(target["boxes"]).reshape(-1, 4)[_array(target["labels"]) == label])
-        rights.append(_match_image(_coco_boxes(found.boxes.numpy()[own]), truth))
+        truth = coco_boxes(as_array(target["boxes"]).reshape(-1, 4)[as_array(target["labels"]) == label])
+        rights.append(_match_image(coco_boxes(found.boxes.numpy()[own]), truth))
         scores.append(found.scores.numpy()[own])
         objects.append(len(truth))
     order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -279,21 +276,13 @@ def _match_coco(
     )
 
 
-def _coco_boxes(boxes_xyxy: np.ndarray) -> np.ndarray:
-    """Boxes as COCO's code sees them: sides taken off in float32, the rest in float64."""
-    corner = boxes_xyxy.astype(np.float32)
-    sides = (corner[:, 2:] - corner[:, :2]).astype(np.float64)
-    start = corner[:, :2].astype(np.float64)
-    return np.concatenate([start, start + sides], axis=1)
-
-
 def _match_image(boxes_xyxy: np.ndarray, truth_xyxy: np.ndarray) -> np.ndarray:
     """(T, D) bool: which detections, highest score first, find a free object at each IoU threshold."""
     thresholds = np.arange(len(COCO_IOU_THRESHOLDS))
     right = np.zeros((len(thresholds), len(boxes_xyxy)), dtype=bool)
     if not len(truth_xyxy):
         return right
-    overlap = _iou(boxes_xyxy, truth_xyxy)[:, ::-1]  # (D, G), later objects first: they win a tie
+    overlap = iou_matrix(boxes_xyxy, truth_xyxy)[:, ::-1]  # (D, G), later objects first: they win a tie
     free = np.ones((len(thresholds), len(truth_xyxy)), dtype=bool)
     for d in np.flatnonzero(overlap.max(axis=1) >= COCO_IOU_THRESHOLDS[0]):
         still = np.where(free, overlap[d], -1.0)  # (T, G)
@@ -304,12 +293,7 @@ def _match_image(boxes_xyxy: np.ndarray, truth_xyxy: np.ndarray) -> np.ndarray:
     return right
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """(S,) float64; NaN where there is nothing to divide by."""
-    return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)
-
-
 def _mean_over_classes(figures: np.ndarray) -> np.ndarray:
     """(classes, S) -> (S,) mean over the classes that a draw has; NaN where it has none."""
     there = ~np.isnan(figures)
-    return _ratio(np.where(there, figures, 0.0).sum(axis=0), there.sum(axis=0))
+    return quotient(np.where(there, figures, 0.0).sum(axis=0), there.sum(axis=0))

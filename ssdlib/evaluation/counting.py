@@ -15,14 +15,13 @@ import numpy as np
 
 from ssdlib.detections import Detections
 from ssdlib.errors import ConfigError
+from ssdlib.evaluation.arrays import as_array, check_pairs, quotient, threshold_of
 from ssdlib.evaluation.bootstrap import (
     LEVEL,
     Interval,
-    _ratio,
     draws_after_the_whole,
     percentile_interval,
 )
-from ssdlib.evaluation.metrics import _array, _check, _threshold_of
 
 CANDIDATES = np.arange(1, 100) / 100
 FALLBACK = 0.5
@@ -115,7 +114,7 @@ def count_curve(
 
     Raises DataError where the two sequences differ in length.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     true = _true_counts(targets, label)
     # float32 like the scores, or 0.7 would not reach 0.7.
     levels = np.asarray(thresholds, dtype=np.float32)
@@ -164,13 +163,13 @@ def count_report(
     draws for which a figure is undefined are left out of its interval. Raises DataError where the two
     sequences differ in length, ConfigError where a class lacks a threshold.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     if isinstance(thresholds, Mapping) and (unknown := set(thresholds) - set(class_names)):
         raise ConfigError(f"score thresholds for unknown classes: {', '.join(sorted(unknown))}")
     draws = draws_after_the_whole(len(targets), samples, seed)
     rows: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}
     for label, name in enumerate(class_names, start=1):
-        least = _threshold_of(name, thresholds)
+        least = threshold_of(name, thresholds)
         counted = [
             np.count_nonzero((one.labels.numpy() == label) & (one.scores.numpy() >= np.float32(least)))
             for one in detections
@@ -191,7 +190,7 @@ def count_report(
 
 def _true_counts(targets: Sequence[Mapping[str, Any]], label: int) -> np.ndarray:
     """(N,) int64."""
-    counts = [np.count_nonzero(_array(target["labels"]) == label) for target in targets]
+    counts = [np.count_nonzero(as_array(target["labels"]) == label) for target in targets]
     return np.array(counts, dtype=np.int64)
 
 
@@ -221,17 +220,17 @@ def _figures(true: np.ndarray, counted: np.ndarray, weights: np.ndarray) -> dict
     sums = (weights @ np.stack(parts, axis=1).astype(np.int64)).astype(np.float64).T  # (9, S)
     absolute, total, squared, t, c, tt, cc, tc, exact = sums
     n = weights.sum(axis=1).astype(np.float64)
-    bias = _ratio(total, n)
-    deviation = np.sqrt(_ratio(n * squared - total**2, n * (n - 1)))
+    bias = quotient(total, n)
+    deviation = np.sqrt(quotient(n * squared - total**2, n * (n - 1)))
     spread_t, spread_c = n * tt - t**2, n * cc - c**2  # n times the sums of squares about the mean
     return {
-        "mae": _ratio(absolute, n),
+        "mae": quotient(absolute, n),
         "bias": bias,
         "lower_limit": bias - _SPREAD * deviation,
         "upper_limit": bias + _SPREAD * deviation,
-        "r2": 1 - _ratio(n * squared, spread_t),
-        "pearson": _ratio(n * tc - t * c, np.sqrt(spread_t * spread_c)),
-        "accuracy": 100 * (1 - _ratio(np.abs(total), t)),
-        "ratio": 100 * _ratio(c, t),
-        "exact": _ratio(exact, n),
+        "r2": 1 - quotient(n * squared, spread_t),
+        "pearson": quotient(n * tc - t * c, np.sqrt(spread_t * spread_c)),
+        "accuracy": 100 * (1 - quotient(np.abs(total), t)),
+        "ratio": 100 * quotient(c, t),
+        "exact": quotient(exact, n),
     }

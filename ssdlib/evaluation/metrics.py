@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ssdlib.detections import Detections
-from ssdlib.errors import ConfigError, DataError
+from ssdlib.evaluation.arrays import as_array, check_pairs, iou_matrix, mean_of_known, threshold_of
 
 COCO_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
@@ -131,22 +131,22 @@ def evaluate_detections(
     `working_threshold` is the score from which a detection is shown to the user: one number or one for each
     class name. Raises DataError where the two sequences differ in length.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     coco, mar_100 = _coco(detections, targets)
     per_class: dict[str, ClassMetrics] = {}
     for label, name in enumerate(class_names, start=1):
         curve = precision_recall(detections, targets, label)
-        precision, recall, count = curve.at(_threshold_of(name, working_threshold))
+        precision, recall, count = curve.at(threshold_of(name, working_threshold))
         ap, ap_50 = coco.get(label, (None, None))
         per_class[name] = ClassMetrics(
             ap_50, ap, curve.voc07_ap, curve.voc12_ap, precision, recall, curve.ground_truth, count
         )
     return Metrics(
         images=len(targets),
-        map_50=_mean(item.ap_50 for item in per_class.values()),
-        map=_mean(item.ap for item in per_class.values()),
-        voc07_map=_mean(item.voc07_ap for item in per_class.values()),
-        voc12_map=_mean(item.voc12_ap for item in per_class.values()),
+        map_50=mean_of_known(item.ap_50 for item in per_class.values()),
+        map=mean_of_known(item.ap for item in per_class.values()),
+        voc07_map=mean_of_known(item.voc07_ap for item in per_class.values()),
+        voc12_map=mean_of_known(item.voc12_ap for item in per_class.values()),
         mar_100=mar_100,
         per_class=per_class,
         working_threshold=dict(working_threshold)
@@ -167,16 +167,16 @@ def precision_recall(
     is right if their IoU reaches the threshold and no higher-scored detection has claimed that object; it
     never falls back on another object. Pixels are continuous (the devkit adds 1 to widths and heights).
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     scores, claims, images = [], [], []
     objects = 0
     for index, (found, target) in enumerate(zip(detections, targets, strict=True)):
         own = (found.labels == label).numpy()
-        truth = _array(target["boxes"]).reshape(-1, 4)[_array(target["labels"]) == label]
+        truth = as_array(target["boxes"]).reshape(-1, 4)[as_array(target["labels"]) == label]
         boxes = found.boxes.numpy()[own].astype(np.float64)
         claim = np.full(len(boxes), -1)
         if len(boxes) and len(truth):
-            overlap = _iou(boxes, truth)
+            overlap = iou_matrix(boxes, truth)
             best = overlap.argmax(axis=1)
             reached = overlap[np.arange(len(boxes)), best] >= iou_threshold
             claim[reached] = objects + best[reached]
@@ -209,12 +209,12 @@ def confusion_matrix(
     In each image, objects and detections (score >= threshold) of whatever class are paired one to one,
     highest IoU first, down to the IoU threshold. Column 0 holds missed objects, row 0 false alarms.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
     for found, target in zip(detections, targets, strict=True):
         kept = found.above(score_threshold)
-        true, said = _array(target["labels"]).astype(np.int64), kept.labels.numpy()
-        overlap = _iou(_array(target["boxes"]).reshape(-1, 4), kept.boxes.numpy().astype(np.float64))
+        true, said = as_array(target["labels"]).astype(np.int64), kept.labels.numpy()
+        overlap = iou_matrix(as_array(target["boxes"]).reshape(-1, 4), kept.boxes.numpy().astype(np.float64))
         rows, columns = np.nonzero(overlap >= iou_threshold)
         free_true, free_said = np.ones(len(true), dtype=bool), np.ones(len(said), dtype=bool)
         for pair in np.argsort(-overlap[rows, columns], kind="stable"):
@@ -225,14 +225,6 @@ def confusion_matrix(
         np.add.at(matrix, (true[free_true], 0), 1)
         np.add.at(matrix, (0, said[free_said]), 1)
     return matrix
-
-
-def _threshold_of(name: str, threshold: float | Mapping[str, float]) -> float:
-    if not isinstance(threshold, Mapping):
-        return threshold
-    if name not in threshold:
-        raise ConfigError(f"no score threshold for class {name}; given: {', '.join(threshold) or 'none'}")
-    return threshold[name]
 
 
 def _coco(
@@ -256,8 +248,8 @@ def _coco(
         [{"boxes": item.boxes, "scores": item.scores, "labels": item.labels} for item in detections],
         [
             {
-                "boxes": torch.from_numpy(_array(item["boxes"]).reshape(-1, 4)).float(),
-                "labels": torch.from_numpy(_array(item["labels"]).astype(np.int64).reshape(-1)),
+                "boxes": torch.from_numpy(as_array(item["boxes"]).reshape(-1, 4)).float(),
+                "labels": torch.from_numpy(as_array(item["labels"]).astype(np.int64).reshape(-1)),
             }
             for item in targets
         ],
@@ -275,32 +267,4 @@ def _coco(
 
 
 def _valid_mean(values: np.ndarray) -> float | None:
-    return _mean(values[values > -1].tolist())
-
-
-def _mean(values: Any) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
-
-
-def _iou(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
-    """(A, 4), (B, 4) -> (A, B) float64. In NumPy, and 0 (never NaN) between two boxes without area."""
-    corner = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
-    sides = np.clip(np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:]) - corner, 0.0, None)
-    shared = sides.prod(axis=-1)
-    area_a, area_b = ((box[:, 2:] - box[:, :2]).prod(axis=-1) for box in (a_xyxy, b_xyxy))
-    union = area_a[:, None] + area_b[None, :] - shared
-    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
-
-
-def _array(values: Any) -> np.ndarray:
-    values = torch.as_tensor(values).detach().cpu().as_subclass(torch.Tensor)
-    return values.double().numpy() if values.is_floating_point() else values.numpy()
-
-
-def _check(detections: Sequence[Detections], targets: Sequence[Mapping[str, Any]]) -> None:
-    if len(detections) != len(targets):
-        raise DataError(
-            f"{len(detections)} images have detections and {len(targets)} have ground truth: "
-            "pass one of each for every image, in the same order."
-        )
+    return mean_of_known(values[values > -1].tolist())

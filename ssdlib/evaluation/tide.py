@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from ssdlib.detections import Detections
-from ssdlib.evaluation.bootstrap import PER_CLASS_LIMIT, _coco_boxes
-from ssdlib.evaluation.metrics import COCO_RECALLS, PrecisionRecall, _array, _check, _iou, _mean
+from ssdlib.evaluation.arrays import as_array, check_pairs, coco_boxes, iou_matrix, mean_of_known
+from ssdlib.evaluation.bootstrap import PER_CLASS_LIMIT
+from ssdlib.evaluation.metrics import COCO_RECALLS, PrecisionRecall
 
 RIGHT = "right"
 FALSE_POSITIVE_KINDS = ("class", "localisation", "both", "duplicate", "background")
@@ -117,8 +118,10 @@ def classify(
     another class by `foreground`; else a *duplicate* if it overlaps one of its class that much, which is then
     taken; else *background* if it overlaps nothing by more than `background`; else *both*.
     """
-    said, labels = detections.labels.numpy(), _array(target["labels"]).astype(np.int64).reshape(-1)
-    overlap = _iou(_coco_boxes(detections.boxes.numpy()), _coco_boxes(_array(target["boxes"]).reshape(-1, 4)))
+    said, labels = detections.labels.numpy(), as_array(target["labels"]).astype(np.int64).reshape(-1)
+    overlap = iou_matrix(
+        coco_boxes(detections.boxes.numpy()), coco_boxes(as_array(target["boxes"]).reshape(-1, 4))
+    )
     same = said[:, None] == labels[None, :]
     judged = _within_limit(said)
     partner = _match(np.where(same & judged[:, None], overlap, -1.0), foreground)
@@ -190,7 +193,7 @@ def tide_errors(
     Costs are not additive: kinds mended together may give more or less than the sum.
     Raises DataError where the two sequences differ in length.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     errors = [
         classify(found, target, foreground=foreground, background=background)
         for found, target in zip(detections, targets, strict=True)
@@ -208,7 +211,7 @@ class _Oracle:
         errors: Sequence[ImageErrors],
         classes: int,
     ) -> None:
-        truths = [_array(target["labels"]).astype(np.int64).reshape(-1) for target in targets]
+        truths = [as_array(target["labels"]).astype(np.int64).reshape(-1) for target in targets]
         scores = _joined([one.scores.numpy() for one in detections], np.float32)
         kinds = _joined([one.kinds for one in errors], np.str_)
         order = np.argsort(-scores, kind="stable")
@@ -262,7 +265,7 @@ class _Oracle:
         detections = self._per_class(self.said)
         return TideErrors(
             images=self.images,
-            map_50=_mean(now),
+            map_50=mean_of_known(now),
             kinds={kind: _total(costs[kind]) for kind in KINDS},
             false_positives=_total(alarm_costs),
             misses=_total(miss_costs),
@@ -297,7 +300,7 @@ def _costs(counts: np.ndarray, now: Sequence[float | None], after: Sequence[floa
 
 def _total(costs: Sequence[ErrorCost]) -> ErrorCost:
     """Counts added up; the mAP is the mean of the classes' APs, and so is its change."""
-    return ErrorCost(sum(one.count for one in costs), _mean(one.cost for one in costs))
+    return ErrorCost(sum(one.count for one in costs), mean_of_known(one.cost for one in costs))
 
 
 def _joined(parts: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
@@ -320,14 +323,14 @@ def worst_errors(
     large objects that the detector is sure are not there. `threshold` is a number or one for each class name.
     Raises DataError where the two sequences differ in length.
     """
-    _check(detections, targets)
+    check_pairs(detections, targets)
     wrong: list[tuple[float, WorstError]] = []
     lost: list[tuple[float, WorstError]] = []
     areas = _median_areas(targets)
     for index, (found, target) in enumerate(zip(detections, targets, strict=True)):
         kept = found.above(threshold)
         errors = classify(kept, target)
-        truth, labels = _array(target["boxes"]).reshape(-1, 4), _array(target["labels"]).tolist()
+        truth, labels = as_array(target["boxes"]).reshape(-1, 4), as_array(target["labels"]).tolist()
         names = [class_names[int(label) - 1] for label in labels]
         for d in np.flatnonzero((errors.kinds != RIGHT) & (errors.kinds != "")):
             g, score = errors.objects[d], float(kept.scores[d])
@@ -351,7 +354,9 @@ def _top(ranked: list[tuple[float, WorstError]], count: int) -> list[WorstError]
 def _median_areas(targets: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     by_label: dict[int, list[float]] = {}
     for target in targets:
-        for box, label in zip(_array(target["boxes"]).reshape(-1, 4), _array(target["labels"]), strict=True):
+        for box, label in zip(
+            as_array(target["boxes"]).reshape(-1, 4), as_array(target["labels"]), strict=True
+        ):
             by_label.setdefault(int(label), []).append(_area(box))
     return {label: max(float(np.median(sizes)), 1.0) for label, sizes in by_label.items()}
 
@@ -362,7 +367,7 @@ def _area(box_xyxy: np.ndarray) -> float:
 
 def _best_score(found: Detections, box_xyxy: np.ndarray, label: int) -> float | None:
     """The best score of a class at a place, whatever else the detection may find; None for none."""
-    there = _iou(found.boxes.numpy().astype(np.float64), box_xyxy[None])[:, 0] >= FOREGROUND_IOU
+    there = iou_matrix(found.boxes.numpy().astype(np.float64), box_xyxy[None])[:, 0] >= FOREGROUND_IOU
     scores = found.scores.numpy()[there & (found.labels.numpy() == label)]
     return float(scores.max()) if len(scores) else None
 
