@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import struct
+import sys
 import threading
 import time
 import zlib
@@ -401,5 +402,6 @@ def test_the_histogram_counts_every_cell(session):
 
 def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ConfigError, match=r"ssdlib\[app\]"):
         launch.serve(Blind())

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.errors import ConfigError
+from ssdlib.runtime import need_extra
 
 if TYPE_CHECKING:
     from ssdlib.app.session import Detector, Limits
@@ -71,9 +72,9 @@ def open_inline(
 
 
 def require_gradio() -> None:
-    """Raise ConfigError if Gradio is missing; said before the network is loaded."""
+    """Raise ConfigError if Gradio is missing: at once, while importing it would take seconds."""
     if find_spec("gradio") is None:
-        raise ConfigError("the page needs Gradio: pip install 'ssdlib[app]'")
+        need_extra("app", "gradio")
 
 
 def _page() -> ModuleType:
