@@ -41,6 +41,9 @@ def test_every_requirement_has_lower_bounds_only_and_a_pin_that_satisfies_it():
         assert requirement.specifier.contains(pins()[normal(requirement.name)]), text
 
 
+@pytest.mark.skipif(
+    importlib.metadata.version("torch") != pins()["torch"], reason="another torch needs other packages"
+)
 def test_pins_cover_everything_that_the_requirements_need():
     todo, seen = [Requirement(text) for text in PROJECT["dependencies"]], set()
     while todo:
