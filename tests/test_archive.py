@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ssdlib.__main__ import main
-from ssdlib.archive.cluster import Crew, choose_crew
+from ssdlib.archive.cluster import Crew, choose_crew, reach
 from ssdlib.archive.parts import CELLS, IMAGES, finished, part_file, summarise, tidy, write_part
 from ssdlib.archive.plan import Plan, make_plan
 from ssdlib.archive.worker import MOST_ATTEMPTS, Assignment, Worker
@@ -299,6 +300,31 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(fields, tmp_path,
     monkeypatch.chdir(tmp_path)
     assert main(["detect", str(fields), *more]) == 1
     assert re.search("--engine-cluster|--out", capsys.readouterr().err) and not (tmp_path / "found").exists()
+
+
+@pytest.mark.parametrize("before", ["", "ray://"])
+def test_a_cluster_that_does_not_answer_is_told_at_once(
+    fields, weights, tmp_path, monkeypatch, capsys, before
+):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))  # taken, but nobody listens
+        address = f"{before}127.0.0.1:{other.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        write_part(tmp_path / "out", 0, [record("a")], NAMES, None)
+        command = ["detect", str(fields), "--weights", str(weights), "--out", str(tmp_path / "out")]
+        assert main([*command, "--engine-cluster", "ray", "--restart"]) == 1
+    assert f"RAY_ADDRESS={address}" in capsys.readouterr().err
+    assert finished(tmp_path / "out") == {0}, "nothing was thrown away yet"
+
+
+@pytest.mark.parametrize("address", ["", "auto", "local"])
+def test_what_is_no_address_is_left_to_ray(address):
+    reach(address)
+
+
+def test_a_cluster_that_answers_is_reached():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reach(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def test_folders_of_plain_detect_and_of_a_cluster_are_told_apart(fields, weights, tmp_path, capsys):

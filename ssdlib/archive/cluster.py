@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,7 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     cannot be written; what is finished stays finished.
     """
     need_extra("ray", "pyarrow.parquet", "ray.data")
+    reach(os.environ.get("RAY_ADDRESS", ""))
     out = (job.detect.out or Path()).absolute()
     folder, class_names = out / "job", class_names_of(job.weights)
     if (folder / "journal.jsonl").exists():
@@ -129,6 +131,20 @@ def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: b
             bar.update(images[number])
     shutil.rmtree(attempts, ignore_errors=True)
     return resumed
+
+
+def reach(address: str) -> None:
+    """Raise ConfigError if nobody answers at `address`, host:port: Ray would go on asking for 13 minutes.
+
+    Other words that RAY_ADDRESS may hold, such as auto, are Ray's to judge.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={address}: {error}") from error
 
 
 def choose_crew(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) -> Crew:
