@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from ssdlib.__main__ import main
-from ssdlib.archive.cluster import Crew, choose_crew, reach
+from ssdlib.archive.cluster import Crew, choose_crew, noted_address, reach
 from ssdlib.archive.parts import CELLS, IMAGES, finished, part_file, summarise, tidy, write_part
 from ssdlib.archive.plan import Plan, make_plan
 from ssdlib.archive.worker import MOST_ATTEMPTS, Assignment, Worker
@@ -320,6 +320,15 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(
 @pytest.mark.parametrize("address", ["", "auto", "local"])
 def test_what_is_no_address_is_left_to_ray(address):
     reach(address)
+
+
+def test_a_cluster_that_was_killed_here_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert noted_address() == ""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:1\n")
+    with pytest.raises(ConfigError, match="no Ray cluster"):
+        reach(noted_address())
 
 
 def test_a_cluster_that_answers_is_reached():

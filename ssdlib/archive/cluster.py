@@ -13,9 +13,10 @@ import re
 import shutil
 import socket
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,15 @@ def reach(address: str) -> None:
         raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={address}: {error}") from error
 
 
+def noted_address() -> str:
+    """Where Ray noted that a cluster runs on this machine; it may be gone by now. Empty without one."""
+    # Ray's own rule for its folder; were it to change, `ray.init` would find out for itself, only slowly.
+    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.name == "posix" else tempfile.gettempdir())
+    with suppress(OSError):
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    return ""
+
+
 def choose_crew(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) -> Crew:
     """From `ray.nodes()`: a worker for each GPU with its share of that machine's cores, else for each core.
 
@@ -239,8 +249,10 @@ def _connect(ray: Any) -> None:
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     given = os.environ.get("RAY_ADDRESS")
     try:
+        if not given:
+            reach(noted_address())
         ray.init(given or "auto", **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (ConfigError, ConnectionError, ValueError, RuntimeError) as error:
         if given:
             raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={given}: {error}") from error
         ray.init(
