@@ -97,7 +97,9 @@ def test_ctrl_c_stops_the_kernel_and_keeps_the_state(tmp_path, smears):
         "import os, time\nopen(RUN_DIR + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
     )
     out = tmp_path / "run"
+    # Tests that a shell has started in the background inherit SIGINT ignored.
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, pathlib; from ssdlib import pipeline; from ssdlib.__main__ import main\n"
         f"pipeline.project_root = lambda: pathlib.Path({str(tmp_path)!r})\n"
         f"sys.exit(main(['run', '--profile=smoke', '--data', {smears!r}, '--run', {str(out)!r}]))"
