@@ -10,7 +10,6 @@ metadata `training`, which --notes gives.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from ssdlib.cli import Data, Device, Precision, Quiet, Weights, results_text
+from ssdlib.files import sha256_of
 
 if TYPE_CHECKING:
     from ssdlib.data.bccd import DataSource
@@ -193,7 +193,7 @@ def _network_facts(weights: Path, model: SSD300) -> dict[str, Any]:
         "priors": f"{config.priors.count}, scales {_numbers(config.priors.scales)}",
         "classes": ", ".join(config.class_names),
         "file": f"{weights.name}, fp16 tensors alone (safetensors), {weights.stat().st_size / 1e6:.1f} MB",
-        "SHA-256": f"`{hashlib.sha256(weights.read_bytes()).hexdigest()}`",
+        "SHA-256": f"`{sha256_of(weights)}`",
     }
 
 

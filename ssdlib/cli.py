@@ -363,7 +363,7 @@ def detect(
         from ssdlib.archive.cluster import ArchiveJob, run_archive
 
         job = DetectJob(tasks, thresholds, tiling, out, identity=identity)
-        archive = ArchiveJob(job, engine, path, {**settings, "device": device}, workers, part_images)
+        archive = ArchiveJob(job, engine, path, part_images, {**settings, "device": device}, workers)
         summary = run_archive(archive, restart=restart, progress=not quiet)
     else:
         predictor = open_predictor(engine, path, device=device, **settings)

@@ -46,7 +46,7 @@ def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
         return Predictor.from_checkpoint(weights, **settings)
     from ssdlib.onnx_engine import open_onnx  # an extra, and slow to import
 
-    return open_onnx(weights, int8=engine == "onnx-int8", **settings)
+    return open_onnx(file_for(engine, weights), int8=engine == "onnx-int8", **settings)
 
 
 def file_for(engine: str, weights: str | Path) -> Path:

@@ -47,6 +47,18 @@ class ImageTask:
         return self.name.replace("/", "--")
 
 
+def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
+    """Size in bytes and time of the last change in nanoseconds; None if it is not there.
+
+    A file that differs in either is taken for another one.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 (paths may be bytes)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def find_images(
     paths: Sequence[str | Path], out: Path | None = None, *, listed: Iterable[str] = ()
 ) -> list[ImageTask]:

@@ -94,14 +94,11 @@ def _open_session(path: Path, threads: int) -> Any:
         raise CheckpointError(f"{path} cannot be run: {error}. Export the weights again.") from error
 
 
-def open_onnx(weights: str | Path, *, int8: bool = False, **settings: Any) -> OnnxPredictor:
-    """A predictor from an .onnx file, or from weights, which are exported on first use and kept.
+def open_onnx(path: Path, *, int8: bool = False, **settings: Any) -> OnnxPredictor:
+    """A predictor from an .onnx file.
 
     Raises CheckpointError for files that cannot be used, ConfigError if int8 is asked of an fp32 file.
     """
-    path = Path(weights)
-    if path.suffix.lower() != ".onnx":
-        return OnnxPredictor(cached_onnx(path, int8=int8), **settings)
     predictor = OnnxPredictor(path, **settings)
     if int8 and predictor.precision != "int8":
         raise ConfigError(f"{path} is {predictor.precision}: use --engine onnx, or export with --int8")

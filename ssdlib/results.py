@@ -21,7 +21,7 @@ from ssdlib.data.voc import write_voc
 from ssdlib.detections import FRAME_COLUMNS, Detections
 from ssdlib.errors import ConfigError, DataError, SsdError
 from ssdlib.files import atomic_open, read_json, write_bytes, write_json
-from ssdlib.inputs import ImageTask
+from ssdlib.inputs import ImageTask, stamp_of
 
 FORMATS = {
     "pictures": "pictures/: the images with boxes, classes and scores",
@@ -117,12 +117,7 @@ class Journal:
 
 
 def _key(task: ImageTask) -> str:
-    try:
-        status = task.path.stat()
-        stamp = [status.st_size, status.st_mtime_ns]
-    except OSError:
-        stamp = None
-    return json.dumps([task.shown, task.name, stamp])
+    return json.dumps([task.shown, task.name, stamp_of(task.path)])
 
 
 def open_journal(folder: Path, settings: Mapping[str, Any], *, restart: bool = False) -> Journal:

@@ -274,14 +274,16 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
     write_bytes(path, safetensors.torch.save(tensors, header))
 
 
-def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _open(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header's strings, and the tensors unless they are not wanted."""
     if not path.is_file():
         raise CheckpointError(
             f"no weights at {path}. Check the path, or train some: python -m ssdlib run --profile quick"
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = file.keys() if tensors else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError, struct.error, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file ({error}). Use another checkpoint of the run."
@@ -290,7 +292,7 @@ def _open(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `save_model` was told to keep, and `config`. Raises CheckpointError as `load_model` does."""
-    header, _ = _open(Path(path))
+    header, _ = _open(Path(path), tensors=False)
     return _read_header(Path(path), header)[1]
 
 

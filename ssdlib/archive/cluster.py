@@ -27,12 +27,11 @@ from ssdlib.archive.parts import finished, summarise, tidy
 from ssdlib.archive.plan import Plan, make_plan
 from ssdlib.archive.worker import Assignment, Worker
 from ssdlib.detect import DetectJob, Summary
-from ssdlib.engines import class_names_of, file_for
+from ssdlib.engines import file_for
 from ssdlib.errors import ConfigError, SsdError
 from ssdlib.results import note_settings
 from ssdlib.runtime import MALLOC_SETTINGS, available_cores, need_extra
 
-PART_IMAGES = 64
 IN_FLIGHT = 2
 """Parts given to a worker at once: one to do, and one so that it need not wait for the next."""
 OBJECT_STORE_BYTES = 128 * 2**20
@@ -48,11 +47,12 @@ class ArchiveJob:
     engine: str
     weights: Path
     """Read once, here, and exported here for the onnx engines."""
+    part_images: int
+    """What a worker is given at a time."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of `ssdlib.engines.open_predictor`; device is auto, cpu or cuda."""
     workers: int | None = None
     """Default: one for each GPU, or without any one for each CPU core, of the whole cluster."""
-    part_images: int = PART_IMAGES
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     need_extra("ray", "pyarrow.parquet", "ray.data")
     reach(os.environ.get("RAY_ADDRESS", ""))
     out = (job.detect.out or Path()).absolute()
-    folder, class_names = out / "job", class_names_of(job.weights)
+    folder = out / "job"
     if (folder / "journal.jsonl").exists():
         raise ConfigError(f"{out} holds results of detect without --engine-cluster: choose another --out")
     plan_file = folder / "plan.parquet"
@@ -85,13 +85,13 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     note_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=plan_file.exists())
     plan = make_plan(plan_file, job.detect.tasks, job.part_images)
     tidy(out, plan.numbers)
-    resumed = _finish(job, plan, plan_file, out, progress)
-    summary = summarise(out, plan.numbers, class_names, job.detect.tiling)
+    resumed = _finish(job, plan, out, progress)
+    summary = summarise(out, plan.numbers, tuple(job.detect.thresholds), job.detect.tiling)
     summary.resumed = resumed
     return summary
 
 
-def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: bool) -> int:
+def _finish(job: ArchiveJob, plan: Plan, out: Path, progress: bool) -> int:
     """Do the parts that are not done; returns the number of images that were."""
     done, images = finished(out), plan.images()
     todo = [
@@ -119,7 +119,7 @@ def _finish(job: ArchiveJob, plan: Plan, plan_file: Path, out: Path, progress: b
             bar.write(f"Ray: {crew.workers} worker{'s' * (crew.workers > 1)}, {each} each", sys.stderr)
         assignment = Assignment(
             out,
-            plan_file,
+            plan.path,
             attempts,
             job.engine,
             file.name,

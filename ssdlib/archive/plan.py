@@ -12,7 +12,7 @@ from typing import Any
 
 from ssdlib.errors import SsdError
 from ssdlib.files import atomic_open
-from ssdlib.inputs import ImageTask
+from ssdlib.inputs import ImageTask, stamp_of
 from ssdlib.runtime import need_extra
 
 MISSING = (-1, -1)
@@ -21,7 +21,7 @@ _READERS = 32
 """Stamps asked for at once: on a network file system each takes about a millisecond of waiting."""
 
 Stamp = tuple[int, int]
-"""Size in bytes and time of the last change in nanoseconds: what differs in either is another image."""
+"""Of `ssdlib.inputs.stamp_of`."""
 
 
 class Plan:
@@ -32,6 +32,7 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         parquet = need_extra("ray", "pyarrow.parquet", "ray")
+        self.path = path
         try:
             self._file = parquet.ParquetFile(path)
             self.numbers: list[int] = json.loads(self._file.metadata.metadata[b"parts"])
@@ -98,11 +99,7 @@ def _stamps(tasks: Iterable[ImageTask]) -> dict[bytes, Stamp]:
 
 
 def _stamp(path: bytes) -> Stamp:
-    try:
-        status = os.stat(path)  # noqa: PTH116 (of bytes)
-    except OSError:
-        return MISSING
-    return status.st_size, status.st_mtime_ns
+    return stamp_of(path) or MISSING
 
 
 def _write(path: Path, parts: Iterable[tuple[int, dict[bytes, Stamp]]]) -> None:

@@ -9,15 +9,14 @@ The baseline is the recipe without synthetic smears; adding those is a row too.
 from __future__ import annotations
 
 import statistics
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ssdlib.bench.timing import run_command
 from ssdlib.config import PriorConfig
-from ssdlib.errors import SsdError
 from ssdlib.files import read_json, write_json
 from ssdlib.runs import RunFolder, runs_folder
 from ssdlib.runtime import available_cores, environment
@@ -156,7 +155,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except SsdError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

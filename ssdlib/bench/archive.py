@@ -21,17 +21,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ssdlib.archive.parts import CELLS, IMAGES
 from ssdlib.bench.engines import peak_memory
+from ssdlib.bench.timing import run_command
 from ssdlib.data.images import list_images
 from ssdlib.data.smears import write_dataset
-from ssdlib.errors import ConfigError, SsdError
+from ssdlib.errors import ConfigError
 from ssdlib.files import write_json
 from ssdlib.runtime import available_cores, environment, need_extra
+
+if TYPE_CHECKING:
+    import pandas
 
 SIZES = (500, 1000, 2000)
 WITHIN = 0.15
@@ -142,15 +146,18 @@ def measure(archive: Archive, sizes: Sequence[int], engine: str) -> list[dict[st
 
 def rate(rows: Sequence[dict[str, Any]], path: str) -> float:
     """Images a second between the smallest archive and the largest."""
-    own = sorted((row for row in rows if row["path"] == path), key=lambda row: row["images"])
-    first, last = own[0], own[-1]
+    first, *_, last = _by_size(rows, path)
     return (last["images"] - first["images"]) / (last["seconds"] - first["seconds"])
 
 
-def growth(rows: Sequence[dict[str, Any]], path: str, figure: str = "total_mb") -> float:
+def growth(rows: Sequence[dict[str, Any]], path: str) -> float:
     """Memory of the largest archive over that of the one before, less one."""
-    own = sorted((row for row in rows if row["path"] == path), key=lambda row: row["images"])
-    return own[-1][figure] / own[-2][figure] - 1
+    *_, before, last = _by_size(rows, path)
+    return last["total_mb"] / before["total_mb"] - 1
+
+
+def _by_size(rows: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+    return sorted((row for row in rows if row["path"] == path), key=lambda row: row["images"])
 
 
 def survive(archive: Archive, count: int, engine: str) -> dict[str, Any]:
@@ -196,18 +203,18 @@ def differences(folder: Path, plain: str, found: str) -> dict[str, int]:
     theirs = {table: pd.read_csv(folder / plain / f"{table}.csv") for table in (CELLS, IMAGES)}
     ours = {table: pd.read_parquet(folder / found / table) for table in (CELLS, IMAGES)}
     names = ours[IMAGES]["image"]
-    same = [  # NaN is no value of these tables but for sizes in micrometres, which are not asked for here
-        tuple(row) for row in ours[CELLS].drop(columns=["width_um", "height_um"]).itertuples(index=False)
-    ]
-    wanted = [
-        tuple(row) for row in theirs[CELLS].drop(columns=["width_um", "height_um"]).itertuples(index=False)
-    ]
+    same, wanted = _rows(ours[CELLS]), _rows(theirs[CELLS])
     wrong = sum(a != b for a, b in zip(same, wanted, strict=False)) + abs(len(same) - len(wanted))
     return {
         "lost": len(set(theirs[IMAGES]["image"]) - set(names)),
         "repeated": int(names.duplicated().sum()),
         "other rows": wrong,
     }
+
+
+def _rows(cells: pandas.DataFrame) -> list[tuple]:
+    # Sizes in micrometres are not asked for here, and the NaN in their place differs from itself.
+    return list(cells.drop(columns=["width_um", "height_um"]).itertuples(index=False, name=None))
 
 
 def core_hours(images: int, images_a_second_and_core: float) -> float:
@@ -301,7 +308,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except SsdError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

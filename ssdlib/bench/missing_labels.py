@@ -11,7 +11,6 @@ complete labels of other images. A finished row is not trained again.
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,10 +22,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ssdlib.bench.timing import run_command
 from ssdlib.config import RECIPES, Recipe
 from ssdlib.data.bccd import DataSource, resolve
 from ssdlib.data.dataset import DetectionDataset
-from ssdlib.errors import ConfigError, SsdError
+from ssdlib.errors import ConfigError
 from ssdlib.evaluation import evaluate_model
 from ssdlib.files import read_json, write_json, write_with
 from ssdlib.predict import Predictor
@@ -266,7 +266,4 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except SsdError as error:
-        sys.exit(f"error: {error}")
+    run_command(main)

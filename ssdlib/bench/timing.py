@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +10,18 @@ from statistics import median
 from typing import Any
 
 import torch
+import typer
 from tqdm import tqdm
+
+from ssdlib.errors import SsdError
+
+
+def run_command(main: Callable[..., None]) -> None:
+    """Run a benchmark's command line; an error of the user's to mend is said in one line."""
+    try:
+        typer.run(main)
+    except SsdError as error:
+        sys.exit(f"error: {error}")
 
 
 @dataclass(frozen=True)

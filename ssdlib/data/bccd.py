@@ -20,6 +20,7 @@ from ssdlib.data.images import IMAGE_SUFFIXES, image_size, list_images
 from ssdlib.data.splits import SHARES_TEXT, SPLITS, divide
 from ssdlib.data.voc import VocAnnotation, read_voc
 from ssdlib.errors import DataError
+from ssdlib.files import sha256_of
 
 LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
 
@@ -376,7 +377,7 @@ def _data_files(root: Path) -> list[Path]:
 @functools.lru_cache(maxsize=32)
 def _fingerprint(root: Path, files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> str:
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda file: hashlib.sha256(file.read_bytes()).hexdigest(), files))
+        digests = list(pool.map(sha256_of, files))
     lines = (
         f"{digest}  {file.relative_to(root).as_posix()}\n"
         for digest, file in zip(digests, files, strict=True)

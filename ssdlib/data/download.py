@@ -14,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ssdlib.errors import DataError
+from ssdlib.files import sha256_of
 
 COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
 URL = f"https://github.com/Shenggan/BCCD_Dataset/archive/{COMMIT}.zip"
@@ -39,7 +40,7 @@ def differences(root: str | Path) -> list[str]:
         file = Path(root) / name
         if not file.is_file():
             found.append(f"{name} is missing")
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        elif sha256_of(file) != digest:
             found.append(f"{name} differs from the published file")
     return found
 
