@@ -29,7 +29,7 @@ setup: .venv/.stamp
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
-	$(BIN)/python -m ssdlib.setup_check --constraints .ci/constraints.txt
+	$(BIN)/python .ci/setup_check.py --constraints .ci/constraints.txt
 	@touch $@
 
 test: .venv/.stamp
@@ -43,10 +43,10 @@ test-browser: .venv/.stamp
 	$(BIN)/python -m pytest -m browser tests/browser
 
 bench: .venv/.stamp
-	$(BIN)/python -m ssdlib.bench
+	$(BIN)/python -m tests.benchmarks
 
 bench-training: .venv/.stamp
-	$(BIN)/python -m ssdlib.bench.training --data "$(DATA)" $(ARGS)
+	$(BIN)/python -m tests.benchmarks.training --data "$(DATA)" $(ARGS)
 
 notebooks: .venv/.stamp
 	$(BIN)/python .ci/refresh_notebooks.py $(NOTEBOOKS)

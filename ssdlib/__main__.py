@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 
-from ssdlib.errors import SsdError
+from ssdlib.common.errors import SsdError
 
 FAILED, INTERRUPTED = 1, 130
 STOPPED = "stopped; what was written so far is kept"

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ssdlib.evaluation.tables import analysis_text, results_text, text_table
+
 if TYPE_CHECKING:
-    from ssdlib.detect import Summary
+    from ssdlib.inference.job import Summary
 
 UNREADABLE_IMAGES = 3
 """Exit code of `detect` when all else went well."""
@@ -74,7 +76,7 @@ def run(
     With --sweep: once for every combination of the values, each in a folder of its own, and a page that
     compares them. The same command with the same --run goes on where it stopped.
     """
-    from ssdlib.pipeline import find_stages, run_chain, select_stages
+    from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
 
     # A wrong stage name should be said before data is looked for.
     select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
@@ -109,7 +111,7 @@ def _sweep(
     **options: Any,
 ) -> None:
     """Run a sweep and say how it went. Ends with 1 if some combination did not come to its end."""
-    from ssdlib.sweep import plan_sweep, run_sweep
+    from ssdlib.runs.sweep import plan_sweep, run_sweep
 
     planned = plan_sweep(folder, axes, profile=profile, data=data, overrides=settings)
     print(f"sweep of {len(planned.combinations)} runs in {folder}", file=sys.stderr)
@@ -148,7 +150,7 @@ def train(
     train --run NAME ..."""
     import os
 
-    from ssdlib.runs import RunFolder
+    from ssdlib.runs.folder import RunFolder
 
     folder = _run_path(run, profile, data)
     main_process = os.environ.get("RANK", "0") == "0"
@@ -190,10 +192,10 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Judge a detector: mAP three ways, precision and recall, each class; 95 % intervals over the images."""
-    from ssdlib.data import bccd
-    from ssdlib.engines import open_predictor
-    from ssdlib.evaluation.summary import evaluate_split
-    from ssdlib.files import write_json
+    from ssdlib.common.files import write_json
+    from ssdlib.data import source as bccd
+    from ssdlib.evaluation.evaluate import evaluate_split
+    from ssdlib.inference.engines import open_predictor
 
     path = _weights(weights)
     source = bccd.resolve(data, progress=not quiet)
@@ -203,14 +205,14 @@ def evaluate(
         source,
         split,
         limit=limit,
-        working_threshold=threshold,
-        laboratory=lab,
+        score_threshold=threshold,
+        analysis=lab,
         progress=not quiet,
     )
     report |= {"weights": str(path), "engine": engine}
     print(results_text({split: report, "data": report["data"]}))
     if lab:
-        print(laboratory_text(report["laboratory"], split))
+        print(analysis_text(report["analysis"], split))
     if json_file is not None:
         write_json(json_file, report)
         print(f"written: {json_file}")
@@ -229,11 +231,11 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Say whether one detector is better than another: both on the same images, by a paired bootstrap."""
-    from ssdlib.data import bccd
+    from ssdlib.common.files import write_json
+    from ssdlib.data import source as bccd
     from ssdlib.evaluation.compare import compare_split
-    from ssdlib.files import write_json
-    from ssdlib.predict import Predictor
-    from ssdlib.runs import find_weights
+    from ssdlib.inference.predictor import Predictor
+    from ssdlib.runs.lookup import find_weights
 
     paths = [find_weights(a), find_weights(b)]
     source = bccd.resolve(data, progress=not quiet)
@@ -266,7 +268,7 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the network as an ONNX file: any batch of (N, 3, 300, 300) uint8 RGB in."""
-    from ssdlib.onnx_engine import Calibration, export_file
+    from ssdlib.inference.onnx.engine import Calibration, export_file
 
     calibration = Calibration(data, calibrate_on, images, method) if int8 else None
     settings = {"score_threshold": score} if with_nms else None
@@ -307,7 +309,7 @@ def detect(
     ] = "auto",
     um_per_pixel: Annotated[
         float | None,
-        typer.Option(help="Scale of the images in micrometres; training has 0.072. Sizes in um, too."),
+        typer.Option(help="Scale of the images in micrometers; training has 0.072. Sizes in um, too."),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Do all images again.")] = False,
     engine: Engine = "torch",
@@ -333,13 +335,13 @@ def detect(
 
     Ends with 3 if some could not be read.
     """
-    from ssdlib.detect import DetectJob, parse_thresholds, run_detection, thresholds_of
-    from ssdlib.engines import class_names_of, open_predictor
-    from ssdlib.errors import ConfigError
-    from ssdlib.files import sha256_of
-    from ssdlib.inputs import find_images, listed_paths
-    from ssdlib.results import DEFAULT_FORMATS, parse_formats
-    from ssdlib.tiling import Tiling
+    from ssdlib.common.errors import ConfigError
+    from ssdlib.common.files import sha256_of
+    from ssdlib.inference.engines import class_names_of, open_predictor
+    from ssdlib.inference.inputs import find_images, listed_paths
+    from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection, thresholds_of
+    from ssdlib.inference.results import DEFAULT_FORMATS, parse_formats
+    from ssdlib.inference.tiling import Tiling
 
     if cluster is None and workers is not None:
         raise ConfigError("--workers is for a cluster: give --engine-cluster ray, too")
@@ -360,7 +362,7 @@ def detect(
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
     settings = {"precision": precision, "batch_size": batch, "score_threshold": min(thresholds.values())}
     if cluster:
-        from ssdlib.archive.cluster import ArchiveJob, run_archive
+        from ssdlib.tools.cluster.cluster import ArchiveJob, run_archive
 
         job = DetectJob(tasks, thresholds, tiling, out, identity=identity)
         archive = ArchiveJob(job, engine, path, part_images, {**settings, "device": device}, workers)
@@ -406,10 +408,10 @@ def app_page(
     """Show a page in the browser: drop images in, see and count the cells. Ctrl-C ends it."""
     import signal
 
-    from ssdlib.app import serve
-    from ssdlib.app.launch import require_gradio
-    from ssdlib.app.session import LEAST_SCORE, Limits
-    from ssdlib.engines import open_predictor
+    from ssdlib.inference.engines import open_predictor
+    from ssdlib.tools.app import serve
+    from ssdlib.tools.app.launch import require_gradio
+    from ssdlib.tools.app.session import LEAST_SCORE, Limits
 
     require_gradio()
     limits = Limits(file_bytes=round(max_megabytes * 1e6), pixels=round(max_megapixels * 1e6))
@@ -430,7 +432,7 @@ def app_page(
 @data_app.command("fetch", epilog="Example: python -m ssdlib data fetch")
 def data_fetch(quiet: Quiet = False) -> None:
     """Find BCCD, or download its pinned commit into data/BCCD, every file checked."""
-    from ssdlib.data import bccd
+    from ssdlib.data import source as bccd
 
     source = bccd.resolve("bccd", progress=not quiet)
     print(f"BCCD: {source.root}\nfingerprint: {source.fingerprint}")
@@ -443,9 +445,9 @@ def data_check(
     quiet: Quiet = False,
 ) -> None:
     """Audit a data set: what is in it, what is wrong, what to do about it. Ends with 1 if it has errors."""
-    from ssdlib.data import bccd
+    from ssdlib.common.files import write_json
+    from ssdlib.data import source as bccd
     from ssdlib.data.audit import audit
-    from ssdlib.files import write_json
 
     source = bccd.resolve(data, progress=not quiet)
     result = audit(source, progress=not quiet)
@@ -465,14 +467,15 @@ def data_check(
         raise typer.Exit(1)
 
 
+@data_app.command("suspects", hidden=True)
 @data_app.command(
-    "suspects",
-    epilog="Example: python -m ssdlib data suspects --data my_cells/ --out runs/suspects",
+    "label-errors",
+    epilog="Example: python -m ssdlib data label-errors --data my_cells/ --out runs/label-errors",
 )
-def data_suspects(
+def data_label_errors(
     out: Annotated[Path, typer.Option(help="Folder to write; called again it goes on there.")],
     data: Data = "auto",
-    split: Annotated[str, typer.Option(help="all (every labelled image), train, val or test.")] = "all",
+    split: Annotated[str, typer.Option(help="all (every labeled image), train, val or test.")] = "all",
     folds: Annotated[int, typer.Option(help="Networks trained, each judging a share of images.", min=2)] = 5,
     epochs: Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)] = None,
     init: Annotated[
@@ -483,7 +486,7 @@ def data_suspects(
         typer.Option(help="Folder of `detect --json` files to use; their detector must not know the labels."),
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(help="Least score of unlabelled objects; default 0.5.", min=0, max=1)
+        float | None, typer.Option(help="Least score of unlabeled objects; default 0.5.", min=0, max=1)
     ] = None,
     apply: Annotated[
         Path | None,
@@ -496,14 +499,14 @@ def data_suspects(
     """Find missing and doubtful labels with networks that never saw them; the data are never changed.
 
     Writes a CSV, a page and contact sheets of crops, annotations with the proposed boxes, and decisions.json
-    to be filled in a notebook (ssdlib.suspects.review.ReviewWidget) and given to --apply.
+    to be filled in a notebook (ssdlib.tools.label_errors.review.ReviewWidget) and given to --apply.
     """
     from importlib.util import find_spec
 
-    from ssdlib.data import bccd
-    from ssdlib.suspects.correct import apply_decisions
-    from ssdlib.suspects.rank import KINDS, count_kinds
-    from ssdlib.suspects.search import search
+    from ssdlib.data import source as bccd
+    from ssdlib.tools.label_errors.correct import apply_decisions
+    from ssdlib.tools.label_errors.rank import KINDS, count_kinds
+    from ssdlib.tools.label_errors.search import search
 
     source = bccd.resolve(data, progress=not quiet)
     if apply is not None:
@@ -527,8 +530,8 @@ def data_suspects(
     if source.notice:
         print(source.notice)
     rows = [[f"{kind}: {KINDS[kind]}", str(count)] for kind, count in count_kinds(found).items()]
-    print(text_table(["suspects", "number"], [*rows, ["all", str(len(found))]]))
-    print(f"look: {out / 'suspects.html'}\ndecide: {out / 'decisions.json'}")
+    print(text_table(["label errors", "number"], [*rows, ["all", str(len(found))]]))
+    print(f"look: {out / 'issues.html'}\ndecide: {out / 'decisions.json'}")
     if find_spec("cleanlab") is None:
         print("cleanlab's second opinion is left out: pip install 'ssdlib[labels]'", file=sys.stderr)
 
@@ -565,43 +568,41 @@ def data_convert(
     quiet: Quiet = False,
 ) -> None:
     """Copy a data set into another tool's layout; the original is not touched."""
-    from ssdlib.data import bccd
+    from ssdlib.data import source as bccd
     from ssdlib.data.writers import write_layout
 
     source = bccd.resolve(data, progress=not quiet)
     print(f"{to}: {write_layout(source, out, to)}")
 
 
-def results_text(metrics: dict[str, Any]) -> str:
-    """The results sections of metrics as plain tables, under the notice if the data are synthetic."""
-    from ssdlib.report import result_rows, result_sections
+@app.command(
+    "model-card", hidden=True, epilog="Example: python -m ssdlib model-card --ship runs/NAME --smears"
+)
+def model_card(
+    weights: Weights = "shipped",
+    data: Data = "bccd",
+    smears: Annotated[bool, typer.Option("--smears", help="Measure on the drawn smears' val too.")] = False,
+    ship: Annotated[
+        str, typer.Option(help="First put these weights, in fp16, in the place of the shipped ones.")
+    ] = "",
+    notes: Annotated[
+        Path | None, typer.Option(help="Markdown: command, hardware and time of the training.")
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "fp32",
+    quiet: Quiet = False,
+) -> None:
+    """Measure weights on val and test and write their model card beside them."""
+    from ssdlib.data import source as bccd
+    from ssdlib.runs.lookup import find_weights
+    from ssdlib.runs.model_card import Measured, read_notes, write_card
 
-    blocks = [notice] if (notice := metrics.get("data", {}).get("notice")) else []
-    for name, section in result_sections(metrics).items():
-        header, rows = result_rows(section)
-        blocks.append(f"{name} ({section.get('images', '?')} images)\n{text_table(header, rows)}")
-        if "classes" in (intervals := section.get("intervals") or {}):  # else the table above holds them all
-            from ssdlib.evaluation.summary import interval_rows  # loads torch
-
-            table = text_table(*interval_rows(intervals), total=False)
-            blocks.append(f"with 95 % intervals over the images\n{table}")
-    return "\n\n".join(blocks) if blocks else "no results yet"
-
-
-def laboratory_text(section: dict[str, Any], split: str) -> str:
-    """Errors by kind, counts and calibration as plain tables."""
-    from ssdlib.evaluation import laboratory
-
-    chosen = "chosen on val" + (", which is judged here: too kind" if split == "val" else "")
-    tables = {
-        "errors by kind, of all detections": laboratory.error_rows(section["errors"]),
-        f"counts; thresholds {chosen}": laboratory.counting_rows(section["counting"]),
-        f"calibration; temperature {chosen}": laboratory.calibration_rows(section["calibration"]),
-    }
-    return "".join(
-        f"\n{title}\n{text_table(*rows, total=rows[1][-1][0] == laboratory.ALL)}\n"
-        for title, rows in tables.items()
-    )
+    training = read_notes(notes)
+    sources = [Measured(bccd.resolve(data, progress=not quiet), data, ("val", "test"))]
+    if smears:
+        sources.append(Measured(bccd.resolve("smears", progress=not quiet), "smears", ("val",)))
+    options = {"training": training, "device": device, "precision": precision, "progress": not quiet}
+    print(f"written: {write_card(find_weights(ship or weights), sources, ship=bool(ship), **options)}")
 
 
 def counts_text(summary: Summary) -> str:
@@ -626,40 +627,26 @@ def failures_text(summary: Summary) -> str:
     return "\n  ".join([head, *summary.failures, *more])
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = True) -> str:
-    """A plain table: first column to the left, numbers to the right, the last row set off as a total."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = "  ".join("-" * width for width in widths)
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (pad for pad in zip(cells, widths, strict=True))
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
-
-    body = [line(row) for row in rows]
-    return "\n".join(
-        [line(header), rule, *body[:-1], *([rule] if total and len(body) > 1 else []), *body[-1:]]
-    )
-
-
 def _run_path(run: str, profile: str, data: str) -> Path:
     """A bare name lies under runs/; anything with a separator is a path from here."""
     import os
 
-    from ssdlib.errors import ConfigError
-    from ssdlib.runs import new_run_name, runs_folder
+    from ssdlib.common import paths
+    from ssdlib.common.errors import ConfigError
+    from ssdlib.runs.lookup import new_run_name
 
     if not run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("with several processes give the run a name: --run NAME")
     if not run:
-        return runs_folder() / new_run_name(profile, data)
+        return paths.runs_folder() / new_run_name(profile, data)
     bare = Path(run).name == run and run not in (".", "..")
-    return runs_folder() / run if bare else Path(run).expanduser().resolve()
+    return paths.runs_folder() / run if bare else Path(run).expanduser().resolve()
 
 
 def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
     """The settings that --init means; what becomes of the heads is said on stderr."""
-    from ssdlib.data import bccd
-    from ssdlib.runs import start_settings
+    from ssdlib.data import source as bccd
+    from ssdlib.runs.overrides import start_settings
 
     class_names = bccd.resolve(data, progress=say).class_names
     settings, message = start_settings(init, profile, class_names)
@@ -677,14 +664,14 @@ def _leave_process_group() -> None:
 
 
 def _overrides(settings: Sequence[str] | None) -> dict[str, Any] | None:
-    from ssdlib.runs import parse_override
+    from ssdlib.runs.overrides import parse_override
 
     return dict(map(parse_override, settings)) if settings else None
 
 
 def _weights(asked: str) -> Path:
     """The file meant, which is said on stderr."""
-    from ssdlib.runs import find_weights
+    from ssdlib.runs.lookup import find_weights
 
     path = find_weights(asked)
     print(f"weights: {path}{' (shipped)' if asked == 'shipped' else ''}", file=sys.stderr)

@@ -9,16 +9,17 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from ssdlib.errors import ConfigError
+from ssdlib.common.errors import ConfigError
 
 BCCD_CLASSES = ("WBC", "RBC", "Platelets")
 """Class names in label order: background is 0, WBC 1, RBC 2, Platelets 3."""
 
 BACKGROUNDS = ("hard", "soft", "ignore_confident")
-"""Ways to learn background where labels have gaps: see `ssdlib.loss.background_weights`."""
+"""Ways to learn background where labels have gaps: see `ssdlib.detector.loss.background_weights`."""
 
 
 class Settings:
@@ -93,6 +94,27 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name, such as {"recipe.epochs": 3}; tuples become lists, as in JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Each setting that differs, in words: `recipe.epochs was 3, is 5`. Nested settings go by dotted name."""
+    old, new = flatten(before), flatten(after)
+    return [
+        f"{name} was {old.get(name)!r}, is {new.get(name)!r}"
+        for name in {**old, **new}
+        if old.get(name) != new.get(name)
+    ]
+
+
 @dataclass(frozen=True)
 class PriorConfig(Settings):
     """Default boxes ("priors"), sizes as fractions of the image side. Liu et al. 2016, section 2.2."""
@@ -111,7 +133,7 @@ class PriorConfig(Settings):
     )
     """Beside the two squares, each ratio r gives a wide prior (r) and a tall one (1 / r)."""
     strides: tuple[int, ...] | None = None
-    """Pixels between centres, as torchvision counts them. None spreads f centres evenly: (i + 0.5) / f."""
+    """Pixels between centers, as torchvision counts them. None spreads f centers evenly: (i + 0.5) / f."""
     clip: bool = True
     """Limit width and height to the image."""
 
@@ -164,12 +186,12 @@ class ModelConfig(Settings):
     """Channel multiplier of backbone and extras. 1.0 is the paper's; less is for CPUs and tests."""
     priors: PriorConfig = field(default_factory=PriorConfig)
     variances: tuple[float, float] = (0.1, 0.2)
-    """Encoding divides centre offsets by the first and log sizes by the second."""
+    """Encoding divides center offsets by the first and log sizes by the second."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """RGB statistics (ImageNet's) taken off inside the network, images in [0, 1]."""
     l2norm_scale: float = 20.0
-    """Initial scale of the normalised conv4_3 features. Liu et al. 2015 (ParseNet); SSD section 3.1."""
+    """Initial scale of the normalized conv4_3 features. Liu et al. 2015 (ParseNet); SSD section 3.1."""
 
     def __post_init__(self) -> None:
         if not self.class_names or len(set(self.class_names)) != len(self.class_names):
@@ -220,7 +242,7 @@ class Recipe(Settings):
 
     name: str = "custom"
     initial_weights: str = "scratch"
-    """scratch, imagenet, coco, shipped, or a file: see `ssdlib.weights.build_model`."""
+    """scratch, imagenet, coco, shipped, or a file: see `ssdlib.detector.weights.build_model`."""
     model: ModelConfig = field(default_factory=lambda: ModelConfig(batch_norm=True, priors=SMALL_PRIORS))
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
@@ -248,7 +270,7 @@ class Recipe(Settings):
     """ignore_confident leaves out negatives to which the network gives an object more than this. Where half
     of the labels are missing, even an unmistakable cell gets no more than 0.5."""
     ignore_iou: float = 0.3
-    """ignore_confident keeps negatives that overlap a labelled object at this IoU or more: they teach where
+    """ignore_confident keeps negatives that overlap a labeled object at this IoU or more: they teach where
     an object ends, and without them many boxes come out on one cell. 1 keeps none."""
     ignore_after: float = 0.3
     """The share of the training after which ignore_confident sets in; before, the network knows nothing."""
@@ -317,7 +339,7 @@ _ORIGINAL = Recipe(
     augment=NO_AUGMENTATION,
 )
 _PAPER = _ORIGINAL.replace(
-    # Liu et al. 2016 as far as 205 images allow: the same optimiser and start, their augmentation.
+    # Liu et al. 2016 as far as 205 images allow: the same optimizer and start, their augmentation.
     name="paper",
     warmup_steps=200,
     epochs=120,
@@ -349,3 +371,31 @@ class Profile(Settings):
     precision: str = "auto"
     """auto (bf16 where the processor has it natively), fp32 or bf16."""
     seed: int = 0
+
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        # Under a minute of training on two cores. It starts from the shipped weights, so every notebook has
+        # something good to show when it is tested; fp32 so that any CPU comes to about the same.
+        Profile(
+            name="smoke",
+            recipe=_FINETUNE.replace(batch_size=4, epochs=3, warmup_steps=5, evaluate_every=1),
+            train_images=64,
+            val_images=24,
+            test_images=24,
+            precision="fp32",
+        ),
+        # A coffee break on two cores: all images, from the shipped weights.
+        Profile(name="quick", recipe=_FINETUNE.replace(epochs=10, evaluate_every=2)),
+        # All of it from nothing, in a quarter of an hour on two cores.
+        Profile(name="full", recipe=_SCRATCH),
+    )
+}
+
+
+def find_profile(name: str) -> Profile:
+    """The profile called `name`. Raises ConfigError that lists the known ones."""
+    if name not in PROFILES:
+        raise ConfigError(f"there is no profile {name!r}; choose one of: {', '.join(PROFILES)}")
+    return PROFILES[name]

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ssdlib.data import bccd, smears
+from ssdlib.common import paths
+from ssdlib.data import smears
+from ssdlib.data import source as bccd
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +35,7 @@ def no_data(monkeypatch, tmp_path) -> Path:
     """A machine without BCCD and without a network: an empty folder to work in."""
     monkeypatch.delenv("BCCD_ROOT", raising=False)
     monkeypatch.setenv("SSDLIB_OFFLINE", "1")
-    monkeypatch.setattr(bccd, "_data_folders", lambda: [tmp_path / "data"])
+    monkeypatch.setattr(paths, "data_folders", lambda: [tmp_path / "data"])
     monkeypatch.setattr(bccd, "_said", set())
     monkeypatch.setattr(bccd, "_failures", {})
     monkeypatch.chdir(tmp_path)

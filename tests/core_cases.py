@@ -12,8 +12,8 @@ from torchvision.models.detection import _utils as tv_utils
 from torchvision.models.detection import ssd300_vgg16
 from torchvision.models.detection.ssd import SSD
 
-from ssdlib.boxes import cxcywh_to_xyxy
 from ssdlib.config import PriorConfig
+from ssdlib.detector.boxes import cxcywh_to_xyxy
 
 fast = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 """The same examples on every run, however slow the machine."""
@@ -59,7 +59,7 @@ def boxes_strategy(smallest: int = 0, largest: int = 6, area: bool = False) -> s
 def torchvision_loss(
     locs: Tensor, logits: Tensor, boxes: list[Tensor], labels: list[Tensor], indices: Tensor, priors: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """(localisation, confidence) by torchvision's SSD.compute_loss, given each prior's object."""
+    """(localization, confidence) by torchvision's SSD.compute_loss, given each prior's object."""
     parts = SimpleNamespace(box_coder=tv_utils.BoxCoder((10.0, 10.0, 5.0, 5.0)), neg_to_pos_ratio=3.0)
     targets = [{"boxes": b, "labels": c} for b, c in zip(boxes, labels, strict=True)]
     anchors = [cxcywh_to_xyxy(priors)] * len(boxes)

@@ -20,12 +20,12 @@ if os.name == "posix":
     SERVER = multiprocessing.get_context("forkserver")
     SERVER.set_forkserver_preload(
         [
-            "ssdlib.annotate",
+            "ssdlib.inference.draw",
             "ssdlib.cli",
-            "ssdlib.data.bccd",
-            "ssdlib.detect",
-            "ssdlib.runs",
-            "ssdlib.train",
+            "ssdlib.data.source",
+            "ssdlib.inference.job",
+            "ssdlib.runs.folder",
+            "ssdlib.training.trainer",
             "torch.utils.tensorboard",
         ]
     )

@@ -19,13 +19,15 @@ import pytest
 import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
-from ssdlib import evaluation, pipeline
 from ssdlib.__main__ import main
+from ssdlib.common import paths
 from ssdlib.config import ModelConfig
+from ssdlib.data.formats.voc import read_voc, write_voc
 from ssdlib.data.images import read_image
-from ssdlib.data.voc import read_voc, write_voc
-from ssdlib.train import Trainer
-from ssdlib.weights import build_model, load_model, save_model
+from ssdlib.detector.model_file import load_model, save_model
+from ssdlib.detector.weights import build_model
+from ssdlib.evaluation import evaluate
+from ssdlib.training.trainer import Trainer
 
 NAME = "SmearImage_00000"
 """The first image of train in every copy."""
@@ -195,7 +197,7 @@ def test_the_message_names_file_and_remedy(
         (lambda r: label(r, [[5, 5, 60, 60]], ["RBC"], size=(64, 48)), ["size_mismatch"]),
         (odd_formats, []),
     ],
-    ids=["no objects", "boxes", "size", "grey, RGBA, 16 bit"],
+    ids=["no objects", "boxes", "size", "gray, RGBA, 16 bit"],
 )  # fmt: skip
 def test_what_is_repaired_trains_and_is_evaluated(ssdlib, smears_copy, damage, repairs):
     damage(smears_copy)
@@ -275,7 +277,7 @@ def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, monkeyp
     ]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks/01_long.ipynb")
-    monkeypatch.setattr(pipeline, "project_root", lambda: tmp_path)
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     with full_disk(100_000):
         text, code = ssdlib("run --profile smoke --run {run} --quiet", smears_root)
     assert code == 1 and "Free some space" in text and "01_long.ipynb could not be run and saved" in text
@@ -314,7 +316,7 @@ def test_ctrl_c_elsewhere_is_a_word_and_130(ssdlib, smears_root, tmp_path, monke
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluation, "evaluate_model", stop)
+    monkeypatch.setattr(evaluate, "evaluate_model", stop)
     text, code = ssdlib(EVALUATE + " --json {tmp}/new.json", smears_root)
     assert code == 130 and "stopped; what was written so far is kept" in text
     assert not (tmp_path / "new.json").exists()

@@ -9,17 +9,20 @@ import sys
 import numpy as np
 import pytest
 
-from ssdlib import runs
 from ssdlib.__main__ import main
-from ssdlib.annotate import annotate
-from ssdlib.cli import counts_text, failures_text, results_text, text_table
+from ssdlib.cli import counts_text, failures_text
+from ssdlib.common import paths
+from ssdlib.common.errors import CheckpointError, StageError, TrainingError
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.smears import write_dataset
-from ssdlib.detect import ROWS_TOLD, Summary
-from ssdlib.detections import Detections
-from ssdlib.errors import CheckpointError, StageError, TrainingError
-from ssdlib.weights import build_model, save_model
+from ssdlib.detector.model_file import save_model
+from ssdlib.detector.weights import build_model
+from ssdlib.evaluation.tables import results_text, text_table
+from ssdlib.inference.detections import Detections
+from ssdlib.inference.draw import annotate
+from ssdlib.inference.job import ROWS_TOLD, Summary
+from ssdlib.runs import lookup
 
 COMMANDS = (
     "run",
@@ -42,7 +45,7 @@ def smears(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def shipped(weights, monkeypatch):
     """A small network in the place of the shipped weights: these tests are not about what it finds."""
-    monkeypatch.setattr("ssdlib.weights.SHIPPED", weights)
+    monkeypatch.setattr("ssdlib.detector.model_file.SHIPPED", weights)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +103,7 @@ def test_the_users_mistakes_end_with_1_and_one_message(arguments, message, capsy
 
 
 def test_faults_of_ours_keep_their_traceback(monkeypatch):
-    monkeypatch.setattr("ssdlib.inputs.find_images", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("ssdlib.inference.inputs.find_images", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["detect", "x"])
 
@@ -110,7 +113,7 @@ def test_a_stop_asked_for_is_told_apart_from_a_failure(monkeypatch, capsys, erro
     def stop(*_, **__):
         raise type(error, (TrainingError,), {})("go on with --resume")
 
-    monkeypatch.setattr("ssdlib.inputs.find_images", stop)
+    monkeypatch.setattr("ssdlib.inference.inputs.find_images", stop)
     assert main(["detect", "x"]) == code
     assert capsys.readouterr().err == "error: go on with --resume\n"
 
@@ -187,7 +190,7 @@ def test_evaluate_lab_adds_errors_counts_and_calibration(smears, weights, tmp_pa
     report = tmp_path / "results.json"
     arguments = ["evaluate", "--lab", "--data", str(smears), "--split", "val", "--limit", "1", "--quiet"]
     assert main([*arguments, "--json", str(report)]) == 0
-    section = json.loads(report.read_text())["laboratory"]
+    section = json.loads(report.read_text())["analysis"]
     assert section["images"] == 1 and set(section["counting"]["per_class"]) == {"WBC", "RBC", "Platelets"}
     out = capsys.readouterr().out
     assert "background" in out and "95 % of differences" in out and "ECE" in out
@@ -196,18 +199,18 @@ def test_evaluate_lab_adds_errors_counts_and_calibration(smears, weights, tmp_pa
 
 def test_which_weights_are_meant(weights, tmp_path, monkeypatch):
     folder = weights.parents[2]
-    monkeypatch.setattr(runs, "runs_folder", lambda: folder)
+    monkeypatch.setattr(paths, "runs_folder", lambda: folder)
     (folder / "empty").mkdir()
     monkeypatch.chdir(folder / "empty")
     for asked in (None, "shipped", "newest", "a", folder / "a", str(weights), "../a"):
-        assert runs.find_weights(asked).samefile(weights), asked
+        assert lookup.find_weights(asked).samefile(weights), asked
     with pytest.raises(CheckpointError, match=r"empty holds no checkpoints/best\.safetensors"):
-        runs.find_weights("empty")
+        lookup.find_weights("empty")
     with pytest.raises(CheckpointError, match=r"no weights at b: .*shipped"):
-        runs.find_weights("b")
-    monkeypatch.setattr(runs, "runs_folder", lambda: tmp_path)
+        lookup.find_weights("b")
+    monkeypatch.setattr(paths, "runs_folder", lambda: tmp_path)
     with pytest.raises(StageError, match="no trained weights"):
-        runs.find_weights("newest")
+        lookup.find_weights("newest")
 
 
 @pytest.mark.parametrize("command", ["detect", "evaluate"])
@@ -218,7 +221,7 @@ def test_help_says_which_weights_are_the_default(command, capsys):
 
 
 def test_missing_shipped_weights_are_said(smears, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("ssdlib.weights.SHIPPED", tmp_path / "gone.safetensors")
+    monkeypatch.setattr("ssdlib.detector.model_file.SHIPPED", tmp_path / "gone.safetensors")
     image = next((smears / "JPEGImages").iterdir())
     assert main(["detect", str(image)]) == 1
     assert (
@@ -310,7 +313,7 @@ def test_annotating_draws_on_a_copy(boxes):
 def test_python_m_ssdlib(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "ssdlib", "run", "--only", "99"],
-        env={**os.environ, "PYTHONPATH": str(runs.project_root())},
+        env={**os.environ, "PYTHONPATH": str(paths.project_root())},
         cwd=tmp_path,
         capture_output=True,
         text=True,

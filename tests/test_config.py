@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from ssdlib.common.errors import ConfigError
 from ssdlib.config import (
     BCCD_CLASSES,
     RECIPES,
@@ -18,7 +19,6 @@ from ssdlib.config import (
     Profile,
     Recipe,
 )
-from ssdlib.errors import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 import nbformat
 import pytest
 
-from ssdlib.runs import project_root
+from ssdlib.common.paths import project_root
 
 NOTEBOOKS = project_root() / "notebooks"
 

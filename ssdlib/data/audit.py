@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
-from tqdm import tqdm
+from torchvision.ops import box_iou
 
-from ssdlib.boxes import iou
-from ssdlib.data import download, layouts
-from ssdlib.data.bccd import SPLITS, DataSource, annotation_files, find_image, images_by_id, read_splits
-from ssdlib.data.images import image_size, read_image
-from ssdlib.data.voc import VocAnnotation, read_voc
-from ssdlib.errors import DataError
-from ssdlib.runtime import available_cores
-
-NEAR_DUPLICATE_BITS = 48
-"""Two images whose 256-bit difference hashes differ in no more bits are the same picture. On BCCD one pair
-differs in 27 bits and no other in fewer than 82."""
+from ssdlib.common.errors import DataError
+from ssdlib.data import download
+from ssdlib.data.duplicates import (
+    MAX_IMAGES,
+    Picture,
+    near_duplicates,
+    overlapping_fields,
+    read_pictures,
+)
+from ssdlib.data.formats import layouts
+from ssdlib.data.formats.voc import VocAnnotation, read_voc
+from ssdlib.data.images import image_size
+from ssdlib.data.source import SPLITS, DataSource, annotation_files, find_image, images_by_id, read_splits
 
 DUPLICATE_BOX_IOU = 0.9
 """Two boxes of one image that overlap this much mark one cell twice."""
 
-# Overlapping fields: see `_overlapping_fields`.
-_COARSE, _FINE = (40, 30), (160, 120)
-_MIN_OVERLAP = 0.25
-_COARSE_CORRELATION = 0.8
-_FINE_CORRELATION = (
-    0.75  # on BCCD every candidate has at least 0.85; drawn smears, all different, at most 0.67
-)
-_MAX_IMAGES = 1500
 
 _REPAIRS = ("point_box", "box_outside", "swapped_corners", "size_mismatch")
 _SEVERITIES = ("error", "warning", "info")
@@ -114,7 +105,8 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
     splits = _splits(source, findings)
     images = images_by_id(source.root)
     annotations = _read_annotations(source, images, findings)
-    pictures = _read_pictures(images, findings, progress)
+    pictures, damaged = read_pictures(images, progress=progress)
+    findings += [Finding("damaged_image", "error", image_id, str(why)) for image_id, why in damaged.items()]
     found = list(_file_findings(source, splits, images, annotations))
     for annotation in annotations.values():
         found += _annotation_findings(annotation, source.class_names)
@@ -149,59 +141,6 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
     )
 
 
-@dataclass(frozen=True, eq=False)
-class _Picture:
-    """What is kept of a decoded image."""
-
-    digest: str
-    size: tuple[int, int]
-    bits: np.ndarray
-    coarse: np.ndarray
-    fine: np.ndarray
-
-
-def _picture(path: Path) -> _Picture | DataError:
-    try:
-        rgb = read_image(path)
-    except DataError as error:
-        return error
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)
-    tiny = cv2.resize(grey, (17, 16), interpolation=cv2.INTER_AREA).astype(np.int16)
-    return _Picture(
-        digest=hashlib.sha256(str(rgb.shape).encode() + rgb.tobytes()).hexdigest(),
-        size=(rgb.shape[1], rgb.shape[0]),
-        bits=(tiny[:, 1:] > tiny[:, :-1]).ravel(),
-        coarse=_flatten(grey, _COARSE),
-        fine=_outlines(grey, _FINE),
-    )
-
-
-def _flatten(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Shrink and take off the slow changes in brightness, which are the lamp's and not the cells'."""
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    return small - cv2.GaussianBlur(small, (0, 0), 0.15 * size[0])
-
-
-def _outlines(grey: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Shrink and keep the outlines, all about equally strong: else one dark nucleus on another would do."""
-    small = cv2.resize(grey, size, interpolation=cv2.INTER_AREA).astype(np.float32)
-    small -= cv2.GaussianBlur(small, (0, 0), 4)
-    return np.clip(small, -small.std(), small.std())
-
-
-def same_fields(images: Mapping[str, Path], *, progress: bool = False) -> list[tuple[str, str]]:
-    """Pairs of ids whose images show the same cells: copies, near copies and overlapping fields.
-
-    What must not be parted when images are divided into folds. Damaged images are passed over.
-    """
-    pictures = _read_pictures(dict(images), [], progress)
-    ids = sorted(pictures)
-    pairs = {(a, b) for a, b, _ in _near_duplicates(ids, pictures)}
-    if len(ids) <= _MAX_IMAGES:
-        pairs |= {(a, b) for a, b, *_ in _overlapping_fields(ids, pictures, progress)}
-    return sorted(pairs)
-
-
 def _splits(source: DataSource, findings: list[Finding]) -> dict[str, list[str]]:
     try:
         return read_splits(source.root)
@@ -226,26 +165,13 @@ def _read_annotations(
     return annotations
 
 
-def _read_pictures(images: dict[str, Path], findings: list[Finding], progress: bool) -> dict[str, _Picture]:
-    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        results = pool.map(_picture, images.values())
-        results = list(tqdm(results, "read images", len(images), unit="image", disable=not progress))
-    pictures = {}
-    for image_id, result in zip(images, results, strict=True):
-        if isinstance(result, DataError):
-            findings.append(Finding("damaged_image", "error", image_id, str(result)))
-        else:
-            pictures[image_id] = result
-    return pictures
-
-
 def _file_findings(
     source: DataSource,
     splits: dict[str, list[str]],
     images: dict[str, Path],
     annotations: dict[str, VocAnnotation],
 ) -> Iterator[Finding]:
-    labelled = {file.stem for file in annotation_files(source.root)}
+    labeled = {file.stem for file in annotation_files(source.root)}
     listed = set(itertools.chain.from_iterable(splits.values()))
     used = set()
     for annotation in annotations.values():
@@ -254,7 +180,7 @@ def _file_findings(
         except DataError as error:
             severity = "error" if annotation.image_id in listed else "warning"
             yield Finding("annotation_without_image", severity, annotation.image_id, str(error))
-    for image_id in sorted(set(images) - labelled - used):
+    for image_id in sorted(set(images) - labeled - used):
         severity = "error" if image_id in listed else "warning"
         yield Finding(
             "image_without_annotation",
@@ -263,12 +189,12 @@ def _file_findings(
             f"{images[image_id]} has no annotation.",
             "Label it (an annotation without objects will do), or remove it.",
         )
-    for image_id in sorted(listed - labelled - set(images)):
+    for image_id in sorted(listed - labeled - set(images)):
         message = "a split lists it, but there is neither image nor annotation."
         yield Finding(
             "missing_file", "error", image_id, message, "Restore them, or take it out of the split."
         )
-    for image_id in sorted(labelled & set(images) - listed):
+    for image_id in sorted(labeled & set(images) - listed):
         yield Finding(
             "in_no_split", "info", image_id, "no split lists it.", "Add it to one to make use of it."
         )
@@ -284,9 +210,9 @@ def _annotation_findings(annotation: VocAnnotation, class_names: Sequence[str]) 
             repair.kind, "warning", image_id, f"{repair}.", f"To mend it for good, edit {annotation.path}."
         )
     if not annotation.written_names:
-        yield Finding("no_objects", "info", image_id, "no object is labelled: it teaches background only.")
+        yield Finding("no_objects", "info", image_id, "no object is labeled: it teaches background only.")
     boxes = torch.from_numpy(annotation.boxes)
-    for a, b in (iou(boxes, boxes).triu(1) >= DUPLICATE_BOX_IOU).nonzero().tolist():
+    for a, b in (box_iou(boxes, boxes).triu(1) >= DUPLICATE_BOX_IOU).nonzero().tolist():
         kind = "duplicate_box" if annotation.names[a] == annotation.names[b] else "contradicting_boxes"
         corners = ", ".join(f"{value:g}" for value in annotation.boxes[b])
         message = f"{annotation.names[a]} and {annotation.names[b]} mark the same place, [{corners}]."
@@ -317,7 +243,7 @@ def _class_findings(classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
             yield Finding("class_not_in_train", "warning", "", message, remedy)
 
 
-def _copies(pictures: dict[str, _Picture], split_of: dict[str, str], progress: bool) -> Iterator[Finding]:
+def _copies(pictures: dict[str, Picture], split_of: dict[str, str], progress: bool) -> Iterator[Finding]:
     """Pairs of images that show the same: bit for bit, nearly, or in part."""
     ids = sorted(pictures)
     exact = defaultdict(list)
@@ -328,17 +254,17 @@ def _copies(pictures: dict[str, _Picture], split_of: dict[str, str], progress: b
         for pair in itertools.combinations(group, 2):
             seen.add(pair)
             yield _pair("duplicate_image", pair, split_of, "the same picture, pixel for pixel")
-    for a, b, distance in _near_duplicates(ids, pictures):
+    for a, b, distance in near_duplicates(ids, pictures):
         if (a, b) not in seen:
             seen.add((a, b))
             yield _pair(
                 "near_duplicate", (a, b), split_of, f"nearly the same picture ({distance} of 256 bits)"
             )
-    if len(ids) > _MAX_IMAGES:
-        message = f"overlapping fields were not looked for: more than {_MAX_IMAGES} images."
+    if len(ids) > MAX_IMAGES:
+        message = f"overlapping fields were not looked for: more than {MAX_IMAGES} images."
         yield Finding("not_checked", "info", "", message)
         return
-    for a, b, correlation, dx, dy in _overlapping_fields(ids, pictures, progress):
+    for a, b, correlation, dx, dy in overlapping_fields(ids, pictures, progress):
         if (a, b) not in seen:
             what = f"the same cells, moved by about {dx}, {dy} pixels (correlation {correlation:.2f})"
             yield _pair("overlapping_fields", (a, b), split_of, what)
@@ -355,82 +281,6 @@ def _pair(kind: str, pair: tuple[str, str], split_of: dict[str, str], what: str)
         f"{a} ({first}) and {b} ({second}) show {what}" + (": a leak between splits." if leak else "."),
         "Put both into one split for an honest score." if leak else "",
     )
-
-
-def _near_duplicates(ids: Sequence[str], pictures: dict[str, _Picture]) -> Iterator[tuple[str, str, int]]:
-    """Pairs whose difference hashes (Krawetz 2013: is each pixel brighter than its left neighbour?) agree."""
-    if not ids:
-        return
-    bits = np.stack([pictures[image_id].bits for image_id in ids]).astype(np.float32)
-    for k, row in enumerate(bits[:-1]):
-        rest = bits[k + 1 :]
-        distances = row.sum() + rest.sum(1) - 2 * rest @ row
-        for j in np.flatnonzero(distances <= NEAR_DUPLICATE_BITS):
-            yield ids[k], ids[k + 1 + j], int(distances[j])
-
-
-def _overlapping_fields(
-    ids: Sequence[str], pictures: dict[str, _Picture], progress: bool
-) -> Iterator[tuple[str, str, float, int, int]]:
-    """Pairs of fields that share at least a quarter of their area, the stage having moved in between.
-
-    The normalised cross-correlation of every pair at every shift, by FFT on 40 x 30 pixels; candidates are
-    judged again on the outlines at 160 x 120, where only the same cells still agree.
-    """
-    if len(ids) < 2:
-        return
-    width, height = _COARSE
-    shape = (2 * height, 2 * width)
-    small = np.stack([pictures[image_id].coarse for image_id in ids])
-    spectra, ones = np.fft.rfft2(small, s=shape), np.fft.rfft2(np.ones((height, width), np.float32), s=shape)
-    squares = np.fft.rfft2(small**2, s=shape)
-    enough = np.fft.irfft2(ones * ones.conj(), s=shape) > _MIN_OVERLAP * width * height
-    # At each shift, the energy of the part of an image that lies under the other one.
-    left = enough / np.sqrt(np.maximum(np.fft.irfft2(squares * ones.conj(), s=shape), 1e-3))
-    right = 1 / np.sqrt(np.maximum(np.fft.irfft2(ones * squares.conj(), s=shape), 1e-3))
-    conjugates = spectra.conj()
-
-    def candidates(k: int) -> list[tuple[int, int, tuple[int, int]]]:
-        scores = np.fft.irfft2(spectra[k] * conjugates[k + 1 :], s=shape)
-        scores *= left[k]
-        scores *= right[k + 1 :]
-        scores = scores.reshape(len(scores), -1)
-        likely = np.flatnonzero(scores.max(1) > _COARSE_CORRELATION)
-        return [(k, k + 1 + int(j), _signed_shift(int(scores[j].argmax()), shape)) for j in likely]
-
-    rows = range(len(ids) - 1)
-    with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-        found = list(
-            tqdm(pool.map(candidates, rows), "compare images", len(rows), unit="image", disable=not progress)
-        )
-    for i, j, shift in itertools.chain.from_iterable(found):
-        a, b = pictures[ids[i]], pictures[ids[j]]
-        correlation, dx, dy = _fine_correlation(a.fine, b.fine, shift)
-        if correlation >= _FINE_CORRELATION:
-            scale = a.size[0] / _FINE[0], a.size[1] / _FINE[1]
-            yield ids[i], ids[j], correlation, round(dx * scale[0]), round(dy * scale[1])
-
-
-def _signed_shift(index: int, shape: tuple[int, int]) -> tuple[int, int]:
-    """(x, y) of a flat index into a circular correlation, whose second half holds the negative shifts."""
-    dy, dx = divmod(index, shape[1])
-    return dx - shape[1] * (dx >= shape[1] // 2), dy - shape[0] * (dy >= shape[0] // 2)
-
-
-def _fine_correlation(a: np.ndarray, b: np.ndarray, coarse_shift: tuple[int, int]) -> tuple[float, int, int]:
-    """Correlation of the common part, and the shift (x, y) that is best within one coarse pixel or so."""
-    (height, width), reach = a.shape, 5
-    dx, dy = (step * fine // coarse for step, fine, coarse in zip(coarse_shift, _FINE, _COARSE, strict=True))
-    top, bottom = max(dy, 0), min(dy + height, height)
-    start, end = max(dx, 0), min(dx + width, width)
-    # The common part without a margin of `reach`, looked for in the other image's common part with it.
-    inner = a[top + reach : bottom - reach, start + reach : end - reach]
-    outer = b[top - dy : bottom - dy, start - dx : end - dx]
-    if min(inner.shape) < 8:
-        return 0.0, 0, 0
-    scores = cv2.matchTemplate(outer, inner, cv2.TM_CCOEFF_NORMED)
-    _, best, _, (x, y) = cv2.minMaxLoc(scores)
-    return float(best), dx + reach - x, dy + reach - y
 
 
 def _count(

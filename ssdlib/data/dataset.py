@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 from tqdm import tqdm
 
+from ssdlib.common.errors import DataError
+from ssdlib.common.runtime import available_cores
+from ssdlib.data.formats.voc import Repair
 from ssdlib.data.images import read_image
-from ssdlib.data.voc import Repair
-from ssdlib.errors import DataError
-from ssdlib.runtime import available_cores
 
 CACHE_BYTES = 2 * 1024**3
 """Decoded images kept in memory, at most; all of BCCD takes 0.34 GB. Beyond it, images are read anew."""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssdlib.errors import DataError
-from ssdlib.files import sha256_of
+from ssdlib.common.errors import DataError
+from ssdlib.common.files import sha256_of
 
 COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
 URL = f"https://github.com/Shenggan/BCCD_Dataset/archive/{COMMIT}.zip"

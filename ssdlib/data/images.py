@@ -1,7 +1,7 @@
 """Image files to RGB arrays and back, strict about damage and generous about formats.
 
 Pillow decodes because it is strict: a truncated file is an error there, where OpenCV may hand back a picture
-with a grey lower half. Both decode JPEG with libjpeg-turbo, bit for bit alike.
+with a gray lower half. Both decode JPEG with libjpeg-turbo, bit for bit alike.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ssdlib.errors import DataError
-from ssdlib.files import write_bytes
+from ssdlib.common.errors import DataError
+from ssdlib.common.files import write_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Files with these endings (in any case) are taken for images."""
@@ -29,7 +29,7 @@ _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 def read_image(path: str | Path) -> np.ndarray:
     """The image as (H, W, 3) uint8 RGB, upright.
 
-    Grey becomes RGB, transparency is laid on white, the EXIF orientation is applied, and 16-bit values are
+    Gray becomes RGB, transparency is laid on white, the EXIF orientation is applied, and 16-bit values are
     scaled down from the bit depth in use (a 12-bit camera fills 0..4095). The first of several frames counts.
     Raises DataError, naming the file, if it is missing, truncated, not an image or above `MAX_PIXELS`.
     """

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ssdlib.runtime import available_cores
+from ssdlib.common.runtime import available_cores
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, list[Target]]

@@ -2,7 +2,7 @@
 
 Each image is drawn by the Beer-Lambert law: cells add amounts of four dyes to a map, the dyes absorb red,
 green and blue light by their own coefficients, and overlapping red cells come out darker by themselves.
-Counts, sizes, colours and sharpness follow what was measured on BCCD (github.com/Shenggan/BCCD_Dataset).
+Counts, sizes, colors and sharpness follow what was measured on BCCD (github.com/Shenggan/BCCD_Dataset).
 A network that does well here has learnt to find drawings; say so wherever a number from them is shown.
 """
 
@@ -21,16 +21,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ssdlib.data.voc import voc_bytes
-from ssdlib.errors import ConfigError, DataError, SsdError
-from ssdlib.files import read_json, write_json
+from ssdlib.common.errors import ConfigError, DataError, SsdError
+from ssdlib.common.files import read_json, write_json
+from ssdlib.data.formats.voc import voc_bytes
 
 SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels or boxes
 WIDTH, HEIGHT = 640, 480
 MARKER = "smears.json"
 _DATABASE = "Synthetic smears, not real blood"
 FOURTH_CLASS = "Echinocyte"
-"""A burr cell: a red cell with short, even spicules all round and hardly a pale centre. Only drawn on demand,
+"""A burr cell: a red cell with short, even spicules all round and hardly a pale center. Only drawn on demand,
 for practice with classes that the shipped weights do not know."""
 NAMES = ("background", "WBC", "RBC", "Platelets", FOURTH_CLASS)
 WBC, RBC, PLATELETS, ECHINOCYTE = 1, 2, 3, 4
@@ -62,7 +62,7 @@ class Smear(NamedTuple):
 
 @dataclass(frozen=True)
 class _Cell:
-    """A closed outline around a centre: `radii[k]` is the distance to the edge at angle k * 2 pi / 256."""
+    """A closed outline around a center: `radii[k]` is the distance to the edge at angle k * 2 pi / 256."""
 
     label: int
     x: float
@@ -100,7 +100,7 @@ class _Cell:
         return min((x2 - x1) / (right - left), (y2 - y1) / (bottom - top))
 
     def distance(self, x: float, y: float) -> float:
-        """Distance of a point from the edge in pixels, positive outside, along the ray from the centre."""
+        """Distance of a point from the edge in pixels, positive outside, along the ray from the center."""
         angle = np.arctan2(y - self.y, x - self.x) % (2 * np.pi)
         edge = self.radii[int(angle / (2 * np.pi) * _ANGLES) % _ANGLES]
         return float(np.hypot(x - self.x, y - self.y) - edge)
@@ -114,7 +114,7 @@ class _Look:
     light: tuple[float, float, float]
     depth: float  # how much haemoglobin (brown) a typical red cell shows
     eosin: float  # how much lilac it has taken up
-    pallor: float  # how pale the centres are, 0 to 1
+    pallor: float  # how pale the centers are, 0 to 1
     edge: float  # half width of a cell's edge
     blur: float  # extra defocus, sigma at half size
     crowding: float  # chance that a red cell is put beside another
@@ -145,8 +145,8 @@ def draw_smear(seed: int, *, fourth_class: bool = False) -> Smear:
 def _choose_look(rng: np.random.Generator) -> _Look:
     dyes = np.array([_HAEMOGLOBIN, _NUCLEUS, _LILAC, _BLUE]).T
     dyes = dyes * rng.normal(1, (0.08, 0.09, 0.10, 0.12), (3, 4))
-    grey = rng.normal(202, 3.0)
-    light = (grey + rng.normal(-1, 2), grey + rng.normal(1.5, 1.5), grey + rng.normal(-3, 3.5))
+    gray = rng.normal(202, 3.0)
+    light = (gray + rng.normal(-1, 2), gray + rng.normal(1.5, 1.5), gray + rng.normal(-3, 3.5))
     depth = float(0.18 + 1.25 * rng.beta(1.4, 1.6))
     return _Look(
         dyes=dyes.astype(np.float32),
@@ -256,9 +256,9 @@ def _new_red(rng: np.random.Generator, beside: list[_Cell] | None) -> _Cell:
     tail = float(rng.uniform(0.2, 0.4)) if rng.random() < 0.03 else 0.0
     radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.22)))), 0.027, tail)
     if beside:
-        neighbour = beside[rng.integers(len(beside))]
+        neighbor = beside[rng.integers(len(beside))]
         angle, far = rng.uniform(0, 2 * np.pi), rng.uniform(0.62, 1.02) * diameter
-        return _Cell(RBC, neighbour.x + far * np.cos(angle), neighbour.y + far * np.sin(angle), radii)
+        return _Cell(RBC, neighbor.x + far * np.cos(angle), neighbor.y + far * np.sin(angle), radii)
     return _Cell(RBC, rng.uniform(-15, WIDTH + 15), rng.uniform(-15, HEIGHT + 15), radii)
 
 
@@ -316,13 +316,13 @@ def _ramp(x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Window:
-    """The part of the half-size map that one cell covers, and where its pixels lie from its centre."""
+    """The part of the half-size map that one cell covers, and where its pixels lie from its center."""
 
     place: tuple[slice, slice]
-    dx: np.ndarray  # full-size pixels right of the centre
+    dx: np.ndarray  # full-size pixels right of the center
     dy: np.ndarray
     inside: np.ndarray  # full-size pixels inside the edge; negative outside
-    share: np.ndarray  # distance from the centre as a share of the edge's
+    share: np.ndarray  # distance from the center as a share of the edge's
 
 
 def _window(cell: _Cell, margin: float) -> _Window:
@@ -355,7 +355,7 @@ def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndar
 
 
 def _add_red(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
-    """A disc with a pale centre, seldom quite in the middle, and a thin violet rim."""
+    """A disc with a pale center, seldom quite in the middle, and a thin violet rim."""
     window = _window(cell, 8)
     rows, columns = window.dx.shape
     radius = float(cell.radii.mean())
@@ -427,9 +427,9 @@ def _nucleus(rng: np.random.Generator, cell: _Cell, window: _Window) -> np.ndarr
         x, y = middle + far * radius * np.array([np.cos(angle), np.sin(angle)])
         return round(float(x) * 16), round(float(y) * 16)
 
-    def lobe(centre: tuple[int, int], long: float, short: float, turn: float) -> None:
+    def lobe(center: tuple[int, int], long: float, short: float, turn: float) -> None:
         axes = (max(1, round(long * radius * 16)), max(1, round(short * radius * 16)))
-        cv2.ellipse(mask, centre, axes, float(np.degrees(turn)), 0, 360, 255, -1, cv2.LINE_AA, 4)
+        cv2.ellipse(mask, center, axes, float(np.degrees(turn)), 0, 360, 255, -1, cv2.LINE_AA, 4)
 
     def bridge(points: list[tuple[int, int]], width: float) -> None:
         line = np.array(points, np.int32).reshape(-1, 1, 2)
@@ -441,10 +441,10 @@ def _nucleus(rng: np.random.Generator, cell: _Cell, window: _Window) -> np.ndarr
         bend = rng.uniform(0.75, 1.0) * (5.2 if lobes > 3 else 4.0 if lobes == 3 else 2.6)
         angles = start + np.linspace(0, bend, lobes) + rng.normal(0, 0.10, lobes)
         far = rng.uniform(0.42, 0.54, lobes)
-        centres = [at(a, f) for a, f in zip(angles, far, strict=True)]
-        for angle, centre in zip(angles, centres, strict=True):
+        centers = [at(a, f) for a, f in zip(angles, far, strict=True)]
+        for angle, center in zip(angles, centers, strict=True):
             long = size * rng.uniform(1.0, 1.35)
-            lobe(centre, long, size * rng.uniform(0.78, 1.0), angle + np.pi / 2 + rng.normal(0, 0.4))
+            lobe(center, long, size * rng.uniform(0.78, 1.0), angle + np.pi / 2 + rng.normal(0, 0.4))
         steps = np.linspace(0, 1, 9)
         bow = np.interp(steps, np.linspace(0, 1, lobes), angles)
         reach = np.interp(steps, np.linspace(0, 1, lobes), far)
@@ -464,7 +464,7 @@ def _nucleus(rng: np.random.Generator, cell: _Cell, window: _Window) -> np.ndarr
 
 
 def _add_platelet(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
-    """A violet core that fades outwards into a blue-grey halo; the box holds the halo."""
+    """A violet core that fades outwards into a blue-gray halo; the box holds the halo."""
     window = _window(cell, 4)
     rows, columns = window.dx.shape
     core = _ramp((1.0 - window.share) / rng.uniform(0.55, 0.85))
@@ -511,7 +511,7 @@ def _photograph(rng: np.random.Generator, look: _Look, dye: np.ndarray) -> np.nd
     seen = cv2.exp(-cv2.transform(dye, look.dyes))
     seen *= lamp[..., None] * np.array(look.light, np.float32)
     seen = cv2.GaussianBlur(seen, (0, 0), 0.48 + look.blur)
-    # Lateral colour error: red and blue lie half a small pixel apart, which tints the edges.
+    # Lateral color error: red and blue lie half a small pixel apart, which tints the edges.
     shift = float(rng.uniform(0.15, 0.5))
     seen[1:, :, 0] += shift * (seen[:-1, :, 0] - seen[1:, :, 0])
     seen[:-1, :, 2] += shift * (seen[1:, :, 2] - seen[:-1, :, 2])

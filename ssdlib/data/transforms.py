@@ -1,7 +1,7 @@
 """Augmentation for training and the plain resize for everything else, on `torchvision.transforms.v2`.
 
 Images are uint8 from end to end, boxes follow them as `tv_tensors`. The order keeps it cheap: only the zooms
-and the crop see the full image; flips, quarter turns and colours act on the small square, where they do the
+and the crop see the full image; flips, quarter turns and colors act on the small square, where they do the
 same as before it (turning a square is turning what was resized into it). Liu et al. 2016, sections 2.2, 3.6.
 """
 
@@ -36,13 +36,13 @@ class SquareResize(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if isinstance(inpt, tv_tensors.Image):
-            # Planes side by side again: the colour arithmetic that follows is a quarter faster on them.
+            # Planes side by side again: the color arithmetic that follows is a quarter faster on them.
             return tv_tensors.wrap(resize_to(inpt, self.size).contiguous(), like=inpt)
         return self._call_kernel(F.resize, inpt, size=[self.size, self.size])
 
 
 class ZoomOut(v2.RandomZoomOut):
-    """`RandomZoomOut` whose canvas has the colour of the image's own border instead of black.
+    """`RandomZoomOut` whose canvas has the color of the image's own border instead of black.
 
     A black frame never occurs in a smear; the border's median is its background, so that only scale changes.
     """
@@ -61,7 +61,7 @@ class IoUCrop(v2.RandomIoUCrop):
     """`RandomIoUCrop` that tries all its candidate crops at once, and leaves an image without boxes whole.
 
     Draws from the same distribution as torchvision's loop (the first valid of `trials` crops) at a tenth of
-    its time. Boxes whose centre is cut away become points: `SanitizeBoundingBoxes` must follow.
+    its time. Boxes whose center is cut away become points: `SanitizeBoundingBoxes` must follow.
     """
 
     def __init__(self, min_iou: float, **options: Any) -> None:
@@ -78,8 +78,8 @@ class IoUCrop(v2.RandomIoUCrop):
             if min_iou >= 1.0:
                 break
             crops = self._candidates(height, width)  # (trials, 4) xyxy pixels
-            centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-            inside = ((crops[:, None, :2] < centres) & (centres < crops[:, None, 2:])).all(-1)  # (trials, G)
+            centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+            inside = ((crops[:, None, :2] < centers) & (centers < crops[:, None, 2:])).all(-1)  # (trials, G)
             good = ((box_iou(crops, boxes) >= min_iou) & inside).any(1)
             shape = crops[:, 2:] - crops[:, :2]
             aspect = shape[:, 0] / shape[:, 1]
@@ -111,7 +111,7 @@ class ZoomIn(v2.RandomIoUCrop):
 
     Only the choice of the crop is its own; `RandomIoUCrop` cuts image and boxes.
 
-    Boxes whose centre is cut away become points: `SanitizeBoundingBoxes` must follow. An image that has
+    Boxes whose center is cut away become points: `SanitizeBoundingBoxes` must follow. An image that has
     boxes keeps at least one, or stays whole where ten draws find none.
     """
 
@@ -128,14 +128,14 @@ class ZoomIn(v2.RandomIoUCrop):
         boxes = boxes.as_subclass(Tensor)  # (G, 4) xyxy pixels
         if torch.rand(()) >= self.p:
             return {}
-        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        centers = (boxes[:, :2] + boxes[:, 2:]) / 2
         for scale, aspect, left, top in torch.rand(self.TRIALS, 4).tolist():
             side = 1 / (1 + (self.most - 1) * scale)
             stretch = self.ASPECT ** (2 * aspect - 1)
             shape = int(min(1.0, side * stretch) * width), int(min(1.0, side / stretch) * height)
             corner = int(left * (width - shape[0] + 1)), int(top * (height - shape[1] + 1))
             low, high = torch.tensor(corner), torch.tensor(corner) + torch.tensor(shape)
-            inside = ((centres > low) & (centres < high)).all(1)  # (G,)
+            inside = ((centers > low) & (centers < high)).all(1)  # (G,)
             if inside.any() or not len(boxes):
                 window = {"left": corner[0], "top": corner[1], "width": shape[0], "height": shape[1]}
                 return {**window, "is_within_crop_area": inside}
@@ -167,7 +167,7 @@ def _turn_boxes(boxes: tv_tensors.BoundingBoxes, turns: int) -> tv_tensors.Bound
 
 
 class Photometric(v2.RandomPhotometricDistort):
-    """`RandomPhotometricDistort` without its swap of colour channels.
+    """`RandomPhotometricDistort` without its swap of color channels.
 
     Brightness, contrast, saturation and hue vary with stain and lamp; a green nucleus occurs in no smear.
     """

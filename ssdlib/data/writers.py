@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import yaml
 
-from ssdlib.data.bccd import DataSource, read_splits
+from ssdlib.common.errors import ConfigError, DataError, SsdError
+from ssdlib.common.files import write_json, write_text
 from ssdlib.data.dataset import Sample
-from ssdlib.data.voc import write_voc
-from ssdlib.errors import ConfigError, DataError, SsdError
-from ssdlib.files import write_json, write_text
+from ssdlib.data.formats.voc import write_voc
+from ssdlib.data.source import DataSource, read_splits
 
 FORMATS = ("voc", "coco", "yolo")
 _PARTS = ("train", "val", "test")

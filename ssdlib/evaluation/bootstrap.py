@@ -1,7 +1,7 @@
 """How far to trust a figure: percentile intervals over images drawn again (Efron 1979).
 
 Images, not objects, are drawn with replacement, because the cells of one field share stain, focus and whoever
-labelled them. Matching detections to objects does not depend on which images are drawn, so it is done once;
+labeled them. Matching detections to objects does not depend on which images are drawn, so it is done once;
 a draw is then only a count of each image, and every draw's figure a weighted one.
 """
 
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ssdlib.detections import Detections
-from ssdlib.evaluation.arrays import as_array, check_pairs, coco_boxes, iou_matrix, quotient, threshold_of
+from ssdlib.evaluation.matching import as_array, check_pairs, coco_boxes, iou_matrix, quotient, threshold_of
 from ssdlib.evaluation.metrics import (
     COCO_IOU_THRESHOLDS,
     COCO_RECALLS,
     precision_recall,
 )
+from ssdlib.evaluation.tables import Interval
+from ssdlib.inference.detections import Detections
 
 LEVEL = 0.95
 PER_CLASS_LIMIT = 100
@@ -33,21 +34,6 @@ _MEANS = {
     "mar_100": "ar_100",
 }
 """Each mean of `Metrics` and the figure of a class that it is the mean of."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and the interval that holds the middle 95 % of it over the draws; None where undefined."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-
-    def __str__(self) -> str:
-        """Such as `0.902 [0.88, 0.92]`."""
-        if self.value is None:
-            return "n/a"
-        return f"{self.value:.3f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if self.low is not None else "")
 
 
 @dataclass(frozen=True)
@@ -110,7 +96,7 @@ def bootstrap_map(
     targets: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     *,
-    working_threshold: float | Mapping[str, float] = 0.5,
+    score_threshold: float | Mapping[str, float] = 0.5,
     samples: int = 1000,
     seed: int = 0,
     level: float = LEVEL,
@@ -123,7 +109,7 @@ def bootstrap_map(
     it has figures, but no interval. Raises DataError where the lengths differ.
     """
     counts = draws_after_the_whole(len(targets), samples, seed)
-    figures = draw_figures(detections, targets, class_names, counts, working_threshold=working_threshold)
+    figures = draw_figures(detections, targets, class_names, counts, score_threshold=score_threshold)
     return Intervals(
         **{name: percentile_interval(figures[name], level) for name in _MEANS},
         classes={
@@ -170,7 +156,7 @@ def draw_figures(
     class_names: Sequence[str],
     counts: np.ndarray,
     *,
-    working_threshold: float | Mapping[str, float] = 0.5,
+    score_threshold: float | Mapping[str, float] = 0.5,
 ) -> dict[str, np.ndarray]:
     """Every figure of `Metrics` on each draw of `counts` (S, N), float64, NaN where undefined.
 
@@ -183,7 +169,7 @@ def draw_figures(
     names = [*(f.name for f in fields(ClassIntervals)), "ar_100"]
     figures = {name: np.full((len(class_names), len(counts)), np.nan) for name in names}
     for k, name in enumerate(class_names):
-        own = _class_figures(detections, targets, k + 1, counts, threshold_of(name, working_threshold))
+        own = _class_figures(detections, targets, k + 1, counts, threshold_of(name, score_threshold))
         for figure, values in own.items():
             figures[figure][k] = values
     return {**figures, **{mean: _mean_over_classes(figures[of]) for mean, of in _MEANS.items()}}

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ssdlib.detections import Detections
-from ssdlib.errors import ConfigError
+from ssdlib.common.errors import ConfigError
 from ssdlib.evaluation.metrics import precision_recall
+from ssdlib.inference.detections import Detections
 
 FLOOR = 0.05
 """Detections with less say nothing to a user, and there are so many that they would hide all others."""

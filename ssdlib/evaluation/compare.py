@@ -11,20 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from ssdlib import evaluation
-from ssdlib.detections import Detections
-from ssdlib.errors import CheckpointError, DataError
-from ssdlib.evaluation.bootstrap import (
-    LEVEL,
-    Interval,
-    draw_figures,
-    draws_after_the_whole,
-    percentile_interval,
-)
+from ssdlib.common.errors import CheckpointError, DataError
+from ssdlib.evaluation.bootstrap import LEVEL, draw_figures, draws_after_the_whole, percentile_interval
+from ssdlib.evaluation.evaluate import evaluate_model
+from ssdlib.evaluation.tables import Interval
+from ssdlib.inference.detections import Detections
 
 if TYPE_CHECKING:
-    from ssdlib.data.bccd import DataSource
-    from ssdlib.predict import Predictor
+    from ssdlib.data.source import DataSource
+    from ssdlib.inference.predictor import Predictor
 
 
 @dataclass(frozen=True)
@@ -157,7 +152,7 @@ def compare_split(
             "the same classes, in the same order, can be compared."
         )
     dataset = source.dataset(split)
-    found = [evaluation.evaluate_model(one, dataset, progress=progress)[1] for one in (a, b)]
+    found = [evaluate_model(one, dataset, progress=progress)[1] for one in (a, b)]
     return compare_detections(*found, dataset.targets(), a.class_names, samples=samples, seed=seed)
 
 

@@ -1,4 +1,4 @@
-"""Counting, the task a laboratory has: the score thresholds that count best, and how well they count.
+"""Counting, the task a analysis has: the score thresholds that count best, and how well they count.
 
 Thresholds are chosen on one split (val) and judged on another (test). The difference of two ways to count is
 described as in Bland & Altman 1986, "Statistical methods for assessing agreement between two methods of
@@ -13,15 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from ssdlib.detections import Detections
-from ssdlib.errors import ConfigError
-from ssdlib.evaluation.arrays import as_array, check_pairs, quotient, threshold_of
-from ssdlib.evaluation.bootstrap import (
-    LEVEL,
-    Interval,
-    draws_after_the_whole,
-    percentile_interval,
-)
+from ssdlib.common.errors import ConfigError
+from ssdlib.evaluation.bootstrap import LEVEL, draws_after_the_whole, percentile_interval
+from ssdlib.evaluation.matching import as_array, check_pairs, quotient, threshold_of
+from ssdlib.evaluation.tables import Interval
+from ssdlib.inference.detections import Detections
 
 CANDIDATES = np.arange(1, 100) / 100
 FALLBACK = 0.5

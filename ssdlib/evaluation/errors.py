@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssdlib.boxes import iou
-from ssdlib.detections import Detections
+from ssdlib.detector.boxes import iou
+from ssdlib.inference.detections import Detections
 
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """The judgement of D detections against the G objects of their image."""
+    """The judgment of D detections against the G objects of their image."""
 
     found_object: np.ndarray
     """(D,) int64: the object that each detection found first, or -1 for a false alarm."""

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ssdlib.detections import Detections
-from ssdlib.evaluation.arrays import as_array, check_pairs, iou_matrix, mean_of_known, threshold_of
+from ssdlib.evaluation.matching import as_array, check_pairs, iou_matrix, mean_of_known, threshold_of
+from ssdlib.inference.detections import Detections
 
 COCO_IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 COCO_RECALLS = np.linspace(0.0, 1.0, 101)
@@ -49,7 +49,7 @@ class Metrics:
     voc12_map: float | None
     mar_100: float | None
     per_class: dict[str, ClassMetrics]
-    working_threshold: float | dict[str, float] = 0.5
+    score_threshold: float | dict[str, float] = 0.5
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -124,11 +124,11 @@ def evaluate_detections(
     targets: Sequence[Mapping[str, Any]],
     class_names: Sequence[str],
     *,
-    working_threshold: float | Mapping[str, float] = 0.5,
+    score_threshold: float | Mapping[str, float] = 0.5,
 ) -> Metrics:
     """Judge the detections of each image against its target, in the same order.
 
-    `working_threshold` is the score from which a detection is shown to the user: one number or one for each
+    `score_threshold` is the score from which a detection is shown to the user: one number or one for each
     class name. Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
@@ -136,7 +136,7 @@ def evaluate_detections(
     per_class: dict[str, ClassMetrics] = {}
     for label, name in enumerate(class_names, start=1):
         curve = precision_recall(detections, targets, label)
-        precision, recall, count = curve.at(threshold_of(name, working_threshold))
+        precision, recall, count = curve.at(threshold_of(name, score_threshold))
         ap, ap_50 = coco.get(label, (None, None))
         per_class[name] = ClassMetrics(
             ap_50, ap, curve.voc07_ap, curve.voc12_ap, precision, recall, curve.ground_truth, count
@@ -149,9 +149,9 @@ def evaluate_detections(
         voc12_map=mean_of_known(item.voc12_ap for item in per_class.values()),
         mar_100=mar_100,
         per_class=per_class,
-        working_threshold=dict(working_threshold)
-        if isinstance(working_threshold, Mapping)
-        else float(working_threshold),
+        score_threshold=dict(score_threshold)
+        if isinstance(score_threshold, Mapping)
+        else float(score_threshold),
     )
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ssdlib.detections import Detections
-from ssdlib.evaluation.arrays import as_array, check_pairs, coco_boxes, iou_matrix, mean_of_known
 from ssdlib.evaluation.bootstrap import PER_CLASS_LIMIT
+from ssdlib.evaluation.matching import as_array, check_pairs, coco_boxes, iou_matrix, mean_of_known
 from ssdlib.evaluation.metrics import COCO_RECALLS, PrecisionRecall
+from ssdlib.inference.detections import Detections
 
 RIGHT = "right"
-FALSE_POSITIVE_KINDS = ("class", "localisation", "both", "duplicate", "background")
+FALSE_POSITIVE_KINDS = ("class", "localization", "both", "duplicate", "background")
 MISSED = "missed"
 KINDS = (*FALSE_POSITIVE_KINDS, MISSED)
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.1
@@ -39,11 +39,11 @@ class ImageErrors:
     objects: np.ndarray
     """(D,) int64: the object found, confused, badly located, found twice or touched; -1 for none."""
     mends: np.ndarray
-    """(D,) bool: a class or localisation error that, mended, finds an object which nothing else finds."""
+    """(D,) bool: a class or localization error that, mended, finds an object which nothing else finds."""
     found: np.ndarray
     """(G,) bool: objects that a right detection found."""
     missed: np.ndarray
-    """(G,) bool: objects not found that no class or localisation error concerns either."""
+    """(G,) bool: objects not found that no class or localization error concerns either."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def classify(
     """Judge one image. Bolya et al. 2020, section 2.2, asked in the order of their code.
 
     Matching is COCO's: highest score first, a detection takes the free object of its class that it overlaps
-    most. One that finds none at IoU >= `foreground` is a *localisation* error if it overlaps an object of its
+    most. One that finds none at IoU >= `foreground` is a *localization* error if it overlaps an object of its
     class by `background` at least and less than `foreground`; else a *class* error if it overlaps one of
     another class by `foreground`; else a *duplicate* if it overlaps one of its class that much, which is then
     taken; else *background* if it overlaps nothing by more than `background`; else *both*.
@@ -133,20 +133,20 @@ def classify(
     questions = {
         "": ~judged,
         RIGHT: partner >= 0,
-        "localisation": (best_own >= background) & (best_own < foreground),
+        "localization": (best_own >= background) & (best_own < foreground),
         "class": best_other >= foreground,
         "duplicate": best_own >= foreground,
         "background": every.max(axis=1) <= background,
     }
     kinds = np.select(list(questions.values()), list(questions), "both")
     objects = np.select(
-        [kinds == RIGHT, np.isin(kinds, ("localisation", "duplicate")), kinds == "class", kinds == "both"],
+        [kinds == RIGHT, np.isin(kinds, ("localization", "duplicate")), kinds == "class", kinds == "both"],
         [partner, own.argmax(axis=1), other.argmax(axis=1), every.argmax(axis=1)],
         -1,
     )
     found = np.zeros(len(labels), dtype=bool)
     found[partner[partner >= 0]] = True
-    mendable = np.flatnonzero(np.isin(kinds, ("localisation", "class")))
+    mendable = np.flatnonzero(np.isin(kinds, ("localization", "class")))
     mendable = mendable[~found[objects[mendable]]]
     concerned, first = np.unique(objects[mendable], return_index=True)  # highest score first
     mends = np.zeros(len(said), dtype=bool)
@@ -186,7 +186,7 @@ def tide_errors(
 ) -> TideErrors:
     """Count every error by kind, and what each kind costs: the mAP with that kind alone mended, less the mAP.
 
-    Mending puts a class error's label right and a localisation error's box, takes duplicates, background and
+    Mending puts a class error's label right and a localization error's box, takes duplicates, background and
     both away, and missed objects out of the ground truth (so that recall counts without them). All false
     positives are mended by taking them away, all misses by taking every object not found out. A class of
     which nothing was found has everything to gain from mending its misses (tidecv says nothing).

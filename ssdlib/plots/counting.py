@@ -9,11 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from ssdlib.plots.style import INK, MUTED, axes_or_new, colour_of
+from ssdlib.inference.draw import color_of
+from ssdlib.plots.style import INK, MUTED, axes_or_new
 
 if TYPE_CHECKING:
-    from ssdlib.evaluation.bootstrap import Interval
     from ssdlib.evaluation.counting import ClassCounts, CountCurve, CountReport
+    from ssdlib.evaluation.tables import Interval
 
 TOGETHER = "all cells"
 
@@ -22,13 +23,13 @@ def bland_altman(ax: Axes | None, counts: ClassCounts, name: str, class_names: S
     """Each image's difference of the two counts over their mean; bias and 95 % limits with their intervals.
 
     Images that fall on each other are drawn larger. Bland & Altman 1986. A name that is no class is drawn
-    in the colour of text.
+    in the color of text.
     """
     ax = axes_or_new(ax, (4.0, 3.6))
     true, counted = np.array(counts.true_per_image, float), np.array(counts.counted_per_image, float)
     pairs = np.stack([(true + counted) / 2, counted - true], axis=1).reshape(-1, 2)
     spots, images = np.unique(pairs, axis=0, return_counts=True)
-    colour = colour_of(name, class_names) if name in class_names else INK
+    color = color_of(name, class_names) if name in class_names else INK
     ax.axhline(0, color=MUTED, lw=0.8)
     for label, line, style in (
         ("bias", counts.bias, "-"), ("", counts.lower_limit, "--"), ("95 %", counts.upper_limit, "--"),
@@ -42,7 +43,7 @@ def bland_altman(ax: Axes | None, counts: ClassCounts, name: str, class_names: S
             continue  # its number would only be written over that of the bias
         ax.annotate(f"{label} {line.value:+.2f}".strip(), (1, line.value), (-2, 2), fontsize=8, color=INK,
                     xycoords=("axes fraction", "data"), textcoords="offset points", ha="right")  # fmt: skip
-    ax.scatter(spots[:, 0], spots[:, 1], s=22 * images**0.7, color=colour, alpha=0.75, lw=0, zorder=2)
+    ax.scatter(spots[:, 0], spots[:, 1], s=22 * images**0.7, color=color, alpha=0.75, lw=0, zorder=2)
     most = max(np.abs(pairs[:, 1]).max(initial=0), *(abs(x) for x in _ends(counts)), 1.0)
     low, high = pairs[:, 0].min(initial=np.inf), pairs[:, 0].max(initial=0)
     low = min(low, high)
@@ -88,14 +89,14 @@ def count_dots(
     rows: dict[str, Interval] = {name: getattr(report.per_class[name], figure) for name in names}
     rows[TOGETHER] = getattr(report.together, figure)
     for row, (name, one) in enumerate(rows.items()):
-        colour = colour_of(name, names) if name in names else INK
+        color = color_of(name, names) if name in names else INK
         if one.value is None:
             ax.annotate("n/a", (0, row), (6, 0), xycoords=("axes fraction", "data"),
                         textcoords="offset points", va="center", color=MUTED)  # fmt: skip
             continue
         if one.low is not None:
-            ax.plot([one.low, one.high], [row, row], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-        ax.plot(one.value, row, "o", ms=9, color=colour)
+            ax.plot([one.low, one.high], [row, row], color=color, lw=5, alpha=0.35, solid_capstyle="butt")
+        ax.plot(one.value, row, "o", ms=9, color=color)
         ax.annotate(form.format(one.value), (one.value, row), (0, 8), textcoords="offset points", ha="center",
                     fontsize=9, color=INK)  # fmt: skip
     for name, value in (published or {}).items():
@@ -116,9 +117,9 @@ def count_threshold_curve(
 ) -> Axes:
     """Mean absolute difference (solid) and mean difference (dashed) per image against the score threshold."""
     ax = axes_or_new(ax, (3.9, 3.3))
-    colour = colour_of(name, class_names)
-    ax.plot(curve.thresholds, curve.mae, color=colour, label="mean |difference|")
-    ax.plot(curve.thresholds, curve.bias, "--", color=colour, label="mean difference")
+    color = color_of(name, class_names)
+    ax.plot(curve.thresholds, curve.mae, color=color, label="mean |difference|")
+    ax.plot(curve.thresholds, curve.bias, "--", color=color, label="mean difference")
     ax.axhline(0, color=MUTED, lw=0.8)
     ax.axvline(chosen, color=MUTED, lw=1.2)
     # Low thresholds count so many that the interesting part would be flat.

@@ -10,19 +10,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
-from ssdlib.plots.style import INK, MUTED, axes_or_new, colour_of, draw_boxes, show_image
+from ssdlib.inference.draw import color_of
+from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image
 
 
 def ground_truth(ax: Axes | None, image: Any, target: Mapping[str, Any], title: str = "") -> Axes:
-    """One image with its target's "boxes" (G, 4), xyxy in the image's pixels, coloured by "labels" (G,)."""
+    """One image with its target's "boxes" (G, 4), xyxy in the image's pixels, colored by "labels" (G,)."""
     ax = axes_or_new(ax, (4.2, 3.3))
     show_image(ax, image, title)
     return draw_boxes(ax, target["boxes"], target["labels"])
 
 
 def class_legend(figure: Figure, class_names: Sequence[str]) -> Figure:
-    """One coloured patch for each class, above all Axes of the figure."""
-    handles = [Patch(color=colour_of(name, class_names), label=name) for name in class_names]
+    """One colored patch for each class, above all Axes of the figure."""
+    handles = [Patch(color=color_of(name, class_names), label=name) for name in class_names]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
     return figure
 
@@ -35,7 +36,7 @@ def class_bars(ax: Axes | None, counts: Mapping[str, Mapping[str, int]]) -> Axes
         names = list(by_class)
         for i, name in enumerate(names):
             x = i + (k - (len(counts) - 1) / 2) * width
-            ax.bar(x, by_class[name], width * 0.92, color=colour_of(name, names), alpha=shades[k])
+            ax.bar(x, by_class[name], width * 0.92, color=color_of(name, names), alpha=shades[k])
             label = f"{by_class[name]}\n{split}"
             ax.text(x, max(by_class[name], 1) * 1.08, label, ha="center", va="bottom", fontsize=8)
         ax.set_xticks(range(len(names)), names)
@@ -55,7 +56,7 @@ def size_scatter(ax: Axes | None, sizes: Mapping[str, Any], priors: Any = ()) ->
     # The most numerous class first, so that it does not hide the others.
     for name in sorted(names, key=lambda name: -len(sizes[name])):
         width, height = np.asarray(sizes[name], dtype=float).reshape(-1, 2).T
-        ax.scatter(width, height, s=12, color=colour_of(name, names), alpha=0.45, lw=0, label=name)
+        ax.scatter(width, height, s=12, color=color_of(name, names), alpha=0.45, lw=0, label=name)
     shapes = np.asarray(priors, dtype=float).reshape(-1, 2)
     if len(shapes):
         ax.scatter(*shapes.T, marker="D", s=22, facecolor="white", edgecolor=INK, label="prior", zorder=3)
@@ -78,7 +79,7 @@ def aspect_histogram(ax: Axes | None, ratios: Mapping[str, Any], prior_ratios: S
     names, edges = list(ratios), np.geomspace(0.2, 5, 49)
     for name in names:
         counts, _ = np.histogram(np.asarray(ratios[name], dtype=float), edges)
-        ax.stairs(counts / max(counts.max(), 1), edges, color=colour_of(name, names), lw=1.8, label=name)
+        ax.stairs(counts / max(counts.max(), 1), edges, color=color_of(name, names), lw=1.8, label=name)
     for ratio in prior_ratios:
         ax.axvline(ratio, color=MUTED, lw=1, ls=":")
     ticks = (1 / 3, 1 / 2, 1, 2, 3)
@@ -95,7 +96,7 @@ def count_histogram(ax: Axes | None, counts: Sequence[int], name: str, class_nam
     """How many images hold 0, 1, 2, ... objects of one class."""
     ax = axes_or_new(ax, (3.6, 3))
     images = np.bincount(np.asarray(counts, dtype=np.int64), minlength=2)
-    ax.bar(np.arange(len(images)), images, width=0.9, color=colour_of(name, class_names))
+    ax.bar(np.arange(len(images)), images, width=0.9, color=color_of(name, class_names))
     ax.set(xlabel=f"{name} in an image", ylabel="images", xlim=(-0.7, len(images) - 0.3))
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.grid(axis="x", visible=False)

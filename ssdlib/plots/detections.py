@@ -10,10 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from ssdlib.plots.style import GRID, INK, axes_or_new, colour_of, draw_boxes, show_image, table
+from ssdlib.inference.draw import color_of
+from ssdlib.plots.style import GRID, INK, axes_or_new, draw_boxes, show_image, table
 
 if TYPE_CHECKING:
-    from ssdlib.detections import Detections
+    from ssdlib.inference.detections import Detections
 
 KEPT, SUPPRESSED = "#15803d", "#6b7280"
 
@@ -26,7 +27,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 def detected(
     ax: Axes | None, image: Any, detections: Detections, *, title: str | None = None, captions: bool = False
 ) -> Axes:
-    """An image (H, W, 3) with its detections in class colours; the title tells the counts unless given.
+    """An image (H, W, 3) with its detections in class colors; the title tells the counts unless given.
 
     `captions` writes class and score at each box.
     """
@@ -59,17 +60,17 @@ def suppression(
     *,
     kept: Iterable[int] = (),
     suppressed: Iterable[int] = (),
-    colour: str = INK,
+    color: str = INK,
 ) -> Axes:
-    """A state of NMS: of the candidates (K, 4), kept ones thick green, suppressed grey, waiting ones thin."""
+    """A state of NMS: of the candidates (K, 4), kept ones thick green, suppressed gray, waiting ones thin."""
     ax = axes_or_new(ax, (4.2, 3.3))
     show_image(ax, image)
     boxes = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
     kept, suppressed = list(kept), list(suppressed)
     waiting = sorted(set(range(len(boxes))) - set(kept) - set(suppressed))
-    draw_boxes(ax, boxes[suppressed], colour=SUPPRESSED, width=0.8)
-    draw_boxes(ax, boxes[waiting], colour=colour, width=0.8)
-    draw_boxes(ax, boxes[kept], colour=KEPT, width=2.4)
+    draw_boxes(ax, boxes[suppressed], color=SUPPRESSED, width=0.8)
+    draw_boxes(ax, boxes[waiting], color=color, width=0.8)
+    draw_boxes(ax, boxes[kept], color=KEPT, width=2.4)
     return ax
 
 
@@ -91,12 +92,12 @@ def suppression_board(
     boxes = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
     order = sorted(range(len(boxes)), key=lambda k: (k in kept, k not in suppressed))  # kept ones on top
     for k in order:
-        colour, style = (KEPT, "-") if k in kept else (SUPPRESSED, ":") if k in suppressed else (INK, "-")
-        draw_boxes(ax, boxes[k], colour=colour, width=2.6 if k in kept else 1.4, style=style)
-        # Neighbours are often shifted by little: every other tag goes to the opposite corner.
+        color, style = (KEPT, "-") if k in kept else (SUPPRESSED, ":") if k in suppressed else (INK, "-")
+        draw_boxes(ax, boxes[k], color=color, width=2.6 if k in kept else 1.4, style=style)
+        # Neighbors are often shifted by little: every other tag goes to the opposite corner.
         x, y, ha, va = (*boxes[k, :2], "left", "top") if k % 2 == 0 else (*boxes[k, 2:], "right", "bottom")
         ax.text(x, y, f"{k + 1}  {scores[k]:.1f}", color="white", fontsize=8, ha=ha, va=va,
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5})  # fmt: skip
     return ax
 
 
@@ -117,12 +118,12 @@ def counts_by_threshold(
         scores = np.sort(np.concatenate([np.empty(0), *parts]))
         levels = np.linspace(0.01, 1, 200)
         count = len(scores) - np.searchsorted(scores, levels)
-        colour = colour_of(name, names)
-        ax.plot(levels, np.where(count > 0, count, np.nan), color=colour, label=name)
-        ax.axhline(max(true_counts[name], 0.5), color=colour, lw=1.2, ls="--")
+        color = color_of(name, names)
+        ax.plot(levels, np.where(count > 0, count, np.nan), color=color, label=name)
+        ax.axhline(max(true_counts[name], 0.5), color=color, lw=1.2, ls="--")
         if thresholds is not None:
             reached = len(scores) - np.searchsorted(scores, np.float32(thresholds[name]))
-            ax.plot([thresholds[name]], [reached or np.nan], "o", ms=9, color=colour, mec="white", mew=1.5)
+            ax.plot([thresholds[name]], [reached or np.nan], "o", ms=9, color=color, mec="white", mew=1.5)
     ax.set(yscale="log", xlim=(0, 1), xlabel="score threshold", ylabel="cells counted (logarithmic)")
     if names:
         ax.legend(loc="upper right", fontsize=9)
@@ -170,9 +171,9 @@ def scores_table(ax: Axes | None, detections: Sequence[Detections], names: Seque
     return ax
 
 
-def legend_of_states(figure: Figure, colour: str = INK) -> Figure:
-    """What the colours of `suppression` mean, above all Axes of the figure."""
-    states = {"waiting": (colour, 0.8), "kept": (KEPT, 2.4), "suppressed": (SUPPRESSED, 0.8)}
+def legend_of_states(figure: Figure, color: str = INK) -> Figure:
+    """What the colors of `suppression` mean, above all Axes of the figure."""
+    states = {"waiting": (color, 0.8), "kept": (KEPT, 2.4), "suppressed": (SUPPRESSED, 0.8)}
     handles = [Line2D([], [], color=shade, lw=width, label=name) for name, (shade, width) in states.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
     return figure

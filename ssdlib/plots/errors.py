@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from ssdlib.inference.draw import color_of
 from ssdlib.plots.evaluation import MISSED, RIGHT, WRONG, crop
-from ssdlib.plots.style import INK, MUTED, Source, axes_or_new, colour_of, draw_boxes, new_figure
+from ssdlib.plots.style import INK, MUTED, Source, axes_or_new, draw_boxes, new_figure
 
 if TYPE_CHECKING:
     from ssdlib.evaluation.calibration import Reliability
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def kind_costs(ax: Axes | None, errors: TideErrors) -> Axes:
-    """A bar a kind: the points (0.01) of mAP it costs, each class's part in its colour, and how many."""
+    """A bar a kind: the points (0.01) of mAP it costs, each class's part in its color, and how many."""
     costs = {kind: [one.kinds[kind].cost for one in errors.per_class.values()] for kind in errors.kinds}
     held = max(sum(cost is not None for cost in next(iter(costs.values()), [])), 1)
     parts = {kind: [100 * (cost or 0.0) / held for cost in values] for kind, values in costs.items()}
@@ -33,7 +34,7 @@ def kind_costs(ax: Axes | None, errors: TideErrors) -> Axes:
 
 
 def kind_counts(ax: Axes | None, errors: TideErrors) -> Axes:
-    """A bar a kind: how many errors, each class's part in its colour."""
+    """A bar a kind: how many errors, each class's part in its color."""
     parts = {kind: [one.kinds[kind].count for one in errors.per_class.values()] for kind in errors.kinds}
     ends = {kind: f"{one.count:,}" for kind, one in errors.kinds.items()}
     ax = _stacked(ax, parts, ends, list(errors.per_class))
@@ -49,7 +50,7 @@ def _stacked(
     starts = np.zeros(len(parts))
     for k, name in enumerate(names):
         lengths = np.array([values[k] for values in parts.values()], dtype=float)
-        ax.barh(range(len(parts)), lengths, 0.7, left=starts, color=colour_of(name, names), label=name)
+        ax.barh(range(len(parts)), lengths, 0.7, left=starts, color=color_of(name, names), label=name)
         starts += lengths
     for row, kind in enumerate(parts):
         ax.annotate(ends[kind], (starts[row], row), (4, 0), textcoords="offset points", va="center",
@@ -84,9 +85,9 @@ def error_grid(
     images = {index: image_of(index) for index in {one.image_index for one in errors}}
     for ax, one in zip(axes, errors, strict=False):
         missed = one.score is None or one.kind == "missed"
-        crop(ax, images[one.image_index], one.box, title=_caption(one), colour=MISSED if missed else WRONG)
+        crop(ax, images[one.image_index], one.box, title=_caption(one), color=MISSED if missed else WRONG)
         if one.true_box is not None:
-            draw_boxes(ax, one.true_box, colour=MISSED, width=1.6, style=(0, (2.5, 1.5)))
+            draw_boxes(ax, one.true_box, color=MISSED, width=1.6, style=(0, (2.5, 1.5)))
         if missed:
             ax.patches[-1].set_linestyle((0, (2.5, 1.5)))
     return figure
@@ -105,7 +106,7 @@ def reliability_diagram(
     title: str = "",
     *,
     scaled: Reliability | None = None,
-    colour: str = RIGHT,
+    color: str = RIGHT,
 ) -> Axes:
     """The share that is right in each bin of scores, its count above it; honest scores lie on the diagonal.
 
@@ -116,10 +117,10 @@ def reliability_diagram(
     for one in reliability.bins:
         middle = (one.low + one.high) / 2
         if one.right is not None:
-            ax.bar(middle, one.right, 0.9 * (one.high - one.low), color=colour, alpha=0.3, lw=0)
-            ax.plot([one.mean_score] * 2, [one.mean_score, one.right], color=colour, lw=1.4, zorder=2)
+            ax.bar(middle, one.right, 0.9 * (one.high - one.low), color=color, alpha=0.3, lw=0)
+            ax.plot([one.mean_score] * 2, [one.mean_score, one.right], color=color, lw=1.4, zorder=2)
         ax.text(middle, 1.03, f"{one.count}", fontsize=7, color=INK, ha="center", va="bottom")
-    handles = [_points(ax, reliability, "as they came", colour, colour)]
+    handles = [_points(ax, reliability, "as they came", color, color)]
     if scaled is not None:
         handles.append(_points(ax, scaled, "scaled", "white", INK))
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0.93), fontsize=8, handletextpad=0.3)

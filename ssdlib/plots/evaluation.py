@@ -12,13 +12,14 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from ssdlib.plots.style import INK, MUTED, axes_or_new, colour_of, draw_boxes, show_image, table
+from ssdlib.inference.draw import color_of
+from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image, table
 
 if TYPE_CHECKING:
-    from ssdlib.detections import Detections
-    from ssdlib.evaluation.bootstrap import Interval
     from ssdlib.evaluation.errors import Verdict
     from ssdlib.evaluation.metrics import Metrics, PrecisionRecall
+    from ssdlib.evaluation.tables import Interval
+    from ssdlib.inference.detections import Detections
 
 RIGHT, WRONG, MISSED = "#15803d", "#ea580c", "#1d4ed8"
 """True positives (thin green), false positives (thick orange), missed objects (dashed blue)."""
@@ -42,18 +43,18 @@ def judged(
     show_image(ax, image, title)
     boxes = detections.boxes.numpy()
     wrong = ~verdict.right
-    draw_boxes(ax, boxes[verdict.right], colour=RIGHT, width=1.3)
-    draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[verdict.missed], colour=MISSED, width=2.2,
+    draw_boxes(ax, boxes[verdict.right], color=RIGHT, width=1.3)
+    draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[verdict.missed], color=MISSED, width=2.2,
                style=(0, (2.5, 1.5)))  # fmt: skip
     draw_boxes(
         ax, boxes[wrong], detections.labels.numpy()[wrong], detections.class_names,
-        detections.scores.numpy()[wrong], colour=WRONG, width=2.2, captions=scores,
+        detections.scores.numpy()[wrong], color=WRONG, width=2.2, captions=scores,
     )  # fmt: skip
     return ax
 
 
 def verdict_legend(figure: Figure) -> Figure:
-    """What the three colours of `judged` mean, above all Axes of the figure."""
+    """What the three colors of `judged` mean, above all Axes of the figure."""
     kinds = {
         "right": (RIGHT, "-", 1.3),
         "false alarm": (WRONG, "-", 2.2),
@@ -76,10 +77,10 @@ def judged_board(
         ax.text((xmin + xmax) / 2, (ymin + ymax) / 2, "ABCDEFGH"[i], ha="center", va="center",
                 fontsize=16, weight="bold", color=MUTED)  # fmt: skip
     for i, box in enumerate(np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)):
-        colour = RIGHT if right[i] else WRONG
-        draw_boxes(ax, box, colour=colour, width=2.2)
+        color = RIGHT if right[i] else WRONG
+        draw_boxes(ax, box, color=color, width=2.2)
         ax.text(box[2], box[3], f"{i + 1}", color="white", fontsize=9, weight="bold", ha="right", va="bottom",
-                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5})  # fmt: skip
     return ax
 
 
@@ -111,19 +112,19 @@ def precision_recall_curves(
     curves: Mapping[str, PrecisionRecall],
     thresholds: Mapping[str, float] | None = None,
 ) -> Axes:
-    """A curve for each class in its colour; a dot where its working threshold lies."""
+    """A curve for each class in its color; a dot where its working threshold lies."""
     ax = _precision_recall_axes(axes_or_new(ax, (5.4, 4.2)))
     names = list(curves)
     for name, curve in curves.items():
-        colour = colour_of(name, names)
+        color = color_of(name, names)
         ap = "n/a" if curve.ap is None else f"{curve.ap:.3f}"
         recall = np.concatenate([[0.0], curve.recall])
         precision = np.concatenate([curve.precision[:1], curve.precision]) if len(curve.scores) else [np.nan]
-        ax.plot(recall, precision, color=colour, label=f"{name}, AP {ap}")
+        ax.plot(recall, precision, color=color, label=f"{name}, AP {ap}")
         if thresholds and curve.ground_truth:
             p, r, _ = curve.at(thresholds[name])
             if p is not None:
-                ax.plot([r], [p], "o", ms=9, color=colour, mec="white", mew=1.5, zorder=3)
+                ax.plot([r], [p], "o", ms=9, color=color, mec="white", mew=1.5, zorder=3)
     if names:
         ax.legend(loc="lower left", fontsize=9)
     return ax
@@ -142,7 +143,7 @@ def ap_bars(ax: Axes | None, values: Mapping[str, Mapping[str, float | None]]) -
         names = list(by_class)
         for i, name in enumerate(names):
             x, value = i + (k - (len(values) - 1) / 2) * width, by_class[name]
-            ax.bar(x, value or 0.0, width * 0.92, color=colour_of(name, names), alpha=shades[k])
+            ax.bar(x, value or 0.0, width * 0.92, color=color_of(name, names), alpha=shades[k])
             label = f"{'n/a' if value is None else f'{value:.2f}'}\n{way}"
             ax.text(x, (value or 0.0) + 0.02, label, ha="center", va="bottom", fontsize=8)
         ax.set_xticks(range(len(names)), names)
@@ -159,10 +160,10 @@ def interval_dots(ax: Axes | None, values: Mapping[str, Interval]) -> Axes:
     for row, (name, one) in enumerate(values.items()):
         if one.value is None:
             continue
-        colour = INK if name == "mean" else colour_of(name, classes)
+        color = INK if name == "mean" else color_of(name, classes)
         if one.low is not None:
-            ax.plot([one.low, one.high], [row, row], color=colour, lw=5, alpha=0.35, solid_capstyle="butt")
-        ax.plot(one.value, row, "o", ms=9, color=colour)
+            ax.plot([one.low, one.high], [row, row], color=color, lw=5, alpha=0.35, solid_capstyle="butt")
+        ax.plot(one.value, row, "o", ms=9, color=color)
         ax.annotate(f"{one.value:.3f}", (one.value, row), (0, 9), textcoords="offset points", ha="center")
     ax.set_yticks(range(len(values)), list(values))
     ax.update_datalim([(0.85, 0), (1.0, 0)])  # at least this much, so that nothing looks worse than it is
@@ -198,7 +199,7 @@ def ap_by_iou(ax: Axes | None, ious: Sequence[float], values: Mapping[str, Seque
     names = list(values)
     for name in names:
         heights = [np.nan if value is None else value for value in values[name]]
-        ax.plot(ious, heights, "o-", ms=5, color=colour_of(name, names), label=name)
+        ax.plot(ious, heights, "o-", ms=5, color=color_of(name, names), label=name)
     ax.set(ylim=(0, 1.04), xlabel="IoU from which a detection is right", ylabel="average precision")
     if names:
         ax.legend(fontsize=9)
@@ -208,15 +209,15 @@ def ap_by_iou(ax: Axes | None, ious: Sequence[float], values: Mapping[str, Seque
 def threshold_curves(
     ax: Axes | None, curve: PrecisionRecall, name: str, class_names: Sequence[str], chosen: float
 ) -> Axes:
-    """Precision (solid), recall (dashed) and F1 (dotted grey) of one class against the score threshold."""
+    """Precision (solid), recall (dashed) and F1 (dotted gray) of one class against the score threshold."""
     ax = axes_or_new(ax, (3.7, 3.2))
     levels = np.linspace(0.01, 0.99, 99)
     points = [curve.at(level) for level in levels]
     precision = np.array([np.nan if p is None else p for p, _, _ in points])
     recall = np.array([np.nan if r is None else r for _, r, _ in points])
-    colour = colour_of(name, class_names)
-    ax.plot(levels, precision, color=colour, label="precision")
-    ax.plot(levels, recall, "--", color=colour, label="recall")
+    color = color_of(name, class_names)
+    ax.plot(levels, precision, color=color, label="precision")
+    ax.plot(levels, recall, "--", color=color, label="recall")
     both = precision + recall
     f1 = np.divide(2 * precision * recall, both, out=np.full(len(both), np.nan), where=both > 0)
     ax.plot(levels, f1, ":", color=INK, label="F1")
@@ -236,8 +237,8 @@ def confusion(ax: Axes | None, matrix: Any, class_names: Sequence[str]) -> Axes:
     counts = np.asarray(matrix)[np.ix_(order, order)]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     diagonal = np.eye(len(counts), dtype=bool)
-    for mask, colours in ((diagonal, "Greens"), (~diagonal, "Oranges")):
-        ax.imshow(np.ma.array(share, mask=~mask), cmap=colours, vmin=0, vmax=1.3)
+    for mask, colors in ((diagonal, "Greens"), (~diagonal, "Oranges")):
+        ax.imshow(np.ma.array(share, mask=~mask), cmap=colors, vmin=0, vmax=1.3)
     for (i, j), count in np.ndenumerate(counts):
         void = i == j == len(class_names)
         text = "–" if void else f"{count}\n{share[i, j]:.0%}" if i < len(class_names) else str(count)
@@ -258,13 +259,13 @@ def score_histogram(
     """Scores of the right detections and of the false alarms of one class, on a logarithmic axis."""
     ax = axes_or_new(ax, (3.7, 3.0))
     edges = np.linspace(0, 1, 26)
-    for mask, colour, name in (
+    for mask, color, name in (
         (curve.true_positive, RIGHT, "right"),
         (~curve.true_positive, WRONG, "false alarm"),
     ):
         counts, _ = np.histogram(curve.scores[mask], edges)
-        ax.stairs(counts, edges, color=colour, lw=1.8, fill=False, label=name)
-        ax.stairs(counts, edges, color=colour, alpha=0.2, fill=True, baseline=0.5)
+        ax.stairs(counts, edges, color=color, lw=1.8, fill=False, label=name)
+        ax.stairs(counts, edges, color=color, alpha=0.2, fill=True, baseline=0.5)
     if threshold is not None:
         ax.axvline(threshold, color=MUTED, lw=1.2)
     ax.set(yscale="log", xlim=(0, 1), xlabel="score", title=title)
@@ -284,7 +285,7 @@ def counts_scatter(
     spots, images = np.unique(pairs, axis=0, return_counts=True)
     most = max(pairs.max(initial=0), 2)
     ax.plot([-1, most + 1], [-1, most + 1], color=MUTED, lw=1.2, ls="--", zorder=1)
-    ax.scatter(spots[:, 0], spots[:, 1], s=26 * images**0.7, color=colour_of(name, class_names), alpha=0.75,
+    ax.scatter(spots[:, 0], spots[:, 1], s=26 * images**0.7, color=color_of(name, class_names), alpha=0.75,
                lw=0, zorder=2)  # fmt: skip
     margin = 0.06 * most + 0.3
     ax.set(xlim=(-margin, most + margin), ylim=(-margin, most + margin), aspect="equal")
@@ -300,16 +301,16 @@ def hidden_label_curves(
     """{quantity: its value} when a share of all labels is taken away."""
     ax = axes_or_new(ax, (5.6, 3.4))
     styles = ("o-", "s--", "^:", "d-.")
-    colours = (RIGHT, MISSED, INK, WRONG)
+    colors = (RIGHT, MISSED, INK, WRONG)
     for i, (name, numbers) in enumerate(values.items()):
-        ax.plot(100 * np.asarray(shares), numbers, styles[i % 4], ms=5, color=colours[i % 4], label=name)
+        ax.plot(100 * np.asarray(shares), numbers, styles[i % 4], ms=5, color=colors[i % 4], label=name)
     ax.set(ylim=(0, 1.04), xlabel="labels taken away, %")
     if values:
         ax.legend(fontsize=9)
     return ax
 
 
-def crop(ax: Axes | None, image: Any, box_xyxy: Any, *, title: str = "", colour: str = WRONG) -> Axes:
+def crop(ax: Axes | None, image: Any, box_xyxy: Any, *, title: str = "", color: str = WRONG) -> Axes:
     """The surroundings of one box (4,), about twice its side or 80 pixels, with the box drawn.
 
     At the image's border the window is moved inside.
@@ -324,6 +325,6 @@ def crop(ax: Axes | None, image: Any, box_xyxy: Any, *, title: str = "", colour:
     x, y = (
         np.clip((a + b) / 2, half, size - half) for a, b, size in ((xmin, xmax, width), (ymin, ymax, height))
     )
-    draw_boxes(ax, box_xyxy, colour=colour, width=2)
+    draw_boxes(ax, box_xyxy, color=color, width=2)
     ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
     return ax

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from ssdlib.plots.style import MUTED, axes_or_new, mark_synthetic, new_figure
-from ssdlib.plots.training import LINE_COLOURS
+from ssdlib.plots.training import LINE_COLORS
 
 ByShare = Mapping[float, float | None]
 """A figure of merit by the share of labels removed, 0 to 1; None where there is none."""
@@ -19,7 +19,7 @@ NAMES = {
     "soft": "soft: background far from labels counts less",
     "ignore_confident": "ignore_confident: what looks like a cell is left out",
 }
-COLOURS = dict(zip(NAMES, (MUTED, LINE_COLOURS[1], LINE_COLOURS[0]), strict=True))
+COLORS = dict(zip(NAMES, (MUTED, LINE_COLORS[1], LINE_COLORS[0]), strict=True))
 """Each method keeps its own in every figure, whoever else is there."""
 MARKERS = dict(zip(NAMES, "osD", strict=True))
 
@@ -35,7 +35,7 @@ def against_removed(ax: Axes | None, values: Mapping[str, ByShare], *, ylabel: s
             marker=MARKERS.get(method, "o"),
             ms=6,
             lw=2.2,
-            color=COLOURS.get(method, LINE_COLOURS[(i + 2) % len(LINE_COLOURS)]),
+            color=COLORS.get(method, LINE_COLORS[(i + 2) % len(LINE_COLORS)]),
             label=NAMES.get(method, method),
             clip_on=False,
         )
@@ -52,7 +52,7 @@ def against_removed(ax: Axes | None, values: Mapping[str, ByShare], *, ylabel: s
 def missing_labels(panels: Mapping[str, Mapping[str, ByShare]], *, synthetic: bool = False) -> Figure:
     """`against_removed` for each {what is measured: {method: {share removed: value}}}, side by side.
 
-    The panels are those of `ssdlib.bench.missing_labels.panels`; all are judged on complete labels.
+    The panels are those of `tests.benchmarks.missing_labels.panels`; all are judged on complete labels.
     """
     figure, axes = new_figure(1, max(len(panels), 1), size=(3.9 * max(len(panels), 1), 4.0), sharey=True)
     axes = [axes] if isinstance(axes, Axes) else list(axes)

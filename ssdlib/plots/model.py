@@ -14,7 +14,7 @@ from matplotlib.ticker import LogLocator
 
 from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image
 
-MAP_COLOURS = ("#1d4ed8", "#0891b2", "#047857", "#b45309", "#be185d", "#6d28d9")
+MAP_COLORS = ("#1d4ed8", "#0891b2", "#047857", "#b45309", "#be185d", "#6d28d9")
 """One for each of the six maps, fine to coarse."""
 
 
@@ -23,7 +23,7 @@ def share_bars(ax: Axes | None, values: Mapping[str, float], *, unit: str = "", 
     ax = axes_or_new(ax, (5.5, 3.6))
     names, numbers = list(values), np.array(list(values.values()), dtype=float)
     total = numbers.sum()
-    ax.barh(range(len(names)), numbers, color=MAP_COLOURS[0], height=0.7)
+    ax.barh(range(len(names)), numbers, color=MAP_COLORS[0], height=0.7)
     for i, number in enumerate(numbers):
         share = f"  {number:.{digits}f} {unit}".rstrip() + f" ({100 * number / total:.0f} %)"
         ax.text(number, i, share, va="center", fontsize=8, color=INK)
@@ -36,7 +36,7 @@ def share_bars(ax: Axes | None, values: Mapping[str, float], *, unit: str = "", 
 
 
 def receptive_fields(ax: Axes | None, image: Any, fields: Mapping[str, int]) -> Axes:
-    """Squares around the centre of a (3, S, S) image: what one cell of each {map: side in pixels} sees.
+    """Squares around the center of a (3, S, S) image: what one cell of each {map: side in pixels} sees.
 
     A field larger than the image is drawn to where it ends; the axes show what lies beyond the image.
     """
@@ -45,11 +45,11 @@ def receptive_fields(ax: Axes | None, image: Any, fields: Mapping[str, int]) -> 
     show_image(ax, image)
     for i, (name, side) in enumerate(fields.items()):
         low = (size - side) / 2
-        colour = MAP_COLOURS[i % len(MAP_COLOURS)]
-        ax.add_patch(Rectangle((low, low), side, side, fill=False, edgecolor=colour, lw=2.2))
+        color = MAP_COLORS[i % len(MAP_COLORS)]
+        ax.add_patch(Rectangle((low, low), side, side, fill=False, edgecolor=color, lw=2.2))
         ax.text(
             low + 4, low - 4, f"{name}: {side}", color="white", fontsize=8, va="bottom",
-            bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.5},
+            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
         )  # fmt: skip
     margin = max([side - size for side in fields.values()] + [0]) / 2 + 10
     ax.set(xlim=(-margin, size + margin), ylim=(size + margin, -margin - 24))
@@ -77,8 +77,8 @@ def norm_histogram(ax: Axes | None, norms: Mapping[str, Any]) -> Axes:
     edges = np.geomspace(low, high, 90)
     for i, (name, values) in enumerate(lengths.items()):
         counts, _ = np.histogram(values, edges)
-        colour = MAP_COLOURS[i % len(MAP_COLOURS)]
-        ax.stairs(counts / max(counts.max(), 1), edges, fill=True, alpha=0.45, color=colour, label=name)
+        color = MAP_COLORS[i % len(MAP_COLORS)]
+        ax.stairs(counts / max(counts.max(), 1), edges, fill=True, alpha=0.45, color=color, label=name)
     ax.set(xscale="log", ylim=(0, 1.3), yticks=[], xlabel="length of a feature vector")
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -108,7 +108,7 @@ def channels(ax: Axes | None, features: Any, *, rows: int = 3, columns: int = 4)
 def positive_priors(
     ax: Axes | None, image: Any, boxes_xyxy: Any, labels: Any, priors_xyxy: Any, prior_labels: Any
 ) -> Axes:
-    """Objects (G, 4) in thick lines and the positive priors (K, 4) in thin ones, in their class colours."""
+    """Objects (G, 4) in thick lines and the positive priors (K, 4) in thin ones, in their class colors."""
     ax = axes_or_new(ax, (5, 5))
     show_image(ax, image)
     draw_boxes(ax, priors_xyxy, prior_labels, width=0.7)
@@ -124,9 +124,9 @@ def negatives(ax: Axes | None, image: Any, priors_xyxy: Any, losses: Any) -> Axe
     order = np.argsort(losses, kind="stable")  # the hardest on top
     squares = [Rectangle((a, b), c - a, d - b) for a, b, c, d in corners[order]]
     scale = plt.Normalize(min(losses.min(initial=0), 0), max(losses.max(initial=0), 1e-12))
-    colours = plt.get_cmap("viridis_r")(scale(losses[order]))
-    colours[:, 3] = 0.12 + 0.88 * scale(losses[order])  # the easy ones would hide the image
-    ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colours, lw=1.3))
+    colors = plt.get_cmap("viridis_r")(scale(losses[order]))
+    colors[:, 3] = 0.12 + 0.88 * scale(losses[order])  # the easy ones would hide the image
+    ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colors, lw=1.3))
     return _frame(ax, image)
 
 
@@ -135,7 +135,7 @@ def loss_ranking(ax: Axes | None, losses: Sequence[float], picked: int) -> Axes:
     ax = axes_or_new(ax, (5, 3.4))
     ranked = -np.sort(-np.asarray(losses, dtype=float))
     ranks = np.arange(1, len(ranked) + 1)
-    ax.fill_between(ranks[:picked], ranked[:picked], color=MAP_COLOURS[3], alpha=0.35, label="learned from")
+    ax.fill_between(ranks[:picked], ranked[:picked], color=MAP_COLORS[3], alpha=0.35, label="learned from")
     ax.plot(ranks, ranked, color=INK, label="all negatives")
     ax.axvline(picked + 0.5, color=MUTED, ls="--", lw=1.2)
     ax.set_xscale("log")

@@ -11,13 +11,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from ssdlib.boxes import cxcywh_to_xyxy
 from ssdlib.config import PriorConfig
-from ssdlib.plots.style import INK, MUTED, axes_or_new, colour_of, draw_boxes, show_image
-from ssdlib.priors import make_priors
+from ssdlib.detector.boxes import cxcywh_to_xyxy
+from ssdlib.detector.priors import make_priors
+from ssdlib.inference.draw import color_of
+from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image
 
-OBJECT_COLOURS = tuple(plt.get_cmap("tab10").colors[i] for i in (1, 0, 2, 6, 4, 9, 8, 5, 3))
-"""For objects that must be told apart within one image, whatever their class; grey is left to background."""
+OBJECT_COLORS = tuple(plt.get_cmap("tab10").colors[i] for i in (1, 0, 2, 6, 4, 9, 8, 5, 3))
+"""For objects that must be told apart within one image, whatever their class; gray is left to background."""
 
 
 def priors_of_cell(config: PriorConfig, level: int, row: int, column: int) -> torch.Tensor:
@@ -31,23 +32,23 @@ def priors_of_cell(config: PriorConfig, level: int, row: int, column: int) -> to
 def map_priors(
     ax: Axes | None, image: Any, config: PriorConfig, level: int, boxes_xyxy: Any, labels: Any
 ) -> Axes:
-    """One feature map's cell centres as dots, and all priors of the cells that hold the given objects.
+    """One feature map's cell centers as dots, and all priors of the cells that hold the given objects.
 
     image is (3, S, S) or (S, S, 3); boxes (G, 4) in its pixels are filled, their cells' priors outlined in
-    the colour of the class.
+    the color of the class.
     """
     ax = axes_or_new(ax, (4, 4))
     cells, size = config.feature_maps[level], np.asarray(image).shape[1]
     show_image(ax, image)
-    centres = (np.arange(cells) + 0.5) * size / cells
-    x, y = np.meshgrid(centres, centres)
+    centers = (np.arange(cells) + 0.5) * size / cells
+    x, y = np.meshgrid(centers, centers)
     ax.scatter(x, y, s=2 + 40 / cells, color="white", edgecolor=INK, linewidth=0.3, zorder=3)
     for (xmin, ymin, xmax, ymax), label in zip(_boxes(boxes_xyxy), labels, strict=True):
-        colour = colour_of(label)
+        color = color_of(label)
         corner, shape = (xmin, ymin), (xmax - xmin, ymax - ymin)
-        ax.add_patch(Rectangle(corner, *shape, facecolor=colour, alpha=0.3, edgecolor="none"))
+        ax.add_patch(Rectangle(corner, *shape, facecolor=color, alpha=0.3, edgecolor="none"))
         row, column = int((ymin + ymax) / 2 / size * cells), int((xmin + xmax) / 2 / size * cells)
-        draw_boxes(ax, priors_of_cell(config, level, row, column) * size, colour=colour, width=1.3)
+        draw_boxes(ax, priors_of_cell(config, level, row, column) * size, color=color, width=1.3)
     ax.set(xlim=(0, size), ylim=(size, 0))
     ax.set_title(f"{cells} x {cells} map: {config.per_location[level]} priors a cell")
     return ax
@@ -59,7 +60,7 @@ def board(
     names: Sequence[str],
     prior_xyxy: Any = None,
     *,
-    colour: Any = MUTED,
+    color: Any = MUTED,
     squares: int = 8,
 ) -> Axes:
     """Named objects (G, 4) xyxy on a board of `squares` units a side, and over them one hatched prior (4,).
@@ -73,7 +74,7 @@ def board(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(True)
     for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(objects_xyxy)):
-        own, corner, shape = OBJECT_COLOURS[i], (xmin, ymin), (xmax - xmin, ymax - ymin)
+        own, corner, shape = OBJECT_COLORS[i], (xmin, ymin), (xmax - xmin, ymax - ymin)
         ax.add_patch(Rectangle(corner, *shape, facecolor=own, alpha=0.25, edgecolor="none"))
         ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=own, lw=2))
         # The first name to the left, the last to the right, so that overlapping objects keep theirs apart.
@@ -83,8 +84,8 @@ def board(
     if prior_xyxy is not None:
         xmin, ymin, xmax, ymax = _boxes(prior_xyxy)[0]
         corner, shape = (xmin, ymin), (xmax - xmin, ymax - ymin)
-        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=colour, lw=0, hatch="///", alpha=0.6))
-        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=colour, lw=2.6, ls="--"))
+        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=color, lw=0, hatch="///", alpha=0.6))
+        ax.add_patch(Rectangle(corner, *shape, fill=False, edgecolor=color, lw=2.6, ls="--"))
     return ax
 
 
@@ -126,7 +127,7 @@ def positives(
     *,
     width: float = 0.9,
 ) -> Axes:
-    """Objects (G, 4) filled, and the priors (P, 4) that answer for them in the same colour, in image pixels.
+    """Objects (G, 4) filled, and the priors (P, 4) that answer for them in the same color, in image pixels.
 
     `object_for_each_prior` (P,) is the object's index, -1 for background, which is not drawn.
     """
@@ -136,11 +137,11 @@ def positives(
     show_image(ax, image)
     answers = np.asarray(object_for_each_prior)
     for i, (xmin, ymin, xmax, ymax) in enumerate(_boxes(boxes_xyxy)):
-        colour = OBJECT_COLOURS[i % len(OBJECT_COLOURS)]
+        color = OBJECT_COLORS[i % len(OBJECT_COLORS)]
         shape = (xmax - xmin, ymax - ymin)
-        ax.add_patch(Rectangle((xmin, ymin), *shape, facecolor=colour, alpha=0.25, edgecolor="none"))
-        draw_boxes(ax, (xmin, ymin, xmax, ymax), colour=colour, width=2.2)
-        draw_boxes(ax, _boxes(priors_xyxy)[answers == i], colour=colour, width=width, style="--")
+        ax.add_patch(Rectangle((xmin, ymin), *shape, facecolor=color, alpha=0.25, edgecolor="none"))
+        draw_boxes(ax, (xmin, ymin, xmax, ymax), color=color, width=2.2)
+        draw_boxes(ax, _boxes(priors_xyxy)[answers == i], color=color, width=width, style="--")
     ax.set(xlim=(0, wide), ylim=(height, 0))
     return ax
 
@@ -156,7 +157,7 @@ def share_bars(ax: Axes | None, shares: Mapping[str, Mapping[str, float | None]]
             if by_class[name] is None:
                 continue
             x, height = i + (k - (len(shares) - 1) / 2) * width, 100 * by_class[name]
-            ax.bar(x, height, width * 0.92, color=colour_of(name, names), alpha=shades[k])
+            ax.bar(x, height, width * 0.92, color=color_of(name, names), alpha=shades[k])
             ax.text(x, height + 1.5, f"{height:.0f} %\n{setting}", ha="center", va="bottom", fontsize=8)
         ax.set_xticks(range(len(names)), names)
     ax.set(ylim=(0, 122), ylabel="share of objects, %")
@@ -174,19 +175,19 @@ def recall_curves(ax: Axes | None, best: Mapping[str, Any], *, style: str = "-",
         overlaps = np.asarray(best[name], dtype=float)
         if len(overlaps):
             share = (overlaps[None, :] >= levels[:, None]).mean(axis=1)
-            ax.plot(levels, 100 * share, style, color=colour_of(name, names), label=f"{name}{suffix}")
+            ax.plot(levels, 100 * share, style, color=color_of(name, names), label=f"{name}{suffix}")
     ax.set(xlim=(0, 1), ylim=(0, 104), xlabel="IoU with the best prior", ylabel="objects that reach it, %")
     return ax
 
 
 def decoded_moves(ax: Axes | None, prior_xyxy: Any, moved_xyxy: Any, names: Sequence[str]) -> Axes:
-    """A prior (4,) in solid grey and the boxes (K, 4) that it becomes, each in a colour of its own."""
+    """A prior (4,) in solid gray and the boxes (K, 4) that it becomes, each in a color of its own."""
     ax = axes_or_new(ax, (4, 4))
-    draw_boxes(ax, prior_xyxy, colour=MUTED, width=3)
+    draw_boxes(ax, prior_xyxy, color=MUTED, width=3)
     for i, box in enumerate(_boxes(moved_xyxy)):
-        colour = OBJECT_COLOURS[i % len(OBJECT_COLOURS)]
-        draw_boxes(ax, box, colour=colour, width=2, style="--")
-        ax.plot([], [], "--", color=colour, label=names[i])
+        color = OBJECT_COLORS[i % len(OBJECT_COLORS)]
+        draw_boxes(ax, box, color=color, width=2, style="--")
+        ax.plot([], [], "--", color=color, label=names[i])
     corners = np.concatenate([_boxes(prior_xyxy), _boxes(moved_xyxy)])
     margin = 0.25 * (corners.max() - corners.min())
     ax.set(xlim=(corners[:, 0].min() - margin, corners[:, 2].max() + margin))
@@ -202,7 +203,7 @@ def spread(ax: Axes | None, values: Mapping[str, Any], *, limit: float) -> Axes:
     edges = np.linspace(-limit, limit, 61)
     for i, (name, numbers) in enumerate(values.items()):
         counts, _ = np.histogram(np.asarray(numbers, dtype=float), edges)
-        ax.stairs(counts / max(counts.max(), 1), edges, color=OBJECT_COLOURS[i], lw=1.8, label=name)
+        ax.stairs(counts / max(counts.max(), 1), edges, color=OBJECT_COLORS[i], lw=1.8, label=name)
     ax.set(xlim=(-limit, limit), ylim=(0, 1.08), yticks=[])
     if values:
         ax.legend(loc="upper right", fontsize=8)

@@ -1,4 +1,4 @@
-"""What all figures share: colours, images, boxes, and the notice on anything that is not real data.
+"""What all figures share: colors, images, boxes, and the notice on anything that is not real data.
 
 Plot functions take an Axes (or make one) and return it; none calls `show()`.
 """
@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-CLASS_COLOURS = ("#6b7280", "#7c3aed", "#d62839", "#0d9488", "#b45309", "#2563eb", "#be185d", "#4d7c0f")
-"""By label: background grey, then WBC violet, RBC red, platelets teal, and more for other data."""
+from ssdlib.inference.draw import color_of
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 
@@ -81,12 +80,6 @@ def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 3.6)) -> Axes
     return new_figure(size=size)[1] if ax is None else ax
 
 
-def colour_of(label: int | str, class_names: Sequence[str] = ()) -> str:
-    """The colour of a label (0 is background) or of a class name."""
-    index = class_names.index(label) + 1 if isinstance(label, str) else int(label)
-    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
-
-
 def show_image(ax: Axes, image: np.ndarray, title: str = "") -> Axes:
     """An (H, W, 3) uint8 RGB image, or a (3, H, W) tensor, without ticks or grid."""
     pixels = np.asarray(image)
@@ -105,18 +98,18 @@ def draw_boxes(
     class_names: Sequence[str] = (),
     scores: Any = None,
     *,
-    colour: str | None = None,
+    color: str | None = None,
     style: str = "-",
     width: float = 1.6,
     captions: bool = False,
 ) -> Axes:
-    """Outline (G, 4) xyxy boxes in the units of the Axes, each in its class's colour.
+    """Outline (G, 4) xyxy boxes in the units of the Axes, each in its class's color.
 
     `captions` writes the class name, and the score where there is one, at the box's upper left corner.
     """
     for i, (xmin, ymin, xmax, ymax) in enumerate(np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)):
         label = 0 if labels is None else int(labels[i])
-        edge = colour or colour_of(label)
+        edge = color or color_of(label)
         ax.add_patch(
             Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, fill=False, edgecolor=edge, lw=width, ls=style)
         )

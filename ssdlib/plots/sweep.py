@@ -1,4 +1,4 @@
-"""Figures that compare runs: a colour for each group, thin lines for the runs, a thick one for their mean."""
+"""Figures that compare runs: a color for each group, thin lines for the runs, a thick one for their mean."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from matplotlib.ticker import MaxNLocator
 from ssdlib.plots.style import MUTED, axes_or_new
 
 if TYPE_CHECKING:
-    from ssdlib.history import EpochRecord, History
+    from ssdlib.training.history import EpochRecord, History
 
-GROUP_COLOURS = ("#1d4ed8", "#c2410c", "#047857", "#a21caf", "#b08900", "#0e7490", "#be123c", "#6d28d9")
-"""By rank of the group; groups beyond these are grey, since nobody tells a ninth colour from the others."""
+GROUP_COLORS = ("#1d4ed8", "#c2410c", "#047857", "#a21caf", "#b08900", "#0e7490", "#be123c", "#6d28d9")
+"""By rank of the group; groups beyond these are gray, since nobody tells a ninth color from the others."""
 
 Groups = Mapping[str, Sequence["History"]]
 
 
-def group_colour(rank: int) -> str:
-    """The colour of the group that is `rank`-th best, from 0."""
-    return GROUP_COLOURS[rank] if rank < len(GROUP_COLOURS) else MUTED
+def group_color(rank: int) -> str:
+    """The color of the group that is `rank`-th best, from 0."""
+    return GROUP_COLORS[rank] if rank < len(GROUP_COLORS) else MUTED
 
 
 def map_curves(ax: Axes | None, groups: Groups) -> Axes:
@@ -66,7 +66,7 @@ def _curves(ax: Axes | None, groups: Groups, value: Callable[[EpochRecord], floa
 def _line(ax: Axes, points: Mapping[int, float], rank: int, **style: object) -> None:
     # A lone point makes no line: it would not be seen.
     marker = {"marker": "o", "markersize": 4} if len(points) == 1 else {}
-    ax.plot(list(points), list(points.values()), color=group_colour(rank), **marker, **style)
+    ax.plot(list(points), list(points.values()), color=group_color(rank), **marker, **style)
 
 
 def _mean(lines: Sequence[Mapping[int, float]]) -> dict[int, float]:

@@ -16,17 +16,17 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, mark_synthetic, new_figure, show_image
 
 if TYPE_CHECKING:
-    from ssdlib.history import History
+    from ssdlib.training.history import History
 
-LINE_COLOURS = ("#1d4ed8", "#b45309", "#047857", "#a21caf", "#0f766e")
+LINE_COLORS = ("#1d4ed8", "#b45309", "#047857", "#a21caf", "#0f766e")
 """For quantities; those of the classes are left to the classes."""
 
-CONTESTANT_COLOURS = dict(zip(("scratch", "original", "torchvision"), LINE_COLOURS, strict=False))
+CONTESTANT_COLORS = dict(zip(("scratch", "original", "torchvision"), LINE_COLORS, strict=False))
 """Each keeps its own in every figure, whoever else is there."""
 
 
 def training_image(ax: Axes | None, image: Any, target: Mapping[str, Any]) -> Axes:
-    """One image of a batch, (3, S, S) uint8, as the network gets it, with its boxes in the class colours."""
+    """One image of a batch, (3, S, S) uint8, as the network gets it, with its boxes in the class colors."""
     ax = axes_or_new(ax, (3, 3))
     show_image(ax, image)
     draw_boxes(ax, target["boxes"], target["labels"], width=1.8)
@@ -39,8 +39,8 @@ def step_values(ax: Axes | None, values: Mapping[str, Sequence[float]], *, ylabe
     """A line for each {name: one value a step}; steps count from 1."""
     ax = axes_or_new(ax)
     for i, (name, numbers) in enumerate(values.items()):
-        colour = LINE_COLOURS[i % len(LINE_COLOURS)]
-        ax.plot(np.arange(1, len(numbers) + 1), numbers, color=colour, label=name)
+        color = LINE_COLORS[i % len(LINE_COLORS)]
+        ax.plot(np.arange(1, len(numbers) + 1), numbers, color=color, label=name)
     ax.set(xlabel="step", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(values) > 1:
@@ -54,7 +54,7 @@ def learning_rates(ax: Axes | None, rates: Mapping[str, Sequence[float]]) -> Axe
     for i, (name, numbers) in enumerate(rates.items()):
         done = 100 * np.arange(len(numbers)) / max(len(numbers), 1)
         width = max(3.4 - 0.8 * i, 1.2)  # one that runs along a later one still shows
-        ax.plot(done, numbers, color=LINE_COLOURS[i % len(LINE_COLOURS)], lw=width, label=name)
+        ax.plot(done, numbers, color=LINE_COLORS[i % len(LINE_COLORS)], lw=width, label=name)
     ax.set(xlim=(0, 100), ylim=(0, None), xlabel="training done, %", ylabel="learning rate")
     if rates:
         ax.legend()
@@ -62,11 +62,11 @@ def learning_rates(ax: Axes | None, rates: Mapping[str, Sequence[float]]) -> Axe
 
 
 def average(ax: Axes | None, values: Sequence[float], averages: Mapping[str, Sequence[float]]) -> Axes:
-    """A noisy quantity in grey, and averages of it that follow step by step."""
+    """A noisy quantity in gray, and averages of it that follow step by step."""
     ax = axes_or_new(ax, (6, 3.2))
     ax.plot(values, color=MUTED, alpha=0.55, lw=0.9, label="weight")
     for i, (name, numbers) in enumerate(averages.items()):
-        ax.plot(numbers, color=LINE_COLOURS[i % len(LINE_COLOURS)], lw=2.2, label=name)
+        ax.plot(numbers, color=LINE_COLORS[i % len(LINE_COLORS)], lw=2.2, label=name)
     ax.set(xlabel="step", ylabel="value")
     ax.legend()
     return ax
@@ -76,11 +76,11 @@ def loss_curves(ax: Axes | None, history: History) -> Axes:
     """The training loss of each epoch and its two parts, with the best epoch on val marked."""
     ax = axes_or_new(ax, (6, 3.6))
     epochs = [record.epoch for record in history.epochs]
-    parts = {"total": "loss", "localisation": "localisation", "confidence": "confidence"}
+    parts = {"total": "loss", "localization": "localization", "confidence": "confidence"}
     for i, (name, field) in enumerate(parts.items()):
         values = [getattr(record, field) for record in history.epochs]
         width = 2.4 if name == "total" else 1.5
-        ax.plot(epochs, values, "o-", ms=_marker(epochs), lw=width, color=LINE_COLOURS[i], label=name)
+        ax.plot(epochs, values, "o-", ms=_marker(epochs), lw=width, color=LINE_COLORS[i], label=name)
     _mark_best(ax, history)
     highest = max((record.loss for record in history.epochs), default=1.0)
     # Room for the legend: fine-tuning's curves are flat and leave none.
@@ -97,7 +97,7 @@ def map_curve(ax: Axes | None, history: History, *, start: float | None = None) 
     ax = axes_or_new(ax, (6, 3.6))
     evaluated = [(r.epoch, r.map_50) for r in history.epochs if r.map_50 is not None]
     epochs, values = [e for e, _ in evaluated], [v for _, v in evaluated]
-    ax.plot(epochs, values, "o-", ms=_marker(epochs), color=LINE_COLOURS[0], label="mAP@0.5 on val")
+    ax.plot(epochs, values, "o-", ms=_marker(epochs), color=LINE_COLORS[0], label="mAP@0.5 on val")
     if start is not None:
         ax.axhline(start, color=MUTED, lw=1.6, ls=":", label=f"before training: {start:.3f}")
     _mark_best(ax, history)
@@ -115,9 +115,7 @@ def compared_maps(ax: Axes | None, values: Mapping[str, Sequence[float | None]])
     for i, (name, maps) in enumerate(values.items()):
         epochs = [e for e, value in enumerate(maps, 1) if value is not None]
         known = [value for value in maps if value is not None]
-        ax.plot(
-            epochs, known, "o-", ms=_marker(epochs), color=LINE_COLOURS[i % len(LINE_COLOURS)], label=name
-        )
+        ax.plot(epochs, known, "o-", ms=_marker(epochs), color=LINE_COLORS[i % len(LINE_COLORS)], label=name)
     ax.set(xlim=(0.5, max([len(maps) for maps in values.values()] + [1]) + 0.5), ylim=(0, 1.05))
     ax.set(xlabel="epoch", ylabel="mAP@0.5 on val")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -158,7 +156,7 @@ class LiveFigure:
 def plot_time_to_accuracy(
     results: Mapping[str, Any], ax: Axes | None = None, *, against: str = "minutes"
 ) -> Axes:
-    """mAP@0.5 on val of each contestant of `ssdlib.bench.training`, against "minutes" or "images".
+    """mAP@0.5 on val of each contestant of `tests.benchmarks.training`, against "minutes" or "images".
 
     A name and the last value stand at the end of each curve. A cross ends that of a training which stopped
     because its numbers were no longer finite; one without any evaluation is left out.
@@ -171,12 +169,12 @@ def plot_time_to_accuracy(
             continue
         across = [p["seconds"] / 60 if against == "minutes" else p["images"] for p in points]
         values = [p["map_50"] for p in points]
-        colour = CONTESTANT_COLOURS.get(name, LINE_COLOURS[i % len(LINE_COLOURS)])
-        ax.plot(across, values, "o-", ms=4, lw=2.2, color=colour, label=name, clip_on=False)
+        color = CONTESTANT_COLORS.get(name, LINE_COLORS[i % len(LINE_COLORS)])
+        ax.plot(across, values, "o-", ms=4, lw=2.2, color=color, label=name, clip_on=False)
         if entry.get("stopped"):
-            ax.plot(across[-1], values[-1], "x", ms=10, mew=2.2, color=colour, clip_on=False)
+            ax.plot(across[-1], values[-1], "x", ms=10, mew=2.2, color=color, clip_on=False)
             name = f"{name} (stopped)"
-        ends.append((across[-1], values[-1], name, colour))
+        ends.append((across[-1], values[-1], name, color))
     ax.set(xlim=(0, max((x for x, *_ in ends), default=1)), ylim=(0, 1), ylabel="mAP@0.5 on val")
     ax.set(xlabel="minutes of training" if against == "minutes" else "images seen")
     ax.xaxis.set_major_locator(MaxNLocator(5, integer=against == "images"))
@@ -188,7 +186,7 @@ def plot_time_to_accuracy(
 
 
 def _name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], apart: float = 0.065) -> None:
-    """Write (x, y, name, colour) right of each point; names that would touch make room for each other."""
+    """Write (x, y, name, color) right of each point; names that would touch make room for each other."""
     heights, near = [y for _, y, *_ in ends], 0.3 * ax.get_xlim()[1]
     order = sorted(range(len(ends)), key=heights.__getitem__)
     for _ in range(50):
@@ -197,9 +195,9 @@ def _name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], apart: f
             if overlap > 0 and abs(ends[above][0] - ends[below][0]) < near:
                 heights[above] += overlap / 2
                 heights[below] = max(heights[below] - overlap / 2, apart / 3)
-    for (x, y, name, colour), height in zip(ends, heights, strict=True):
+    for (x, y, name, color), height in zip(ends, heights, strict=True):
         ax.annotate(
-            f"{name}  {y:.2f}", (x, height), (9, 0), textcoords="offset points", va="center", color=colour,
+            f"{name}  {y:.2f}", (x, height), (9, 0), textcoords="offset points", va="center", color=color,
             fontweight="bold", fontsize=9.5, annotation_clip=False,
             path_effects=[withStroke(linewidth=3, foreground="white")],
         )  # fmt: skip

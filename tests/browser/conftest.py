@@ -61,7 +61,7 @@ def own_server(monkeypatch, tmp_path):
     """Serves the page with a detector of the test's own, in this process; gives its address."""
     pytest.importorskip("gradio", reason="needs the extra app")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
-    from ssdlib.app import page
+    from ssdlib.tools.app import page
 
     started = []
 

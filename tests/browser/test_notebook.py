@@ -7,10 +7,10 @@ from types import ModuleType
 import nbformat
 import pytest
 
-from ssdlib.app import open_inline
-from ssdlib.predict import Predictor
-from ssdlib.runs import project_root
-from ssdlib.weights import shipped_weights
+from ssdlib.common.paths import project_root
+from ssdlib.detector.model_file import shipped_weights
+from ssdlib.inference.predictor import Predictor
+from ssdlib.tools.app import open_inline
 
 pytestmark = pytest.mark.browser
 

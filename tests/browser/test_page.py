@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 import pytest
 
-from ssdlib.app.session import Sessions
+from ssdlib.common.paths import project_root
 from ssdlib.data.images import encode_image, read_image
-from ssdlib.detections import Detections
-from ssdlib.runs import project_root
+from ssdlib.inference.detections import Detections
+from ssdlib.tools.app.session import Sessions
 
 pytestmark = pytest.mark.browser
 
@@ -79,7 +79,7 @@ def test_upload_slide_and_save(open_page, shots, temporary, scheme):
     wait_until(lambda: counts(page) == found)
 
     page.locator("#ssd-scale input").fill("0.1")
-    wait_until(lambda: "micrometres" in page.locator(".ssd-sizes").inner_text())
+    wait_until(lambda: "micrometers" in page.locator(".ssd-sizes").inner_text())
     name, content = saved(page, "CSV")
     rows = list(csv.DictReader(io.StringIO(content.decode())))
     assert name == "cells.csv" and {row["image"] for row in rows} == {SMEARS[0].name, SMEARS[2].name}
@@ -174,8 +174,8 @@ def test_on_a_phone_nothing_is_cut_off(open_page, shots, scheme):
     assert table.evaluate("(table) => table.scrollWidth <= table.clientWidth")
     assert page.get_by_text("Not a medical device").is_visible()
     if scheme == "dark":
-        colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert max(map(int, re.findall(r"\d+", colour)[:3])) < 60
+        color = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert max(map(int, re.findall(r"\d+", color)[:3])) < 60
 
 
 def test_visitors_do_not_see_each_other(open_page):
@@ -351,7 +351,7 @@ def test_a_page_sent_as_an_upload_is_not_shown(program):
 
 
 def test_a_closed_page_is_forgotten(browser, own_server, monkeypatch):
-    from ssdlib.app import page as app_page
+    from ssdlib.tools.app import page as app_page
 
     opened = []
 

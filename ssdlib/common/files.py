@@ -1,0 +1,126 @@
+"""Writing files so that nothing already on disk is ever lost: write beside, sync, then rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from ssdlib.common.errors import DataError, SsdError
+
+
+@contextmanager
+def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` for binary writing and rename it over `path` on success.
+
+    A reader sees the old file or the whole new one, never a half. On any error, a full disk or Ctrl-C
+    included, the temporary file is removed and the old file stays. Raises SsdError, naming the file and
+    the remedy, where the operating system refuses.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        temporary = Path(name)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise SsdError(
+            f"cannot write {path}: {error.strerror or error}. "
+            "Free some space or choose another folder; what was there before is untouched."
+        ) from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: str | Path, *, already: Callable[[], bool] = lambda: False) -> Iterator[Path]:
+    """A temporary folder beside `path` to be filled, which is renamed to `path` when the block ends well.
+
+    So `path` is there as a whole or not at all; an empty folder of that name is replaced. `already()` is
+    asked where the renaming fails: it says whether another process was quicker with the same content, which
+    then stays. Raises DataError if there is something in `path` from the start, SsdError, naming the remedy,
+    where the operating system refuses.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise DataError(f"{path} already holds something: name a new folder.")
+    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.partial"
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        with suppress(OSError):
+            path.rmdir()  # succeeds on an empty folder alone; Windows does not rename over one
+        try:
+            temporary.rename(path)
+        except OSError:
+            if not already():
+                raise
+    except OSError as error:
+        raise SsdError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; what "
+            "was there before is untouched."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    # The mask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Atomically write `content` to `path`."""
+    with atomic_open(path) as stream:
+        stream.write(content)
+
+
+def write_text(path: str | Path, content: str) -> None:
+    """Atomically write `content` to `path` as UTF-8."""
+    write_bytes(path, content.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Atomically write `value` as indented JSON. NaN is refused: write None for "n/a"."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, *, hint: str = "") -> Any:
+    """Read a JSON file. Raises SsdError that names the file (and `hint`) if it is missing or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SsdError(f"{path} is missing. {hint}".strip()) from error
+    except OSError as error:
+        raise SsdError(f"cannot read {path}: {error.strerror or error}. {hint}".strip()) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SsdError(f"{path} is not valid JSON ({error}). {hint}".strip()) from error
+
+
+def write_with(path: str | Path, writer: Callable[[BinaryIO], Any]) -> None:
+    """Atomically write whatever `writer(stream)` writes; for libraries that want a file object."""
+    with atomic_open(path) as stream:
+        writer(stream)
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with Path(path).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

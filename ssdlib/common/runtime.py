@@ -1,0 +1,182 @@
+"""What this machine is and what to do with it: device, number format, and the facts a run records."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from ssdlib.common.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "lxml", "accelerate")
+
+
+def choose_device(device: str | torch.device = "auto") -> torch.device:
+    """`auto` takes a CUDA GPU where there is one, Apple's MPS next, else the CPU.
+
+    Raises ConfigError for a name that is no device, or a device that this machine lacks.
+    """
+    here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if here[name]))
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device must be auto, cpu, cuda, cuda:N or mps, not {device!r}") from error
+    if (chosen.index or 0) >= here.get(chosen.type, 0):
+        available = ", ".join(name for name, count in here.items() if count)
+        raise ConfigError(f"there is no device {str(chosen)!r} here; there is {available}")
+    return chosen
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return frozenset()
+
+
+def has_native_bf16(device: str | torch.device = "cpu") -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 there, not merely possible.
+
+    CPUs: avx512_bf16 or AMX on x86, bf16 on ARM, unless oneDNN has been told by ONEDNN_MAX_CPU_ISA to stay
+    below them. GPUs: compute capability 8.0 on.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    if not (limit in ("DEFAULT", "ALL") or "AVX10" in limit or limit.endswith(("BF16", "AMX", "FP16"))):
+        return False
+    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def choose_precision(precision: str = "auto", device: str | torch.device = "cpu") -> str:
+    """`fp32` or `bf16`; `auto` is bf16 where the device has it natively."""
+    if precision not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"precision must be auto, fp32 or bf16, not {precision!r}")
+    if precision != "auto":
+        return precision
+    return "bf16" if has_native_bf16(device) else "fp32"
+
+
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that tensors free, for the next ones; True if that could be set.
+
+    By default glibc gives each large block back to the system at once, and getting it anew means filling it
+    with zeros, page by page: a fifth of a training step on a CPU. Costs about 15 % more memory. Not set
+    where the user has tuned malloc by MALLOC_* variables or glibc.malloc tunables, nor outside Linux's glibc.
+    """
+    tuned = any(name.startswith("MALLOC_") for name in os.environ)
+    if tuned or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
+        return False
+    return _mallopt(mmap_max=0, trim_threshold=-1)
+
+
+MALLOC_SETTINGS = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**64 - 1),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""Environment for a process, still to be started, in which another thread than the first computes: what
+`keep_freed_memory` sets, and one heap for all threads. Else each has heaps of 64 MB, too small for a batch's
+tensors, and memory grows by the thousand images. Only glibc heeds it."""
+
+
+def return_freed_memory() -> bool:
+    """Undo `keep_freed_memory`: glibc's own limits, as they settle in a process that frees large blocks."""
+    return _mallopt(mmap_max=65536, trim_threshold=64 * 2**20, mmap_threshold=32 * 2**20)
+
+
+def _mallopt(**settings: int) -> bool:
+    numbers = {"trim_threshold": -1, "mmap_threshold": -3, "mmap_max": -4}  # M_... in glibc's malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(numbers[name], value) for name, value in settings.items())
+
+
+def cpu_name() -> str:
+    """The processor's own name for itself."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def need_extra(extra: str, *modules: str) -> ModuleType:
+    """Import `modules` of an optional extra of this project; returns the first.
+
+    Raises ConfigError that says which package is missing, and how to install it.
+    """
+    try:
+        first, *_ = [importlib.import_module(name) for name in modules]
+        return first
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"this needs the package {error.name}, which is not installed: pip install 'ssdlib[{extra}]'"
+        ) from error
+
+
+def available_cores() -> int:
+    """Processors this process may use (containers and batch systems often allow fewer than there are)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and git revision, for a run's environment.json."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    device = choose_device()
+    return {
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "packages": versions,
+        "cpu": cpu_name(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "native_bf16": has_native_bf16(device),
+        "git_revision": git_revision(),
+    }
+
+
+def git_revision() -> str | None:
+    """The checkout's commit, with `+` if files have changed since; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None
+        return git("rev-parse", "--short=12", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None

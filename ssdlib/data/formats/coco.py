@@ -1,0 +1,262 @@
+"""COCO-JSON annotations, the other common layout, for data of your own.
+
+The format: https://cocodataset.org/#format-data. Boxes there are [x, y, width, height] in pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from ssdlib.common.errors import DataError, SsdError
+from ssdlib.common.files import read_json
+from ssdlib.data.dataset import DetectionDataset, Sample
+from ssdlib.data.formats.records import (
+    SPLIT_WORDS,
+    Corners,
+    LabeledImage,
+    Layout,
+    Note,
+    check_names,
+    relative,
+)
+from ssdlib.data.formats.voc import Repair, repair_box
+from ssdlib.data.images import image_size, list_images
+
+LAYOUT = "a COCO file (annotations/*.json, or _annotations.coco.json in each split's folder) and its images"
+
+_KEYS = {
+    "images": ("id", "file_name"),
+    "categories": ("id", "name"),
+    "annotations": ("image_id", "category_id"),
+}
+
+
+def read_coco(json_path: str | Path, image_folder: str | Path) -> DetectionDataset:
+    """The images of a COCO file with their boxes; crowd regions are passed over.
+
+    Labels 1, 2, ... are the categories in the order of their ids, so that an unused id leaves no gap. Boxes
+    are repaired as `read_voc` does. Raises DataError, naming the entry, for a file that is not COCO, a
+    missing or damaged image, a path outside `image_folder`, or an annotation of an unknown image or category.
+    """
+    json_path, image_folder = Path(json_path), Path(image_folder)
+    layout = _read_file(json_path, lambda name: image_folder / name, None, str(json_path))
+    for note in [*layout.notes, *(note for image in layout.images for note in image.notes)]:
+        if note.severity == "error" or note.kind == "unknown_image":
+            raise DataError(str(note))
+    for image in layout.images:
+        if not image.width:
+            image_size(image.path)  # says what is wrong with it
+    samples = [_sample(image, layout.class_names) for image in layout.images]
+    return DetectionDataset(samples, layout.class_names)
+
+
+def _sample(image: LabeledImage, class_names: Sequence[str]) -> Sample:
+    repairs = [Repair(note.kind, note.message) for note in image.notes if note.kind == "size_mismatch"]
+    boxes, labels = [], []
+    for number, (name, corners) in enumerate(zip(image.names, image.boxes, strict=True), 1):
+        box = repair_box(corners, image.width, image.height, f"object {number} ({name})", repairs)
+        if box is not None:
+            boxes.append(box)
+            labels.append(class_names.index(name) + 1)
+    return Sample(
+        image_id=image.path.stem,
+        image_path=image.path,
+        width=image.width,
+        height=image.height,
+        boxes=np.array(boxes, np.float32).reshape(-1, 4),
+        labels=np.array(labels, np.int64),
+        written_names=tuple(image.names),
+        repairs=tuple(repairs),
+    )
+
+
+# --- a whole folder --------------------------------------------------------------------------------------
+
+
+def read_coco_folder(root: Path) -> Layout | None:
+    """Read a folder with COCO files: one for all images, or one a split, as COCO and Roboflow lay them out.
+
+    The split is told by the file's name (instances_train2017.json) or its folder's (valid/). Images are
+    looked for beside the file, in the folder, in images, data, and in the split's folder of these. None if
+    there is no COCO file. Raises DataError for one that is damaged as a whole.
+    """
+    files = _json_files(root)
+    if not files:
+        return None
+    layouts = []
+    for file in files:
+        split, word = _split_of(file, root)
+        layouts.append(_read_file(file, _finder(file, root, word), split, relative(file, root)))
+    images = [image for layout in layouts for image in layout.images]
+    listed = {image.path for image in images}
+    folders = sorted({path.parent for path in listed if path.parent.is_dir()})
+    spare = [path for folder in folders for path in list_images(folder) if path not in listed]
+    notes = [note for layout in layouts for note in layout.notes]
+    if spare:
+        message = f"{len(spare)} images are in no COCO file, {relative(spare[0], root)} first: not used."
+        notes.append(Note("image_not_listed", "info", message, "Label them to make use of them."))
+    if not images:
+        raise DataError(f"{', '.join(map(str, files))}: no image is listed. Export the labels anew.")
+    names = dict.fromkeys(name for layout in layouts for name in layout.class_names)
+    return Layout("coco", tuple(names), images, notes)
+
+
+def _json_files(root: Path) -> list[Path]:
+    """COCO files directly in the folder, in annotations, and in the splits' folders.
+
+    Anything named like one must be one; of others, those with images and annotations are.
+    """
+    folders = [root, root / "annotations", *(root / word for word in SPLIT_WORDS)]
+    found = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
+    return [file for file in found if _is_coco(file)]
+
+
+def _is_coco(file: Path) -> bool:
+    named = file.name.startswith(("_annotations.coco", "instances_")) or file.parent.name == "annotations"
+    if file.name.startswith(("captions_", "person_keypoints_", "panoptic_", "image_info_")):
+        return False
+    try:
+        content = read_json(file)
+    except SsdError:
+        return named
+    return named or (isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys())
+
+
+def _split_of(file: Path, root: Path) -> tuple[str | None, str]:
+    """(train, val, test or None; the word that says so) from the file's folder or name."""
+    if file.parent != root and file.parent.name in SPLIT_WORDS:
+        return SPLIT_WORDS[file.parent.name], file.parent.name
+    for word in re.split(r"[^a-z0-9]+", file.stem.lower()):
+        if (plain := word.rstrip("0123456789")) in SPLIT_WORDS:
+            return SPLIT_WORDS[plain], word
+    return None, ""
+
+
+def _finder(file: Path, root: Path, word: str) -> Callable[[str], Path]:
+    places = [file.parent, root, root / "images", root / "data", root / "JPEGImages"]
+    if word:
+        places += [folder / word for folder in (root, root / "images", root / "data")]
+
+    def find(name: str) -> Path:
+        # Some exports write the path on the machine they were made on.
+        names = (name, PurePosixPath(name).name)
+        trials = [place / one for one in names for place in places]
+        return next((trial for trial in trials if trial.is_file()), places[0] / name)
+
+    return find
+
+
+# --- one file --------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, find: Callable[[str], Path], split: str | None, shown: str) -> Layout:
+    """One COCO file; `find` says where an image is, `shown` is the file's name in notes."""
+    try:
+        content = read_json(path, hint="A COCO annotation file is needed.")
+    except SsdError as error:
+        raise DataError(str(error)) from error
+    entries, categories, annotations = (_entries(content, key, path) for key in _KEYS)
+    categories = sorted(categories, key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
+    class_names = check_names([str(entry["name"]) for entry in categories], path)
+    names = {entry["id"]: name for entry, name in zip(categories, class_names, strict=True)}
+    images = {}
+    for entry in entries:
+        if entry["id"] in images:
+            raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
+        image = LabeledImage(find(_safe_name(str(entry["file_name"]), path)), split)
+        if image.measure():
+            _compare_size(image, entry, shown)
+        images[entry["id"]] = image
+    layout = Layout("coco", class_names, list(images.values()))
+    crowds = defaultdict(int)
+    for number, entry in enumerate(annotations):
+        where = f"{shown}: annotation {entry.get('id', f'number {number}')}"
+        image = images.get(entry["image_id"])
+        if image is None:
+            message = f"{where} has image_id {entry['image_id']!r}, not in the file: its box is lost."
+            layout.notes.append(Note("unknown_image", "warning", message, "List the image, or delete it."))
+        elif entry.get("iscrowd"):
+            crowds[image] += 1
+        else:
+            _add(image, entry, names, where)
+    for image, count in crowds.items():
+        message = f"{count} crowd regions in {shown} are passed over: what is in them counts as background."
+        image.notes.append(Note("crowd", "info", message))
+    return layout
+
+
+def _add(image: LabeledImage, entry: dict[str, Any], names: dict[Any, str], where: str) -> None:
+    """Add one annotation to its image, or a note that says why not."""
+    category = entry["category_id"]
+    if category not in names:
+        known = ", ".join(f"{number} {name}" for number, name in names.items())
+        message = f"{where} has category_id {category!r}, not in the file, which has {known}."
+        image.notes.append(Note("unknown_class", "error", message, "List the category, or delete it."))
+        return
+    corners = _corners(entry.get("bbox")) or _outline(entry.get("segmentation"))
+    if corners is None:
+        message = f"{where} ({names[category]}) must have a bbox of four numbers, not {entry.get('bbox')!r}."
+        image.notes.append(Note("damaged_labels", "error", message, "Correct it, or delete the annotation."))
+        return
+    if image.width:
+        image.add(names[category], corners, where)
+
+
+def _compare_size(image: LabeledImage, entry: dict[str, Any], shown: str) -> None:
+    size = image.width, image.height
+    stated = entry.get("width", size[0]), entry.get("height", size[1])
+    if stated != size:
+        message = f"{shown} states {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]}"
+        message += ": if it was resized, its boxes are in wrong places."
+        remedy = "Export the labels for the images as they are."
+        image.notes.append(Note("size_mismatch", "warning", message, remedy))
+
+
+def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f'{path} is not a COCO file: it has no list "{key}".')
+    for number, entry in enumerate(entries):
+        for needed in _KEYS[key]:
+            if not isinstance(entry, dict) or not isinstance(entry.get(needed), int | str):
+                raise DataError(f'{path}: entry {number} of "{key}" has no valid "{needed}".')
+    return entries
+
+
+def _safe_name(name: str, json_path: Path) -> str:
+    windows = PureWindowsPath(name)
+    if (
+        not name
+        or PurePosixPath(name).is_absolute()
+        or windows.drive
+        or windows.root
+        or ".." in windows.parts
+    ):
+        raise DataError(
+            f"{json_path}: file_name {name!r} lies outside the image folder. Use a relative name."
+        )
+    return name.replace("\\", "/")
+
+
+def _corners(box: Any) -> Corners | None:
+    """xyxy of [x, y, width, height]; None unless it is four finite numbers."""
+    try:
+        x, y, width, height = (float(value) for value in box)
+    except (TypeError, ValueError):
+        return None
+    return (x, y, x + width, y + height) if np.isfinite([x, y, width, height]).all() else None
+
+
+def _outline(segmentation: Any) -> Corners | None:
+    """xyxy around polygons [[x, y, x, y, ...], ...], where there is no bbox."""
+    try:
+        points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in segmentation])
+    except (TypeError, ValueError):
+        return None
+    return (*points.min(0).tolist(), *points.max(0).tolist()) if np.isfinite(points).all() else None

@@ -1,0 +1,115 @@
+"""The file of a trained network: safetensors, its settings beside the tensors. No file can run code here."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ssdlib.common.errors import CheckpointError, ConfigError
+from ssdlib.common.files import write_bytes
+from ssdlib.config import ModelConfig
+from ssdlib.detector.model import SSD300
+
+SHIPPED = Path(__file__).resolve().parents[2] / "data" / "weights" / "ssd300-bccd.safetensors"
+"""The trained detector that comes with the project; the page beside it (.md) says what it is worth."""
+
+
+def shipped_weights() -> Path:
+    """The file SHIPPED. Raises CheckpointError, saying how to get it, if it is not there."""
+    if not SHIPPED.is_file():
+        raise CheckpointError(
+            f"the shipped weights are missing: {SHIPPED}. They are part of the repository, not of the "
+            "installed package: restore the file (git restore data/weights), install from a checkout "
+            "(pip install --editable .), name others (--weights), or train without them "
+            "(--set recipe.initial_weights=scratch)."
+        )
+    return SHIPPED
+
+
+FORMAT = "ssdlib-1"
+
+
+def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
+    """Write the weights to a safetensors file, atomically; `half` keeps floating-point ones as fp16.
+
+    The header carries the model's config and `metadata` (JSON values), so that the file alone rebuilds the
+    network. Raises SsdError where the disk refuses (what was there before then stays), CheckpointError for
+    a number too large for fp16.
+    """
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().to("cpu", memory_format=torch.contiguous_format).contiguous()
+        tensors[name] = tensor.half() if half and tensor.is_floating_point() else tensor
+        if half and torch.isinf(tensors[name]).any() and not torch.isinf(tensor).any():
+            raise CheckpointError(f"{path}: {name} is too large for fp16. Keep these weights in fp32.")
+    header = {
+        "format": FORMAT,
+        "config": json.dumps(model.config.to_dict()),
+        "metadata": json.dumps(metadata, allow_nan=False),
+    }
+    write_bytes(path, safetensors.torch.save(tensors, header))
+
+
+def _open(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The header's strings, and the tensors unless they are not wanted."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights at {path}. Check the path, or train some: python -m ssdlib run --profile quick"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = file.keys() if tensors else ()
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
+    except (safetensors.SafetensorError, OSError, struct.error, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}). Use another checkpoint of the run."
+        ) from error
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `save_model` was told to keep, and `config`. Raises CheckpointError as `load_model` does."""
+    header, _ = _open(Path(path), tensors=False)
+    return _read_header(Path(path), header)[1]
+
+
+def _read_header(path: Path, header: Mapping[str, str]) -> tuple[ModelConfig, dict[str, Any]]:
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} holds tensors, but was not written by ssdlib.detector.weights.save_model"
+        )
+    try:
+        config = ModelConfig.from_dict(json.loads(header["config"]))
+        metadata = json.loads(header["metadata"])
+    except (KeyError, json.JSONDecodeError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its header cannot be read ({error})") from error
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: its header cannot be read (metadata must be a JSON object)")
+    return config, {**metadata, "config": config.to_dict()}
+
+
+def load_model(path: str | Path) -> SSD300:
+    """Rebuild a network from a file of `save_model`, on the CPU, in float32 and evaluation mode.
+
+    Raises CheckpointError that names the file if it is missing, damaged, half written, or not ours.
+    """
+    path = Path(path)
+    header, tensors = _open(path)
+    config, _ = _read_header(path, header)
+    try:
+        model = SSD300(config)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    own = model.state_dict()
+    wrong = [n for n in own if n not in tensors or tensors[n].shape != own[n].shape]
+    if wrong or len(tensors) != len(own):
+        raise CheckpointError(f"{path}: its tensors are not those of its own config ({wrong[:3]} ...)")
+    model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    return model.eval()

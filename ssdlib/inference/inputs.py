@@ -1,0 +1,204 @@
+"""Which images are meant: files, folders, patterns, lists; and a name for what is written about each."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ssdlib.common.errors import DataError
+from ssdlib.common.runtime import need_extra
+from ssdlib.data.images import IMAGE_SUFFIXES, image_size, read_image
+
+PIXELS_AHEAD = 64_000_000
+"""Decoded before their turn at most (192 MB), so that large fields do not fill the memory."""
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """One image to look at."""
+
+    path: Path
+    name: str
+    """Where its picture goes below the output folder, without ending: no two tasks share one in any case."""
+
+    @property
+    def shown(self) -> str:
+        """The path as text that every file takes, also where its bytes are no UTF-8."""
+        return os.fsencode(self.path).decode("utf-8", "replace")
+
+    @property
+    def suffix(self) -> str:
+        """Ending of its annotated picture."""
+        suffix = self.path.suffix.lower()
+        return suffix if suffix in (".jpg", ".jpeg", ".png") else ".png"
+
+    @property
+    def image_id(self) -> str:
+        """A file name without folder or ending, for layouts that keep all images in one folder."""
+        return self.name.replace("/", "--")
+
+
+def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
+    """Size in bytes and time of the last change in nanoseconds; None if it is not there.
+
+    A file that differs in either is taken for another one.
+    """
+    try:
+        status = os.stat(path)  # noqa: PTH116 (paths may be bytes)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def find_images(
+    paths: Sequence[str | Path], out: Path | None = None, *, listed: Iterable[str] = ()
+) -> list[ImageTask]:
+    """Every file given, each image anywhere inside a folder given, what a pattern such as `a/**/*.tif` meets.
+
+    `listed` are paths from lists, where a missing file is only found out (and said) when it is read.
+    What lies inside `out` is passed over in folders and patterns: an earlier call wrote it. Raises DataError
+    for a path that does not exist, a folder or pattern without images, and an image given inside `out`.
+    """
+    found: dict[Path, str] = {}
+    for path in paths:
+        pairs = _inside(str(path), out)
+        for image, name in pairs:
+            found.setdefault(image, name)
+    for entry in listed:
+        if entry:
+            path = Path(entry)
+            pairs = _walk(path, out) if path.is_dir() else [(path, path.name)]
+            for image, name in pairs:
+                _refuse_output(image, out)
+                found.setdefault(image, name)
+    taken: set[str] = set()
+    return [ImageTask(path, _free_name(name, taken)) for path, name in found.items()]
+
+
+def listed_paths(lists: Sequence[str]) -> Iterator[str]:
+    """The paths in lists: `-` is standard input, one a line; others are Parquet files.
+
+    The column is `path`, or `image` as in the tables of an earlier call.
+    Raises DataError for a list that cannot be read, ConfigError without the extra `ray`.
+    """
+    for given in lists:
+        if given == "-":
+            yield from (line.strip("\r\n") for line in sys.stdin)
+        else:
+            yield from _parquet_paths(given)
+
+
+def _parquet_paths(given: str) -> Iterator[str]:
+    parquet = need_extra("ray", "pyarrow.parquet")
+    import pyarrow as pa
+
+    try:
+        with parquet.ParquetFile(given) as file:
+            names = file.schema_arrow.names
+            column = next((name for name in ("path", "image") if name in names), None)
+            if column is None:
+                raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
+            for rows in file.iter_batches(columns=[column]):
+                yield from (str(path) for path in rows.column(0).to_pylist() if path is not None)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
+
+
+def _inside(given: str, out: Path | None) -> list[tuple[Path, str]]:
+    """(image, its name with folders below the path given) of one argument."""
+    path = Path(given)
+    if path.is_dir():
+        _refuse_output(path, out)
+        pairs = _walk(path, out)
+        if not pairs:
+            raise DataError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder")
+        return pairs
+    if path.exists():
+        _refuse_output(path, out)
+        return [(path, path.name)]
+    if glob.has_magic(given):
+        met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
+        pairs = [pair for entry in met if entry.is_dir() for pair in _walk(entry, out)]
+        pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
+        if not pairs:
+            raise DataError(f"no image fits the pattern {given}: check it, and that no folder is misspelt")
+        return pairs
+    raise DataError(f"{path} does not exist: name an image file, a folder of images or a pattern")
+
+
+def _walk(folder: Path, out: Path | None) -> list[tuple[Path, str]]:
+    images = sorted(path for path in folder.rglob("*") if _is_image(path) and not _is_output(path, out))
+    return [(image, image.relative_to(folder).as_posix()) for image in images]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+
+
+def _is_output(path: Path, out: Path | None) -> bool:
+    return out is not None and path.resolve().is_relative_to(out.resolve())
+
+
+def _refuse_output(path: Path, out: Path | None) -> None:
+    if _is_output(path, out):
+        raise DataError(f"{path} lies in --out, which could overwrite it: choose another folder for --out")
+
+
+def _free_name(name: str, taken: set[str]) -> str:
+    """`name` without ending, in letters that every system takes; a second one of the same name gets a number.
+
+    Case is no difference (it is none on Windows and macOS), nor is the folder: `a/b` and `a--b` share an id.
+    """
+    stem = re.sub(r"[^\w\-. ()+,=@#/]", "_", os.fsencode(name).decode("utf-8", "replace"))
+    stem = "/".join(part.strip(" ") or "_" for part in stem[: len(stem) - len(Path(stem).suffix)].split("/"))
+    free, number = stem, 2
+    while free.replace("/", "--").casefold() in taken:
+        free, number = f"{stem}-{number}", number + 1
+    taken.add(free.replace("/", "--").casefold())
+    return free
+
+
+def read_ahead(
+    paths: Iterable[Path], *, ahead: int, pixels: int = PIXELS_AHEAD
+) -> Iterator[np.ndarray | DataError]:
+    """Each image, in order, or why it cannot be read; decoded in threads before its turn.
+
+    At most `ahead` images wait, and fewer where they hold more than `pixels` together.
+    """
+    with ThreadPoolExecutor(2, "ssdlib-decode") as pool:
+        waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
+        held, source = 0, iter(paths)
+        following = next(source, None)
+        while following is not None or waiting:
+            while following is not None and len(waiting) < ahead:
+                cost = _pixels_of(following)
+                if waiting and held + cost > pixels:
+                    break
+                waiting.append((cost, pool.submit(read_image, following)))
+                held += cost
+                following = next(source, None)
+            cost, future = waiting.popleft()
+            held -= cost
+            try:
+                image = future.result()
+            except DataError as error:
+                image = error
+            yield image
+
+
+def _pixels_of(path: Path) -> int:
+    """From the header; 0 for what will be refused anyway."""
+    try:
+        width, height = image_size(path)
+    except DataError:
+        return 0
+    return width * height

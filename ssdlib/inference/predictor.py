@@ -1,0 +1,205 @@
+"""Images in, `Detections` out, as fast as the machine allows."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from tqdm import tqdm
+
+from ssdlib.common.errors import CheckpointError, ConfigError, DataError
+from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
+from ssdlib.config import ModelConfig
+from ssdlib.data.images import read_image
+from ssdlib.data.transforms import resize_to
+from ssdlib.detector.model import IMAGE_SIZE, SSD300
+from ssdlib.detector.model_file import load_model
+from ssdlib.detector.nms import detect_objects
+from ssdlib.inference.detections import Detections
+
+ImageLike = str | Path | np.ndarray
+"""A file, or (H, W, 3) uint8 RGB."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    pixels: Tensor
+    """(3, 300, 300) uint8."""
+    size: tuple[int, int]
+    """(width, height) before resizing."""
+    name: str
+
+
+class ImageDetector(ABC):
+    """Images of any size in, `Detections` out: reading ahead, batches and NMS. `raw` runs the network.
+
+    `score_threshold`, `iou_threshold` (of NMS) and `top_k` (detections an image at most) are those of
+    `ssdlib.detector.nms.detect_objects`; `priors` (P, 4) are the network's. Raises ConfigError for impossible
+    ones.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        priors: Tensor,
+        *,
+        score_threshold: float = 0.01,
+        iou_threshold: float = 0.45,
+        top_k: int = 200,
+        batch_size: int = 8,
+    ) -> None:
+        for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} must be in [0, 1], not {value}")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, not {value}")
+        self.score_threshold = score_threshold
+        self.iou_threshold = iou_threshold
+        self.top_k = top_k
+        self.batch_size = batch_size
+        self.config = config
+        self.class_names = config.class_names
+        self.priors = priors
+
+    @abstractmethod
+    def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
+
+    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
+        """Detections of each image (a file or an RGB array), in order, in pixels of that image.
+
+        The next images are decoded and resized in threads while the network runs, and few are held at a time,
+        so `images` may be endless. Raises DataError for an image that cannot be read, after the detections of
+        the batches before it.
+        """
+        if isinstance(images, str | Path | np.ndarray):
+            images = [images]
+        source = iter(images)
+        with ThreadPoolExecutor(torch.get_num_threads(), "ssdlib-read") as readers:
+            waiting = deque(readers.submit(_load, item) for item in islice(source, 2 * self.batch_size))
+            try:
+                while waiting:
+                    count = min(self.batch_size, len(waiting))
+                    batch = [waiting.popleft().result() for _ in range(count)]
+                    waiting.extend(readers.submit(_load, item) for item in islice(source, count))
+                    yield from self._detect_batch(batch)
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def detect(self, images: Iterable[ImageLike], progress: bool = False) -> list[Detections]:
+        """`stream` to its end, with a progress bar on stderr if wanted."""
+        if isinstance(images, str | Path | np.ndarray):
+            images = [images]
+        total = len(images) if isinstance(images, Sized) else None
+        return list(tqdm(self.stream(images), "detect", total, unit="img", disable=not progress))
+
+    def _detect_batch(self, batch: list[_Loaded]) -> Iterator[Detections]:
+        locs, logits = self.raw(torch.stack([loaded.pixels for loaded in batch]))
+        if not (torch.isfinite(locs).all() and torch.isfinite(logits).all()):
+            # Else NaN scores would pass for an image without cells.
+            raise CheckpointError(
+                f"the network's outputs for {batch[0].name or 'an image'} are not finite numbers: "
+                "its weights are damaged. Use another checkpoint."
+            )
+        found = detect_objects(
+            locs,
+            logits,
+            self.priors,
+            variances=self.config.variances,
+            score_threshold=self.score_threshold,
+            iou_threshold=self.iou_threshold,
+            top_k=self.top_k,
+        )
+        for loaded, (boxes, scores, labels) in zip(batch, found, strict=True):
+            # Boxes come clipped to [0, 1], hence to the image.
+            pixels = boxes.float().cpu() * torch.tensor(loaded.size * 2, dtype=torch.float32)
+            yield Detections(pixels, scores, labels, loaded.size, self.class_names, loaded.name)
+
+
+class Predictor(ImageDetector):
+    """A trained network ready to look at images of any size.
+
+    It works on a copy of `model` with BatchNorm folded into the convolutions, so later training of `model`
+    does not show here. `settings` are those of `ImageDetector`. Raises ConfigError for impossible ones.
+    """
+
+    def __init__(
+        self,
+        model: SSD300,
+        *,
+        device: str | torch.device = "auto",
+        precision: str = "auto",
+        **settings: Any,
+    ) -> None:
+        self.device = choose_device(device)
+        super().__init__(model.config, model.priors.to(self.device), **settings)
+        self.precision = choose_precision(precision, self.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        self._model = _for_inference(model, self.device, self.precision)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, **settings: Any) -> Self:
+        """From a file of `ssdlib.detector.weights.save_model`. Raises CheckpointError that names the file."""
+        return cls(load_model(path), **settings)
+
+    def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
+        pixels = pixels.to(self.device).contiguous(memory_format=torch.channels_last)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"),
+        ):
+            return self._model(pixels)
+
+
+def fold_batch_norm(model: SSD300) -> SSD300:
+    """A copy in evaluation mode whose BatchNorm layers are merged into the convolutions before them.
+
+    In evaluation BatchNorm is a fixed scale and shift of each channel, which a convolution can do itself.
+    """
+    model = copy.deepcopy(model).eval()
+    for block in [module for module in model.modules() if isinstance(module, nn.Sequential)]:
+        layers = list(block.named_children())
+        for (conv_name, conv), (norm_name, norm) in pairwise(layers):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+                setattr(block, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(block, norm_name, nn.Identity())
+    return model
+
+
+def _for_inference(model: SSD300, device: torch.device, precision: str) -> SSD300:
+    model = fold_batch_norm(model).requires_grad_(False).to(device, memory_format=torch.channels_last)
+    if precision == "bf16":
+        # Autocast would cast the weights anew for every batch.
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(torch.bfloat16)
+    return model
+
+
+def _load(image: ImageLike) -> _Loaded:
+    """Read (if it is a file) and resize one image."""
+    name = "" if isinstance(image, np.ndarray) else str(image)
+    rgb = image if isinstance(image, np.ndarray) else read_image(image)
+    if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
+        raise DataError(
+            f"an image array of {rgb.dtype} {rgb.shape} cannot be used: pass (height, width, 3) uint8 RGB."
+        )
+    height, width = rgb.shape[:2]
+    # As a view with channels last, which torchvision resizes fastest; a copy only for odd strides.
+    tensor = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
+    return _Loaded(resize_to(tensor, IMAGE_SIZE), (width, height), name)

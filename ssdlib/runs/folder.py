@@ -1,0 +1,260 @@
+"""A run is a folder: what was asked, where it ran, and everything that each stage wrote.
+
+    runs/NAME/config.json        profile, recipe, seed and data, all resolved
+              environment.json   versions, device, git revision, data fingerprint
+              metrics.json       one section for each stage that measures something
+              stages.json        state and duration of each notebook
+              checkpoints/  events/  figures/  notebooks/  report.html
+
+A stage reads only what an earlier stage wrote here, so any stage can be run again alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssdlib.common import files
+from ssdlib.common.errors import ConfigError, StageError
+from ssdlib.config import Profile, find_profile
+from ssdlib.runs.lookup import locate
+from ssdlib.runs.overrides import _differences, _identity, apply_overrides
+
+if TYPE_CHECKING:
+    from ssdlib.data.dataset import DetectionDataset
+    from ssdlib.data.source import DataSource
+    from ssdlib.training.history import EpochRecord, History
+
+CONFIG_FORMAT = 1
+
+
+class RunFolder:
+    """One run on disk. Make it with `RunFolder.open`."""
+
+    def __init__(self, path: Path, profile: Profile, source: DataSource, config: dict[str, Any]) -> None:
+        self.path = path
+        self.profile = profile
+        self.source = source
+        self.config = config
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path = "",
+        *,
+        profile: str = "smoke",
+        data: str = "auto",
+        overrides: Mapping[str, Any] | None = None,
+        force: bool = False,
+        progress: bool = True,
+    ) -> RunFolder:
+        """Create the run, or come back to it.
+
+        `overrides` change single settings of the profile by dotted name, such as {"recipe.epochs": 3,
+        "train_images": 8}; None keeps those that the run was made with. A run already made with other
+        settings or other data raises ConfigError that lists what differs, unless `force`, which makes
+        the new settings the run's own (its checkpoints stay).
+        """
+        from ssdlib.data import source as bccd
+
+        folder = locate(path, profile=profile, data=str(data))
+        config_file = folder / "config.json"
+        hint = "Remove the run folder or choose another name."
+        stored = files.read_json(config_file, hint=hint) if config_file.exists() else None
+        if stored is not None and not isinstance(stored, dict):
+            raise ConfigError(f"{config_file} is not a run's configuration. {hint}")
+        if overrides is None:
+            overrides = (stored or {}).get("overrides", {})
+        source = bccd.resolve(str(data), progress=progress)
+        resolved = apply_overrides(find_profile(profile), overrides)
+        # The network must have the classes of the data, whatever the profile was written for.
+        model = resolved.recipe.model.replace(class_names=tuple(source.class_names))
+        resolved = resolved.replace(recipe=resolved.recipe.replace(model=model))
+        config = {
+            "format": CONFIG_FORMAT,
+            "profile": resolved.to_dict(),
+            "overrides": dict(overrides),
+            "data": {"request": str(data), **source.describe()},
+        }
+        if stored is None or force:
+            run = cls(folder, resolved, source, config)
+            run._write_config(previous=stored)
+            return run
+        changes = _differences(_identity(stored), _identity(config))
+        if changes:
+            listed = "\n  ".join(changes)
+            raise ConfigError(
+                f"the run {folder} was made with other settings (then -> now):\n  {listed}\n"
+                "Choose another run name, or give --force (force=True) to take the new settings."
+            )
+        return cls(folder, resolved, source, stored)
+
+    def _write_config(self, previous: dict[str, Any] | None) -> None:
+        from ssdlib.common.runtime import environment
+
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.config["created"] = (previous or {}).get("created", now)
+        self.config["changed"] = now
+        files.write_json(self.path / "config.json", self.config)
+        files.write_json(
+            self.path / "environment.json", {**environment(), "data_fingerprint": self.source.fingerprint}
+        )
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def seed(self) -> int:
+        return self.profile.seed
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints; it need not exist yet."""
+        return self.path / "checkpoints"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The weights with the best val mAP. Raises StageError that says how to get them."""
+        return self.require("checkpoints/best.safetensors", stage="04_train")
+
+    def require(self, name: str, *, stage: str) -> Path:
+        """The path of what `stage` writes in this run. Raises StageError with the remedy if it is missing."""
+        path = self.path / name
+        if not path.is_file():
+            raise StageError(
+                f"{path} is missing: the stage {stage} writes it. Run that notebook first with the same "
+                f"RUN_DIR, or: python -m ssdlib run --only {stage[:2]} --profile {self.profile.name} "
+                f"--data {self.config['data']['request']} --run {self.path}"
+            )
+        return path
+
+    def dataset(self, split: str, transform: Callable | None = None) -> DetectionDataset:
+        """The images of train, val or test that this profile uses, from the split's start."""
+        limit = {
+            "train": self.profile.train_images,
+            "val": self.profile.val_images,
+            "test": self.profile.test_images,
+        }.get(split)
+        return self.source.dataset(split, limit=limit, transform=transform)
+
+    def train(
+        self, *, resume: bool = False, device: str = "auto", workers: Any = "auto", on_epoch: Any = None
+    ) -> History:
+        """Train this run's recipe on its data; checkpoints, history and events land in the folder.
+
+        Pretraining on synthetic smears, where the recipe has it, leaves the same in its folder `pretraining`.
+        """
+        from ssdlib.config import BCCD_CLASSES
+        from ssdlib.data.source import extra_smears
+        from ssdlib.detector.weights import build_model
+        from ssdlib.training.trainer import Trainer
+
+        recipe, data = self.profile.recipe, self.dataset("train")
+        options = {
+            "precision": self.profile.precision,
+            "device": device,
+            "seed": self.seed,
+            "workers": workers,
+        }
+        model = build_model(recipe.model, recipe.initial_weights, seed=self.seed)
+        smears_help = data.class_names == BCCD_CLASSES
+        if recipe.pretrain_epochs and smears_help:
+            pretraining = Trainer(
+                model,
+                recipe.replace(epochs=recipe.pretrain_epochs),
+                extra_smears(recipe.pretrain_smears),
+                None,
+                run_dir=self.path / "pretraining",
+                **options,
+            )
+            pretraining.fit(resume=resume, on_epoch=partial(_say_pretraining, recipe.pretrain_epochs))
+            model = pretraining.weights.requires_grad_(True)
+            del pretraining  # and with it its optimizer's memory
+        if recipe.smears and smears_help:
+            data = data.joined(extra_smears(recipe.smears))
+        trainer = Trainer(
+            model,
+            recipe,
+            data,
+            self.dataset("val"),
+            run_dir=self.path,
+            data_description=self.source.describe(),
+            **options,
+        )
+        return trainer.fit(resume=resume, on_epoch=on_epoch)
+
+    def ensure_trained(self) -> Path:
+        """The best checkpoint, trained on the spot if need be under the profile smoke.
+
+        So every notebook runs alone in a test. The other profiles take too long for a surprise: they
+        raise StageError with the command to run.
+        """
+        try:
+            return self.best_checkpoint
+        except StageError:
+            if self.profile.name != "smoke":
+                raise
+        # All on stderr, so that a notebook prints the same whether it had to train or not.
+        print(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
+        self.train(on_epoch=lambda record: print(record, file=sys.stderr))
+        return self.best_checkpoint
+
+    def metrics(self) -> dict[str, Any]:
+        """All sections measured so far; `data` says what on, with the notice if it is synthetic."""
+        path = self.path / "metrics.json"
+        stored = files.read_json(path, hint="Remove it and run the stages again.") if path.exists() else {}
+        return {**stored, "profile": self.profile.name, "data": self.source.describe()}
+
+    def update_metrics(self, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Replace one section of metrics.json and return the whole."""
+        if section in ("profile", "data"):
+            raise ConfigError(
+                f"the section {section!r} of metrics.json is the run's own; choose another name"
+            )
+        metrics = {**self.metrics(), section: dict(values)}
+        files.write_json(self.path / "metrics.json", metrics)
+        return metrics
+
+    def save(self, name: str, content: Any) -> Path:
+        """Atomically write one file of the run and return its path.
+
+        Bytes and text are written as they are, a matplotlib figure in the format that the name ends in,
+        and any other plain value as JSON.
+        """
+        path = (self.path / name).resolve()
+        if not path.is_relative_to(self.path):
+            raise ConfigError(f"{name!r} leads out of the run folder {self.path}")
+        if hasattr(content, "savefig"):
+            form = path.suffix.lstrip(".") or "png"
+            files.write_with(path, lambda stream: content.savefig(stream, format=form, bbox_inches="tight"))
+        elif isinstance(content, bytes):
+            files.write_bytes(path, content)
+        elif isinstance(content, str):
+            files.write_text(path, content)
+        else:
+            files.write_json(path, content)
+        return path
+
+    def saved_files(self) -> list[tuple[str, int]]:
+        """(path inside the run, bytes) of every file in it, by name."""
+        found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".tmp"))
+        return sorted((p.relative_to(self.path).as_posix(), p.stat().st_size) for p in found)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({self.name!r}, profile={self.profile.name!r}, data={self.source.kind!r})"
+
+
+def _say_pretraining(epochs: int, record: EpochRecord) -> None:
+    # On stderr, like everything that is not about the run's own data.
+    print(f"pretraining on synthetic smears: {record.line(epochs)}", file=sys.stderr)
+
+
+def read_stages(folder: Path) -> list[dict[str, Any]]:
+    """What stages.json says; empty if no chain has run in this folder."""
+    path = folder / "stages.json"
+    return files.read_json(path, hint="Remove it and run again.")["stages"] if path.exists() else []

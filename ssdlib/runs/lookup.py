@@ -1,0 +1,80 @@
+"""Where a run, or the weights meant by a name, are found."""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssdlib.common import paths
+from ssdlib.common.errors import CheckpointError, StageError
+
+if TYPE_CHECKING:
+    pass
+
+
+RUN_FOLDER_VARIABLE = "SSDLIB_RUN_DIR"
+
+
+def new_run_name(profile: str, data: str) -> str:
+    """Such as `20260131-142501-quick-bccd`: sorts by time, says what it is."""
+    return f"{datetime.now():%Y%m%d-%H%M%S}-{profile}-{_data_word(data)}"
+
+
+def _data_word(data: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", Path(data).name).strip("-").lower() or "data"
+
+
+def locate(path: str | Path, *, profile: str, data: str) -> Path:
+    """The absolute folder that a notebook's RUN_DIR means.
+
+    A relative path starts at the checkout, not at the notebook. An empty one is `$SSDLIB_RUN_DIR`, else
+    `runs/lab-PROFILE-DATA`, so that notebooks opened by hand one after the other share a run.
+    """
+    text = str(path) if str(path) not in ("", ".") else os.environ.get(RUN_FOLDER_VARIABLE, "")
+    if not text:
+        text = f"runs/lab-{profile}-{_data_word(data)}"
+    return (paths.project_root() / Path(text).expanduser()).resolve()
+
+
+def newest_checkpoint(folder: Path | None = None) -> Path:
+    """The most recently written `*/checkpoints/best.safetensors` under `runs/`. Raises StageError if none."""
+    folder = folder or paths.runs_folder()
+    found = list(folder.glob("*/checkpoints/best.safetensors"))
+    if not found:
+        raise StageError(
+            f"no trained weights under {folder}. Train some with `python -m ssdlib run --profile quick`, "
+            "or name a file with --weights."
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def find_weights(asked: str | Path | None = None) -> Path:
+    """The checkpoint that `--weights` means.
+
+    None or "shipped" is the one that comes with the project; "newest" the best one of the newest run; else
+    a file, a run's folder or a run's name under `runs/`, whose best one is meant. Raises CheckpointError
+    that lists these if there is nothing of the kind.
+    """
+    from ssdlib.detector.model_file import shipped_weights
+
+    if asked is None or str(asked) == "shipped":
+        return shipped_weights()
+    if str(asked) == "newest":
+        return newest_checkpoint()
+    path = Path(asked).expanduser()
+    if path.is_file():
+        return path
+    for folder in (path, paths.runs_folder() / path):
+        if folder.is_dir():
+            best = folder / "checkpoints/best.safetensors"
+            if best.is_file():
+                return best
+            raise CheckpointError(f"{folder} holds no {best.relative_to(folder)}: train that run to an end")
+    raise CheckpointError(
+        f"no weights at {path}: there is no such file, and no such run under {paths.runs_folder()}. Give a "
+        "file, a run's name or folder, `newest` for the newest run or `shipped` for those of the project; or "
+        "train some: python -m ssdlib run --profile quick"
+    )

@@ -1,0 +1,350 @@
+"""The chain: six notebooks run by papermill, one after the other, into one run folder, and a report.
+
+A failing cell stops the chain and is named; what ran before, the executed notebook and the report are kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ssdlib.common import files, paths
+from ssdlib.common.errors import StageError
+from ssdlib.runs.folder import RunFolder, read_stages
+
+STAGE_PATTERN = "[0-9][0-9]_*.ipynb"
+GIVEN_PARAMETERS = ("PROFILE", "DATA", "RUN_DIR")
+"""What every notebook's parameters cell must have, because the chain sets it."""
+
+
+class ChainInterrupted(StageError):
+    """Ctrl-C: the kernel is stopped, the state saved, and the message says how to go on."""
+
+
+def find_stages(folder: Path | None = None) -> list[Path]:
+    """The notebooks of the chain, `NN_name.ipynb`, in order. Raises StageError if there are none."""
+    folder = folder or paths.project_root() / "notebooks"
+    found = sorted(folder.glob(STAGE_PATTERN))
+    if not found:
+        raise StageError(
+            f"no notebooks such as 01_name.ipynb in {folder}. The chain runs from a checkout of the project: "
+            "clone it, go into its folder and install it with `make setup`."
+        )
+    return found
+
+
+def select_stages(
+    stages: Sequence[Path],
+    *,
+    from_stage: str | None = None,
+    to_stage: str | None = None,
+    only: str | None = None,
+) -> list[Path]:
+    """The part of the chain that was asked for. A stage is named "04", "4", "04_train" or "train".
+
+    Raises StageError for a name that no stage has, or that leaves nothing to do.
+    """
+    if only is not None and (from_stage is not None or to_stage is not None):
+        raise StageError("give either one stage (--only) or a range (--from, --to), not both")
+    first = _position(stages, only or from_stage) if only or from_stage else 0
+    last = _position(stages, only or to_stage) if only or to_stage else len(stages) - 1
+    if first > last:
+        raise StageError(f"{stages[first].stem} comes after {stages[last].stem}: nothing to run")
+    return list(stages[first : last + 1])
+
+
+def _position(stages: Sequence[Path], name: str) -> int:
+    for index, stage in enumerate(stages):
+        number, _, word = stage.stem.partition("_")
+        if name.removesuffix(".ipynb") in (stage.stem, number, word, number.lstrip("0")):
+            return index
+    raise StageError(f"there is no stage {name!r}; they are: {', '.join(s.stem for s in stages)}")
+
+
+def run_chain(
+    profile: str = "quick",
+    data: str = "auto",
+    run_dir: str | Path = "",
+    *,
+    from_stage: str | None = None,
+    to_stage: str | None = None,
+    only: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    parameters: Mapping[str, Any] | None = None,
+    force: bool = False,
+    progress: bool = True,
+    notebooks: Path | None = None,
+) -> RunFolder:
+    """Run the notebooks (or some of them) into `run_dir` and write its report.html.
+
+    `parameters` go to every notebook whose parameters cell has them. Raises StageError that names the
+    notebook, the cell and the error when a cell fails, and ConfigError when `run_dir` was made with other
+    settings. The report is written in every case, Ctrl-C included.
+    """
+    stages = find_stages(notebooks)
+    chosen = select_stages(stages, from_stage=from_stage, to_stage=to_stage, only=only)
+    extra = dict(parameters or {})
+    declared = _check_parameters(chosen, extra)
+    run = RunFolder.open(
+        run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
+    )
+    given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path), **extra}
+    record = StageRecord(run.path, [stage.stem for stage in stages])
+    try:
+        with _Bars(len(chosen), enabled=progress) as bars, _kernel_environment():
+            for stage in chosen:
+                bars.begin(stage.stem)
+                with record.running(stage.stem):
+                    values = {k: v for k, v in given.items() if k in declared[stage]}
+                    _execute(stage, run.path / "notebooks" / stage.name, values, bars)
+                bars.finish()
+    except KeyboardInterrupt as stop:
+        raise ChainInterrupted(
+            f"stopped in {stage.name}; what was done is in {run.path}\nGo on with: python -m ssdlib run "
+            f"--from {stage.name[:2]} --profile {profile} --data {given['DATA']} --run {run.path}"
+        ) from stop
+    finally:
+        _write_report(run)
+    return run
+
+
+def _write_report(run: RunFolder) -> None:
+    """Write the report; while another error is on its way out, a failure here must not hide it."""
+    from ssdlib.runs.report import write_report
+
+    failing = sys.exc_info()[0] is not None
+    try:
+        write_report(run)
+    except Exception as error:
+        if not failing:
+            raise
+        print(f"warning: the report could not be written: {error}", file=sys.stderr)
+
+
+def _check_parameters(stages: Sequence[Path], extra: Mapping[str, Any]) -> dict[Path, set[str]]:
+    """The names in each notebook's parameters cell. Raises StageError before anything has run."""
+    from papermill import inspect_notebook
+
+    declared = {}
+    for stage in stages:
+        try:
+            declared[stage] = names = set(inspect_notebook(_unformatted(stage)))
+        except Exception as error:
+            raise StageError(
+                f"{stage} is not a notebook that can be run ({error}). Save it again in JupyterLab with the "
+                "kernel python3."
+            ) from error
+        missing = [name for name in GIVEN_PARAMETERS if name not in names]
+        if missing:
+            raise StageError(
+                f"{stage.name} has no parameter {', '.join(missing)}: add it to the cell tagged 'parameters'"
+            )
+    known = set().union(*declared.values())
+    unknown = sorted(set(extra) - known)
+    if unknown:
+        raise StageError(
+            f"no notebook has a parameter {', '.join(unknown)}; known ones: {', '.join(sorted(known))}"
+        )
+    return declared
+
+
+def _data_parameter(run: RunFolder, request: str) -> str:
+    """What each notebook gets as DATA, so that all six take what the chain resolved once."""
+    if request == "auto":
+        return run.source.kind
+    return str(Path(request).resolve()) if Path(request).is_dir() else request
+
+
+def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Bars) -> None:
+    """Run one notebook, keeping what was executed whatever happens. Raises StageError."""
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    log = output.parent / "kernel.log"
+    try:
+        papermill.execute_notebook(
+            _unformatted(stage),
+            _unformatted(output),
+            parameters=dict(parameters),
+            kernel_name="python3",
+            cwd=str(stage.parent),
+            progress_bar=bars.cells(),
+            stderr_file=bars,
+            autosave_cell_every=10,
+            kernel_manager_class=_logging_kernel_manager(log),
+        )
+    except papermill.PapermillExecutionError as error:
+        value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
+        raise StageError(
+            f"{stage.name} failed in cell {error.cell_index + 1} (In [{error.exec_count}]): "
+            f"{error.ename}: {value}\nThe executed notebook, with the whole traceback, is {output}"
+        ) from error
+    except DeadKernelError as error:
+        raise StageError(
+            f"{stage.name} failed{_running_cell(output)}: its Python process died. Most often the memory was "
+            f"used up: try a smaller profile or batch. What was executed is in {output}, last words: {log}"
+        ) from error
+    except OSError as error:
+        raise StageError(
+            f"{stage.name} could not be run and saved as {output}: {error.strerror or error}. Free some "
+            f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
+        ) from error
+
+
+def _logging_kernel_manager(log: Path) -> type:
+    """A kernel manager whose kernels write what they say outside of cells to a file, not between our bars."""
+    from jupyter_client.manager import AsyncKernelManager
+
+    class LoggingKernelManager(AsyncKernelManager):
+        async def start_kernel(self, **options: Any) -> None:
+            with log.open("ab") as stream:
+                await super().start_kernel(**{**options, "stderr": stream})
+
+    return LoggingKernelManager
+
+
+def _unformatted(path: Path) -> str:
+    # papermill fills {names} in paths from the parameters; ours are meant as they are.
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _running_cell(output: Path) -> str:
+    """ " in cell N" for the last cell that papermill began."""
+    with contextlib.suppress(Exception):
+        cells = files.read_json(output)["cells"]
+        states = [cell["metadata"].get("papermill", {}).get("status", "pending") for cell in cells]
+        return f" in cell {max(i for i, state in enumerate(states) if state != 'pending') + 1}"
+    return ""
+
+
+@contextlib.contextmanager
+def _kernel_environment() -> Iterator[None]:
+    """Variables for the kernels, put back afterwards; what the user has set wins."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
+    wanted = {
+        # As many threads as the container may use, not as many as the machine has.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores())),
+        "PYTHONPATH": path,
+        # The debugger warns about frozen modules in every single notebook otherwise.
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use: its affinity, limited by a container's quota. At least 1."""
+    from ssdlib.common.runtime import available_cores
+
+    cores = available_cores()
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = quota_file.read_text().split()
+        cores = min(cores, round(int(quota) / int(period)))
+    return max(1, cores)
+
+
+class StageRecord:
+    """stages.json: state, duration and error of each stage, written at every change."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.path = folder / "stages.json"
+        known = {entry["name"]: entry for entry in read_stages(folder)}
+        self.entries = {name: known.get(name, {"name": name, "state": "not run"}) for name in names}
+        self._write()
+
+    def _write(self) -> None:
+        files.write_json(self.path, {"stages": list(self.entries.values())})
+
+    @contextlib.contextmanager
+    def running(self, name: str) -> Iterator[None]:
+        """Note the stage as running, then as done, failed or interrupted."""
+        started = time.monotonic()
+        entry = {
+            "name": name,
+            "state": "running",
+            "started": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+        self.entries[name] = entry
+        self._write()
+        try:
+            yield
+            entry["state"] = "done"
+        except BaseException as error:
+            entry["state"] = "failed" if isinstance(error, Exception) else "interrupted"
+            entry["error"] = str(error) or type(error).__name__
+            raise
+        finally:
+            entry["seconds"] = round(time.monotonic() - started, 2)
+            self._write()
+
+
+class _Bars:
+    """Three lines on the terminal: notebooks, cells (papermill's own), and the running cell's latest word.
+
+    It is also the stream that papermill copies the kernel's stderr to: the batches' progress bar of a
+    training cell thus appears live on the third line.
+    """
+
+    def __init__(self, stages: int, *, enabled: bool) -> None:
+        from tqdm import tqdm
+
+        self._enabled = enabled
+        # A log file gets a line now and then, not ten a second.
+        self._pace = 0.1 if sys.stderr.isatty() else 30.0
+        options = {
+            "file": sys.stderr,
+            "disable": not enabled,
+            "mininterval": self._pace,
+            "dynamic_ncols": True,
+        }
+        self._stages = tqdm(total=stages, unit="notebook", position=0, **options)
+        live = enabled and sys.stderr.isatty()
+        self._word = tqdm(
+            total=0, bar_format="    {desc}", position=2, leave=False, **{**options, "disable": not live}
+        )
+
+    def __enter__(self) -> _Bars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._word.close()
+        self._stages.close()
+
+    def begin(self, name: str) -> None:
+        self._stages.set_description(name)
+
+    def finish(self) -> None:
+        self._word.set_description_str("")
+        self._stages.update(1)
+
+    def cells(self) -> bool | dict[str, Any]:
+        """What papermill takes as `progress_bar`."""
+        if not self._enabled:
+            return False
+        return {"position": 1, "leave": False, "mininterval": self._pace, "dynamic_ncols": True}
+
+    def write(self, text: str) -> None:
+        lines = [line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
+        latest = next((line for line in reversed(lines) if line), None)
+        if latest:
+            self._word.set_description_str(latest, refresh=True)
+
+    def flush(self) -> None:
+        """Nothing is held back."""

@@ -1,0 +1,389 @@
+"""Sweeps: the chain once for every combination of some settings' values, and a page that compares them.
+
+    runs/SWEEP/sweep.json         what was asked
+               comparison.html    curves, groups, runs, the best named; also .json and .csv
+               seed=0,lr=0.001/   a run folder like any other for each combination
+
+What is done stays done: the same command again goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import itertools
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ssdlib.common import files
+from ssdlib.common.errors import ConfigError, SsdError
+from ssdlib.config import Profile, find_profile
+from ssdlib.runs.comparison import (
+    SEED,
+    Comparison,
+    RunSummary,
+    compare_runs,
+    flat,
+    read_run,
+    short_name,
+    value_text,
+)
+from ssdlib.runs.comparison_page import write_comparison
+from ssdlib.runs.folder import RunFolder, read_stages
+from ssdlib.runs.overrides import apply_overrides
+from ssdlib.runs.pipeline import ChainInterrupted, find_stages, run_chain, select_stages
+
+ALIASES = {"lr": "recipe.learning_rate"}
+FORMAT = 1
+_VALUE_LENGTH = 24
+_NAME_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One setting and the values that it is to take."""
+
+    name: str
+    """Dotted, as `apply_overrides` knows it."""
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One run of a sweep: the overrides that make it, and its folder's name."""
+
+    name: str
+    overrides: dict[str, Any]
+    profile: Profile
+
+
+@dataclass
+class Sweep:
+    """A sweep that was planned: nothing has run or been written yet. Make it with `plan_sweep`."""
+
+    folder: Path
+    profile: str
+    data: str
+    axes: tuple[Axis, ...]
+    combinations: list[Combination]
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What is the same for all runs but differs from the profile."""
+
+
+# ------------------------------------------------------------------------------------------------ asking
+
+
+def parse_axis(text: str, profile: Profile) -> Axis:
+    """An Axis from NAME=VALUE,VALUE,... for settings of `profile`.
+
+    NAME is a setting's dotted name, the end of one (`epochs`, `model.width`) if no other ends so, or `lr`.
+    VALUEs are JSON, so commas inside brackets and quotes do not part them; what is not JSON is text. The
+    values of `recipe` are names of recipes. Raises ConfigError that lists the choices for an unknown or
+    ambiguous name, and for a value that is missing, given twice, or of the wrong type.
+    """
+    name, separator, rest = text.partition("=")
+    if not separator or not name.strip() or not rest.strip():
+        raise ConfigError(f"--sweep wants NAME=VALUE,VALUE such as lr=1e-3,3e-3, not {text!r}")
+    name = find_setting(name.strip(), profile)
+    values: list[Any] = []
+    for part in split_values(rest):
+        if not part:
+            raise ConfigError(f"--sweep {text}: there is an empty value between commas")
+        value = _value(part, text)
+        if value in values:
+            raise ConfigError(f"--sweep {text}: the value {part} is given twice")
+        values.append(value)
+        try:
+            apply_overrides(profile, {name: value})
+        except ConfigError as error:
+            raise ConfigError(f"--sweep {text}: {error}") from error
+    return Axis(name, tuple(values))
+
+
+def find_setting(name: str, profile: Profile) -> str:
+    """The dotted name that `name` means. Raises ConfigError with the choices if that is none or several."""
+    settings = _setting_names(profile.to_dict())
+    wanted = ALIASES.get(name, name)
+    if wanted in settings:
+        return wanted
+    found = [setting for setting in settings if setting.endswith(f".{wanted}")]
+    if len(found) > 1:
+        raise ConfigError(f"--sweep {name}: that may be {' or '.join(found)}; give the whole name")
+    if not found:
+        endings = {setting.rpartition(".")[2]: setting for setting in settings} | ALIASES
+        close = difflib.get_close_matches(name.rpartition(".")[2], endings, n=1)
+        hint = f" Did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"there is no setting {name!r} to sweep.{hint} There are: {', '.join(settings)}")
+    return found[0]
+
+
+def _setting_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Dotted names of all settings and of the groups of them."""
+    found = []
+    for key, value in values.items():
+        found.append(f"{prefix}{key}")
+        if isinstance(value, Mapping):
+            found += _setting_names(value, f"{prefix}{key}.")
+    return found
+
+
+def split_values(text: str) -> list[str]:
+    """Parts of `text` between its commas, but for those inside brackets, braces and double quotes."""
+    parts, depth, quoted, begin = [], 0, False, 0
+    for i, letter in enumerate(text):
+        if letter == '"' and text[i - 1 : i] != "\\":
+            quoted = not quoted
+        elif not quoted and letter in "[]{}":
+            depth += 1 if letter in "[{" else -1
+        elif letter == "," and not quoted and depth == 0:
+            parts.append(text[begin:i])
+            begin = i + 1
+    return [part.strip() for part in (*parts, text[begin:])]
+
+
+def _value(part: str, text: str) -> Any:
+    try:
+        value = json.loads(part)
+    except json.JSONDecodeError:
+        return part
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError as error:
+        raise ConfigError(f"--sweep {text}: {part} is not a finite number") from error
+    return value
+
+
+def plan_sweep(
+    folder: str | Path,
+    axes: Sequence[str],
+    *,
+    profile: str = "quick",
+    data: str = "auto",
+    overrides: Mapping[str, Any] | None = None,
+) -> Sweep:
+    """Check what is asked and work out the combinations; nothing is written.
+
+    axes: NAME=VALUE,VALUE texts, see `parse_axis`. overrides: the same for all runs. Raises ConfigError for
+    anything that cannot be.
+    """
+    folder, overrides = Path(folder), dict(overrides or {})
+    if (folder / "config.json").exists():
+        raise ConfigError(f"{folder} is a single run: choose another name for the sweep with --run")
+    base = apply_overrides(find_profile(profile), overrides)
+    parsed = [parse_axis(text, base) for text in axes]
+    names = [axis.name for axis in parsed]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"{name} is swept twice: give all its values in one --sweep")
+        if any(other == name or other.startswith(f"{name}.") for other in overrides) and name != "recipe":
+            raise ConfigError(f"{name} is both set and swept: drop --set or --sweep of it")
+    # Always in this order, whatever the order on the command line, so that folder names stay the same.
+    order = _setting_names(base.to_dict())
+    parsed.sort(key=lambda axis: (axis.name != SEED, order.index(axis.name)))
+    return Sweep(folder, profile, data, tuple(parsed), _combine(profile, overrides, parsed), overrides)
+
+
+def _combine(profile: str, overrides: Mapping[str, Any], axes: Sequence[Axis]) -> list[Combination]:
+    """Every combination. The seed comes first, so each setting is tried once before any is tried again."""
+    labels = [short_name(axis.name) for axis in axes]
+    if len(set(labels)) < len(labels):
+        labels = [axis.name for axis in axes]
+    found = []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        chosen = dict(zip((axis.name for axis in axes), values, strict=True))
+        merged = {**overrides, **chosen}
+        name = folder_name(dict(zip(labels, values, strict=True)))
+        try:
+            resolved = apply_overrides(find_profile(profile), merged)
+        except ConfigError as error:
+            raise ConfigError(f"the combination {name} cannot be: {error}") from error
+        found.append(Combination(name, merged, resolved))
+    return found
+
+
+def folder_name(values: Mapping[str, Any]) -> str:
+    """ "seed=0,lr=0.001": readable, and safe on every file system.
+
+    Where a value had to be changed or shortened, a few digits of its checksum keep it apart from others.
+    """
+    name = ",".join(f"{label}={_safe(value_text(value))}" for label, value in values.items())
+    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 9]}-{_checksum(name)}"
+
+
+def _safe(text: str) -> str:
+    safe = re.sub(r"[^A-Za-z0-9.+_-]+", "-", text).strip("-.")[:_VALUE_LENGTH]
+    # Some file systems do not tell capitals from small letters.
+    return safe if safe == text and text == text.lower() else f"{safe}-{_checksum(text)}".lstrip("-")
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+# ----------------------------------------------------------------------------------------------- running
+
+
+def run_sweep(
+    sweep: Sweep,
+    *,
+    from_stage: str | None = None,
+    to_stage: str | None = None,
+    only: str | None = None,
+    force: bool = False,
+    progress: bool = True,
+    chain: Callable[..., Any] = run_chain,
+) -> Comparison:
+    """Run what is not done yet, one combination after the other, and write the page after each.
+
+    A combination that fails is noted and does not stop the others: see the states in the result. Raises
+    ChainInterrupted after Ctrl-C, and ConfigError, before anything runs, for a combination whose folder was
+    made with other settings or data (unless `force`).
+    """
+    stages = [
+        stage.stem
+        for stage in select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
+    ]
+    work = _Work(sweep, stages, force=force, progress=progress, chain=chain)
+    work.write_request()
+    count = len(sweep.combinations)
+    comparison = work.compare()
+    for number, combination in enumerate(sweep.combinations, 1):
+        first = work.first_stage(combination)
+        say = f"[{number}/{count}] {combination.name}"
+        if first is None:
+            print(f"{say}: done before", file=sys.stderr)
+            continue
+        print(f"{say}: from {first}", file=sys.stderr)
+        try:
+            work.run(combination, first)
+        except (ChainInterrupted, KeyboardInterrupt) as stop:
+            raise ChainInterrupted(
+                f"the sweep was stopped in {combination.name}; what was done is kept. The same command with "
+                f"--run {sweep.folder} goes on.\nSo far: {sweep.folder / 'comparison.html'}"
+            ) from stop
+        finally:
+            comparison = work.compare()
+    return comparison
+
+
+class _Work:
+    """What `run_sweep` does for one combination."""
+
+    def __init__(
+        self, sweep: Sweep, stages: Sequence[str], *, force: bool, progress: bool, chain: Callable[..., Any]
+    ) -> None:
+        from ssdlib.data import source as bccd
+
+        self.sweep, self.stages, self.force = sweep, list(stages), force
+        self.progress, self.chain = progress, chain
+        self.errors: dict[str, str] = {}
+        source = bccd.resolve(sweep.data, progress=progress)
+        # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
+        self.data = source.kind if sweep.data == "auto" else sweep.data
+        self.described = source.describe()
+        self.changed = {c.name for c in sweep.combinations if not self._same_settings(c)}
+
+    def _same_settings(self, combination: Combination) -> bool:
+        """Whether the folder, if there is one, is of this combination. Raises ConfigError unless forced."""
+        folder = self.sweep.folder / combination.name
+        if not (folder / "config.json").exists():
+            return True
+        try:
+            RunFolder.open(
+                folder,
+                profile=self.sweep.profile,
+                data=self.data,
+                overrides=combination.overrides,
+                progress=False,
+            )
+        except ConfigError:
+            if not self.force:
+                raise
+            return False
+        return True
+
+    def write_request(self) -> None:
+        """sweep.json, for people and for other programs; the sweep itself does not read it."""
+        path = self.sweep.folder / "sweep.json"
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        created = files.read_json(path).get("created", now) if path.exists() else now
+        request = {
+            "format": FORMAT,
+            "created": created,
+            "changed": now,
+            "profile": self.sweep.profile,
+            "data": {"request": self.sweep.data, **self.described},
+            "sweep": {axis.name: list(axis.values) for axis in self.sweep.axes},
+            "set": self.sweep.settings,
+            "stages": self.stages,
+            "runs": [combination.name for combination in self.sweep.combinations],
+        }
+        files.write_json(path, request)
+
+    def first_stage(self, combination: Combination) -> str | None:
+        """The first stage that is not done yet; None if all are."""
+        if combination.name in self.changed:
+            return self.stages[0]
+        states = {e["name"]: e["state"] for e in read_stages(self.sweep.folder / combination.name)}
+        return next((stage for stage in self.stages if states.get(stage) != "done"), None)
+
+    def run(self, combination: Combination, first: str) -> None:
+        """The chain for one combination. Its failure is printed and kept; being stopped is raised."""
+        try:
+            self.chain(
+                self.sweep.profile,
+                self.data,
+                self.sweep.folder / combination.name,
+                from_stage=first,
+                to_stage=self.stages[-1],
+                overrides=combination.overrides,
+                force=self.force,
+                progress=self.progress,
+            )
+            self.changed.discard(combination.name)
+        except ChainInterrupted:
+            raise
+        except Exception as error:
+            self.errors[combination.name] = str(error) or type(error).__name__
+            if not isinstance(error, SsdError):
+                traceback.print_exc()  # a fault of ours
+            print(f"{combination.name} failed: {error}", file=sys.stderr)
+
+    def compare(self) -> Comparison:
+        """Read all runs of the sweep's folder, earlier ones included, and write the page."""
+        folder, combinations = self.sweep.folder, self.sweep.combinations
+        folders = {path.parent.name for path in folder.glob("*/config.json")}
+        asked = [self._summary(c, begun=c.name in folders) for c in combinations]
+        others = sorted(folders - {c.name for c in combinations})
+        comparison = compare_runs(
+            [*asked, *(read_run(folder / name, self.stages) for name in others)],
+            title=folder.name,
+            always=[name for axis in self.sweep.axes for name in _shown(axis)],
+        )
+        write_comparison(comparison, folder)
+        return comparison
+
+    def _summary(self, combination: Combination, *, begun: bool) -> RunSummary:
+        """What is known of a combination, which may not have a folder yet."""
+        folder = self.sweep.folder / combination.name
+        settings = flat(combination.profile.to_dict())
+        planned = RunSummary(combination.name, folder, settings, "not run", data=self.described)
+        run = read_run(folder, self.stages) if begun else planned
+        error = self.errors.get(combination.name)
+        # A failure before the first stage, such as of the data, is in no file of the run.
+        return replace(run, state="failed", error=error) if error and run.state != "failed" else run
+
+
+def _shown(axis: Axis) -> Iterator[str]:
+    """The settings of an axis that the page shows whether they differ or not."""
+    if axis.name == "recipe":
+        yield "recipe.name"
+    elif not any(isinstance(value, Mapping) for value in axis.values):
+        yield axis.name

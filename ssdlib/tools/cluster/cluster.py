@@ -1,0 +1,264 @@
+"""Ray Data hands the parts of an archive to workers all over a cluster, and again when one is lost.
+
+What goes through Ray are numbers of parts and, once, the weights: images are read and tables written where
+the network runs, on a file system that all machines share. https://docs.ray.io/en/latest/data/data.html
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import re
+import shutil
+import socket
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ssdlib.common.errors import ConfigError, SsdError
+from ssdlib.common.runtime import MALLOC_SETTINGS, available_cores, need_extra
+from ssdlib.inference.engines import file_for
+from ssdlib.inference.job import DetectJob, Summary
+from ssdlib.inference.results import note_settings
+from ssdlib.tools.cluster.parts import finished, summarize, tidy
+from ssdlib.tools.cluster.plan import Plan, make_plan
+from ssdlib.tools.cluster.worker import Assignment, Worker
+
+IN_FLIGHT = 2
+"""Parts given to a worker at once: one to do, and one so that it need not wait for the next."""
+OBJECT_STORE_BYTES = 128 * 2**20
+"""Of a cluster that is started here; Ray would take a third of the memory for what is not sent."""
+
+
+@dataclass(frozen=True)
+class ArchiveJob:
+    """What to do with which images, and by how many workers."""
+
+    detect: DetectJob
+    """Images, thresholds, tiling and folder; its `formats` are not used."""
+    engine: str
+    weights: Path
+    """Read once, here, and exported here for the onnx engines."""
+    part_images: int
+    """What a worker is given at a time."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of `ssdlib.inference.engines.open_predictor`; device is auto, cpu or cuda."""
+    workers: int | None = None
+    """Default: one for each GPU, or without any one for each CPU core, of the whole cluster."""
+
+
+@dataclass(frozen=True)
+class Crew:
+    """So many workers, each with so much of a machine."""
+
+    workers: int
+    cpus: int
+    gpus: int
+
+
+def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True) -> Summary:
+    """Compute the parts that are not done yet; an unreadable image stops nothing.
+
+    Uses the cluster at RAY_ADDRESS, else one that runs on this machine, else starts one of this machine
+    alone for as long as it takes. Raises ConfigError without the extra `ray`, for impossible settings, a
+    cluster that cannot be reached and a folder with results made otherwise, and SsdError where something
+    cannot be written; what is finished stays finished.
+    """
+    need_extra("ray", "pyarrow.parquet", "ray.data")
+    reach(os.environ.get("RAY_ADDRESS", ""))
+    out = (job.detect.out or Path()).absolute()
+    folder = out / "job"
+    if (folder / "journal.jsonl").exists():
+        raise ConfigError(f"{out} holds results of detect without --engine-cluster: choose another --out")
+    plan_file = folder / "plan.parquet"
+    if restart:
+        plan_file.unlink(missing_ok=True)
+        tidy(out, ())
+    note_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=plan_file.exists())
+    plan = make_plan(plan_file, job.detect.tasks, job.part_images)
+    tidy(out, plan.numbers)
+    resumed = _finish(job, plan, out, progress)
+    summary = summarize(out, plan.numbers, tuple(job.detect.thresholds), job.detect.tiling)
+    summary.resumed = resumed
+    return summary
+
+
+def _finish(job: ArchiveJob, plan: Plan, out: Path, progress: bool) -> int:
+    """Do the parts that are not done; returns the number of images that were."""
+    done, images = finished(out), plan.images()
+    todo = [
+        {"number": number, "row_group": row_group}
+        for row_group, number in enumerate(plan.numbers)
+        if number not in done
+    ]
+    resumed = sum(count for number, count in images.items() if number in done)
+    if not todo:
+        return resumed
+    file = file_for(job.engine, job.weights)
+    attempts = out / "job" / "attempts"
+    shutil.rmtree(attempts, ignore_errors=True)
+    attempts.mkdir(parents=True)
+    with (
+        _cluster() as ray,
+        tqdm(total=sum(images.values()), initial=resumed, unit="img", disable=not progress) as bar,
+    ):
+        device = str(job.settings.get("device", "auto"))
+        crew = choose_crew(ray.nodes(), job.workers, gpu=job.engine == "torch" and device != "cpu")
+        if device.startswith("cuda") and not crew.gpus:
+            raise ConfigError("no machine of the cluster has a GPU: leave --device out")
+        if progress:
+            each = "a GPU" if crew.gpus else "a core"
+            bar.write(f"Ray: {crew.workers} worker{'s' * (crew.workers > 1)}, {each} each", sys.stderr)
+        assignment = Assignment(
+            out,
+            plan.path,
+            attempts,
+            job.engine,
+            file.name,
+            {**job.settings, "device": "cuda" if crew.gpus else "cpu"},
+            job.detect.thresholds,
+            job.detect.tiling,
+            crew.cpus,
+        )
+        for number in _hand_out(ray, todo, assignment, file.read_bytes(), crew):
+            bar.update(images[number])
+    shutil.rmtree(attempts, ignore_errors=True)
+    return resumed
+
+
+def reach(address: str) -> None:
+    """Raise ConfigError if nobody answers at `address`, host:port: Ray would go on asking for 13 minutes.
+
+    Other words that RAY_ADDRESS may hold, such as auto, are Ray's to judge.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={address}: {error}") from error
+
+
+def noted_address() -> str:
+    """Where Ray noted that a cluster runs on this machine; it may be gone by now. Empty without one."""
+    # Ray's own rule for its folder; were it to change, `ray.init` would find out for itself, only slowly.
+    folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.name == "posix" else tempfile.gettempdir())
+    with suppress(OSError):
+        return (Path(folder) / "ray" / "ray_current_cluster").read_text().strip()
+    return ""
+
+
+def choose_crew(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) -> Crew:
+    """From `ray.nodes()`: a worker for each GPU with its share of that machine's cores, else for each core.
+
+    Raises ConfigError if the cluster has neither.
+    """
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    with_gpu = [machine for machine in machines if machine.get("GPU", 0) >= 1] if gpu else []
+    if with_gpu:
+        # What fits the machine with the fewest cores for a GPU fits on every one.
+        cpus = min(int(machine.get("CPU", 0) // machine["GPU"]) for machine in with_gpu)
+        return Crew(workers or sum(int(machine["GPU"]) for machine in with_gpu), max(cpus, 1), 1)
+    cores = sum(int(machine.get("CPU", 0)) for machine in machines)
+    if not (workers or cores):
+        raise ConfigError("the cluster has no machine with a free core or GPU: start some, or give --workers")
+    return Crew(workers or cores, 1, 0)
+
+
+def _hand_out(
+    ray: Any, todo: list[dict[str, int]], assignment: Assignment, weights: bytes, crew: Crew
+) -> Iterator[int]:
+    """Numbers of parts as they are done. A lost worker's parts go to others, or to it when it is back."""
+    data = ray.data.from_items(todo, override_num_blocks=len(todo))
+    done = data.map_batches(
+        Worker,
+        fn_constructor_args=(assignment, weights),
+        batch_size=1,
+        num_cpus=crew.cpus,
+        num_gpus=crew.gpus or None,
+        runtime_env={"env_vars": MALLOC_SETTINGS},
+        compute=ray.data.ActorPoolStrategy(
+            size=min(crew.workers, len(todo)), max_tasks_in_flight_per_actor=IN_FLIGHT
+        ),
+    )
+    try:
+        for row in done.iter_rows():
+            if row["error"]:
+                raise SsdError(row["error"])
+            yield row["number"]
+    except ray.exceptions.RayError as error:
+        raise SsdError(
+            f"the cluster failed: {error}\nWhat is done stays done: the same command goes on."
+        ) from error
+
+
+class _Told(io.TextIOBase):
+    """Takes the place of stdout, where Ray prints its reports: of a lost worker one line is enough."""
+
+    def write(self, text: str) -> int:
+        if re.search("worker died or was killed|has been marked dead", text):
+            tqdm.write("a worker was lost: its images are given to others", sys.stderr)
+        return len(text)
+
+
+@contextmanager
+def _cluster() -> Iterator[Any]:
+    """Ray, connected, and quieter than it would be; its logs have the rest."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+    import ray.data
+
+    with redirect_stdout(_Told()), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        with _hushed():
+            _connect(ray)
+        try:
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield ray
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """Without what libraries in C++ say on stderr: here, at each start, how much they will say."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _connect(ray: Any) -> None:
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    given = os.environ.get("RAY_ADDRESS")
+    try:
+        if not given:
+            reach(noted_address())
+        ray.init(given or "auto", **quiet)
+    except (ConfigError, ConnectionError, ValueError, RuntimeError) as error:
+        if given:
+            raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={given}: {error}") from error
+        ray.init(
+            "local",
+            num_cpus=available_cores(),
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            **quiet,
+        )

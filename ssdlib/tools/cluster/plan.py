@@ -1,0 +1,117 @@
+"""Which image is in which part: a Parquet file, a row group for each part, that a later call goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ssdlib.common.errors import SsdError
+from ssdlib.common.files import atomic_open
+from ssdlib.common.runtime import need_extra
+from ssdlib.inference.inputs import ImageTask, stamp_of
+
+MISSING = (-1, -1)
+"""Stamp of an image that is not there."""
+_READERS = 32
+"""Stamps asked for at once: on a network file system each takes about a millisecond of waiting."""
+
+Stamp = tuple[int, int]
+"""Of `ssdlib.inference.inputs.stamp_of`."""
+
+
+class Plan:
+    """The parts of an archive in the order of their numbers, read one part at a time.
+
+    Raises SsdError that names the file if it is missing or damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        parquet = need_extra("ray", "pyarrow.parquet", "ray")
+        self.path = path
+        try:
+            self._file = parquet.ParquetFile(path)
+            self.numbers: list[int] = json.loads(self._file.metadata.metadata[b"parts"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SsdError(
+                f"{path} cannot be read ({error}). Give --restart to do all images again."
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def stamps(self, row_group: int) -> dict[bytes, Stamp]:
+        """Each image of a part, as bytes of its path, with its stamp."""
+        columns = self._file.read_row_group(row_group).to_pydict()
+        return dict(
+            zip(columns["path"], zip(columns["size"], columns["changed_ns"], strict=True), strict=True)
+        )
+
+    def tasks(self, row_group: int) -> list[ImageTask]:
+        """The images of a part, without names for pictures."""
+        return [ImageTask(Path(os.fsdecode(path)), "") for path in self.stamps(row_group)]
+
+    def images(self) -> dict[int, int]:
+        """Number of images of each part."""
+        metadata = self._file.metadata
+        return {n: metadata.row_group(index).num_rows for index, n in enumerate(self.numbers)}
+
+
+def make_plan(path: Path, tasks: Iterable[ImageTask], size: int) -> Plan:
+    """Write the plan for these images at `path`, `size` of them a part, and read it.
+
+    A part of an earlier plan there keeps its number if all of its images are still meant and unchanged. Every
+    other image, be it new, changed, or left over from a part that lost one, goes into a new part, with a
+    number that the earlier plan did not have.
+    """
+    waiting = _stamps(tasks)
+    earlier = Plan(path) if path.exists() else None
+
+    def parts() -> Iterator[tuple[int, dict[bytes, Stamp]]]:
+        following = 0
+        for row_group, number in enumerate(earlier.numbers if earlier else ()):
+            following = number + 1
+            kept = earlier.stamps(row_group)
+            if all(waiting.get(image) == stamp for image, stamp in kept.items()):
+                for image in kept:
+                    del waiting[image]
+                yield number, kept
+        rest, number = iter(waiting.items()), following
+        while images := dict(islice(rest, size)):
+            yield number, images
+            number += 1
+
+    _write(path, parts())
+    return Plan(path)
+
+
+def _stamps(tasks: Iterable[ImageTask]) -> dict[bytes, Stamp]:
+    paths, stamps = (os.fsencode(task.path) for task in tasks), {}
+    with ThreadPoolExecutor(_READERS, "ssdlib-stamp") as pool:
+        # Some at a time: what waits in the pool takes more memory than all that is asked for.
+        while some := list(islice(paths, 100 * _READERS)):
+            stamps |= zip(some, pool.map(_stamp, some), strict=True)
+    return stamps
+
+
+def _stamp(path: bytes) -> Stamp:
+    return stamp_of(path) or MISSING
+
+
+def _write(path: Path, parts: Iterable[tuple[int, dict[bytes, Stamp]]]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema({"path": pa.binary(), "size": pa.int64(), "changed_ns": pa.int64()})
+    numbers: list[int] = []
+    with atomic_open(path) as stream, parquet.ParquetWriter(stream, schema, compression="zstd") as writer:
+        for number, images in parts:
+            sizes, changes = zip(*images.values(), strict=True)
+            columns: list[Any] = [list(images), sizes, changes]
+            writer.write_table(pa.table(columns, schema=schema), row_group_size=len(images))
+            numbers.append(number)
+        writer.add_key_value_metadata({"parts": json.dumps(numbers)})

@@ -1,0 +1,63 @@
+"""What training records: one line of numbers an epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from ssdlib.config import Settings
+
+
+@dataclass(frozen=True)
+class EpochRecord(Settings):
+    """One epoch in numbers. Losses are means over its batches."""
+
+    epoch: int
+    """From 1."""
+    loss: float
+    localization: float
+    confidence: float
+    learning_rate: float
+    """At its last step."""
+    images_per_second: float
+    seconds: float
+    """Training and evaluation."""
+    map_50: float | None = None
+    """mAP@0.5 on val; None where this epoch was not evaluated."""
+
+    def line(self, epochs: int) -> str:
+        """The epoch as one plain line."""
+        text = (
+            f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
+            f"loss {self.loss:.3f} (loc {self.localization:.3f} conf {self.confidence:.3f})"
+        )
+        if self.map_50 is not None:
+            text += f"  val mAP@0.5 {self.map_50:.3f}"
+        return f"{text}  {self.images_per_second:.1f} img/s"
+
+
+@dataclass
+class History:
+    """The epochs of a run so far."""
+
+    epochs: list[EpochRecord] = field(default_factory=list)
+
+    @property
+    def best(self) -> EpochRecord | None:
+        """The epoch with the highest mAP@0.5 on val, the first of equals; None before any evaluation."""
+        evaluated = [record for record in self.epochs if record.map_50 is not None]
+        return max(evaluated, key=lambda record: record.map_50, default=None)
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Number of the best epoch, from 1."""
+        return self.best.epoch if self.best else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {"best_epoch": self.best_epoch, "epochs": [record.to_dict() for record in self.epochs]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Back from `to_dict`. Raises ConfigError for unknown keys."""
+        return cls([EpochRecord.from_dict(record) for record in values["epochs"]])

@@ -1,0 +1,523 @@
+"""Training: the loop, what it leaves behind, and how a run stops and goes on.
+
+`Trainer.train_one_epoch` is the loop itself. Everything else makes sure that nothing is lost: a run that
+was interrupted, at any step, and resumed ends in the same weights, bit for bit (CPU, fp32).
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from tqdm import tqdm
+
+from ssdlib.common.distributed import gather, is_lost_process, share_batch_norm
+from ssdlib.common.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ssdlib.common.files import write_json
+from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
+from ssdlib.config import Recipe
+from ssdlib.data.dataset import DetectionDataset
+from ssdlib.data.loaders import make_loader, set_epoch
+from ssdlib.data.transforms import train_transform
+from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
+from ssdlib.detector.matching import match
+from ssdlib.detector.model import IMAGE_SIZE, SSD300
+from ssdlib.detector.model_file import save_model
+from ssdlib.evaluation.evaluate import evaluate_model
+from ssdlib.inference.predictor import Predictor
+from ssdlib.training import checkpoints
+from ssdlib.training.history import EpochRecord, History
+from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
+from ssdlib.training.optim import Ema, clip_gradients, learning_rate_factor, make_optimizer
+
+
+class TrainingInterrupted(TrainingError):
+    """Training that was asked to stop, and saved itself first."""
+
+
+def make_accelerator(device: torch.device) -> Accelerator:
+    """Accelerate's view of the device and of the processes of `accelerate launch`.
+
+    Mixed precision is `torch.autocast` in the loop, where it can be seen; Accelerate would put it into the
+    `forward` of the caller's network and leave it there.
+    """
+    if PartialState._shared_state and PartialState().num_processes == 1:
+        # Accelerate remembers the first choice of a process; a notebook may make another.
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no",
+        kwargs_handlers=[
+            # How long the others wait for one that is slow, such as in writing a checkpoint.
+            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+            # Running statistics are the same everywhere (`share_batch_norm`).
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+        ],
+    )
+
+
+# --- the trainer -----------------------------------------------------------------------------------------
+
+
+class Trainer:
+    """Trains a network after a recipe and keeps everything about it in `run_dir`.
+
+    Writes `checkpoints/` (see `ssdlib.training.checkpoints`), `history.json` and `events/` (TensorBoard). The
+    best weights are those with the highest mAP@0.5 on `val_data`; without it, the last.
+
+    data_description: what `DataSource.describe()` says; its fingerprint ties the checkpoints to the data.
+    save_minutes: a long epoch saves its state in between, when the last one is older than this.
+    """
+
+    def __init__(
+        self,
+        model: SSD300,
+        recipe: Recipe,
+        train_data: DetectionDataset,
+        val_data: DetectionDataset | None,
+        *,
+        run_dir: str | Path,
+        precision: str = "auto",
+        device: str | torch.device = "auto",
+        seed: int = 0,
+        workers: int | str = "auto",
+        data_description: dict[str, Any] | None = None,
+        compile: bool = False,
+        snapshot_every: int = 10,
+        save_minutes: float = 10.0,
+        progress: bool = True,
+    ) -> None:
+        _check_data(model, train_data, val_data)
+        torch.manual_seed(seed)
+        device = choose_device(device)
+        self.recipe, self.seed, self.progress = recipe, seed, progress
+        self.train_data, self.val_data = train_data, val_data
+        self.run_dir = Path(run_dir)
+        self.checkpoints = self.run_dir / "checkpoints"
+        self.snapshot_every, self.save_minutes = snapshot_every, save_minutes
+        self.data_description = data_description or {}
+        self.precision = choose_precision(precision, device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.accelerator = make_accelerator(device)
+        processes = self.accelerator.num_processes
+        smallest = min(recipe.batch_size, len(train_data))
+        if smallest < processes:
+            raise ConfigError(f"a batch of {smallest} images cannot be shared by {processes} processes")
+
+        self.loader = make_loader(
+            train_data.with_transform(train_transform(recipe.augment, IMAGE_SIZE)),
+            recipe.batch_size,
+            shuffle=True,
+            seed=seed,
+            workers=workers,
+            drop_last=True,
+            process=self.accelerator.process_index,
+            processes=processes,
+        )
+        self.batches = self.loader.batch_sampler.batches
+        total = self.total_steps = recipe.epochs * self.batches
+
+        self.network = model.to(self.accelerator.device, memory_format=torch.channels_last)
+        self.ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+        if processes > 1:
+            share_batch_norm(model, self.accelerator.device)
+        optimizer = make_optimizer(model, recipe)
+        self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, recipe))
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if compile:
+            self.model = torch.compile(self.model)
+
+        self.history = History()
+        self.epoch, self.step = 0, 0  # finished so far
+        self.watch = self._new_watch()
+        self.seconds = 0.0
+        self._saved_at, self._counted_to = math.inf, 0.0  # the loop alone saves nothing
+
+    # The loop ------------------------------------------------------------------------------------------
+
+    def train_one_epoch(self, stop: StopSignals) -> None:
+        """The training loop: one pass over the images, or what is left of it, until asked to stop."""
+        recipe, priors = self.recipe, self.network.priors
+        self.model.train()
+        set_epoch(self.loader, self.epoch, start=self.step - self.epoch * self.batches)
+        with self._bar() as bar:
+            for images, targets in self.loader:
+                images, boxes, labels = self._to_device(images, targets)
+                with self._autocast():
+                    locs, logits = self.model(images)  # (N, P, 4), (N, P, C)
+                matches = match(boxes, labels, priors, recipe.iou_threshold)
+                loss = multibox_loss(
+                    locs,
+                    logits,
+                    matches,
+                    priors,
+                    variances=self.network.config.variances,
+                    negatives_per_positive=recipe.negatives_per_positive,
+                    background=recipe.background_at(self.step, self.total_steps),
+                    ignore_above=recipe.ignore_above,
+                    ignore_iou=recipe.ignore_iou,
+                )
+                loss = self._share(loss)
+                self.accelerator.backward(loss.total)
+                norms = clip_gradients(self.network, recipe.clip_norm)
+                self.watch.add(self.step, loss, norms)
+                self.optimizer.step()
+                self.scheduler.step()
+                self.optimizer.zero_grad()
+                if self.ema:
+                    self.ema.update(self.network, self.step)
+                self.step += 1
+                bar.update(recipe.batch_size)
+                bar.set_postfix(loss=f"{self.watch.latest:.3f}", refresh=False)
+                if self._stop_agreed(stop, ask=self.step % self.watch.every == 0):
+                    break
+                self._save_if_due()
+        self.watch.read()
+
+    def fit(self, *, resume: bool = False, on_epoch: Callable[[EpochRecord], None] | None = None) -> History:
+        """Train to the recipe's last epoch and return the history.
+
+        resume: go on from the newest sound state in `run_dir`, or begin where there is none.
+        on_epoch: called with each finished epoch; by default its line is printed if `progress`.
+
+        Raises TrainingError for a loss that is not finite, TrainingInterrupted (saved, resumable) after
+        Ctrl-C or SIGTERM, CheckpointError if `resume` finds another run's state, SsdError for a full disk.
+        """
+        with self._failures_explained():
+            return self._fit(resume, on_epoch or self._print_line)
+
+    def _fit(self, resume: bool, report: Callable[[EpochRecord], None]) -> History:
+        if self._is_main:
+            checkpoints.remove_leftovers(self.checkpoints)
+        if resume:
+            self._resume()
+        self._check_agreement()
+        for data in (self.train_data, self.val_data):
+            if data is not None:  # val too: a damaged image is named now, not after the first epochs
+                data.preload(progress=self.progress and self._is_main)
+        patience = 5.0 if self.accelerator.num_processes > 1 else 0.0
+        self._saved_at = time.perf_counter()
+        with StopSignals(patience) as stop, self._open_events() as self.events:
+            while self.epoch < self.recipe.epochs:
+                self._counted_to = time.perf_counter()
+                self.train_one_epoch(stop)
+                self._count_seconds()
+                if self.step == (self.epoch + 1) * self.batches:
+                    record = self._finish_epoch()
+                    if self._is_main:
+                        report(record)
+                if self._stop_agreed(stop) and self.epoch < self.recipe.epochs:
+                    self._save_state()
+                    # The first process to end makes the launcher end the others.
+                    self.accelerator.wait_for_everyone()
+                    raise TrainingInterrupted(
+                        f"stopped by {stop.requested} before {self._where()}. Its state is in "
+                        f"{self.checkpoints / checkpoints.LAST}: resume, and it goes on as if never stopped."
+                    )
+        self.accelerator.wait_for_everyone()
+        return self.history
+
+    @contextmanager
+    def _failures_explained(self) -> Iterator[None]:
+        """Turns what stops a training from within into TrainingError with all that is known."""
+        try:
+            yield
+        except NonFiniteLoss as error:
+            message = self._account(error)
+            # The first process to end makes the launcher end the others.
+            self.accelerator.wait_for_everyone()
+            raise TrainingError(message) from None
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            raise TrainingError(
+                f"another process of this training has ended, or cannot be reached, so it stopped before "
+                f"{self._where()}; that process's own messages say why. "
+                f"{checkpoints.describe(self.checkpoints)}"
+            ) from error
+
+    def _account(self, error: NonFiniteLoss) -> str:
+        """What is known about a step whose loss is not finite, for the eye and in `nonfinite.json`."""
+        epoch, step = divmod(error.step, self.batches)
+        batch = self.loader.batch_sampler.whole_batch(epoch, step)
+        images = [self.train_data.samples[index].image_id for index in batch]
+        path = self.run_dir / "nonfinite.json"
+        if self._is_main:
+            report = {
+                "epoch": epoch + 1,
+                "step": step + 1,
+                "steps_of_an_epoch": self.batches,
+                "learning_rate": self._rate(error.step),
+                "images": images,
+                # JSON has no nan.
+                **{name: v if math.isfinite(v) else str(v) for name, v in error.values.items()},
+            }
+            write_json(path, report)
+        parts = ", ".join(f"{name} {value:.6g}" for name, value in error.values.items())
+        return (
+            f"the loss is no longer finite at {self._where(error.step)}: {parts}; images of the batch: "
+            f"{', '.join(images)}. What was saved before stays; this account is in {path}. Look at these "
+            "images' boxes (ssdlib data check), or start again with a smaller learning rate."
+        )
+
+    def _check_agreement(self) -> None:
+        """Raise CheckpointError unless all processes are about to do the same."""
+        states = gather({**self._identity(), "finished steps": self.step})
+        for number, other in enumerate(states[1:], start=1):
+            differing = ", ".join(name for name in states[0] if states[0][name] != other[name])
+            if differing:
+                raise CheckpointError(
+                    f"processes 0 and {number} differ in: {differing}. Start them all with the same command, "
+                    f"and let every machine see the same data and the same {self.run_dir}."
+                )
+
+    def _stop_agreed(self, stop: StopSignals, *, ask: bool = True) -> bool:
+        """Whether a stop was asked for, of any process: all stop after the same step, or they would wait
+        for each other forever. `ask` says whether now is the time for the others' answers, which cost a
+        little on a GPU."""
+        if self.accelerator.num_processes == 1:
+            return bool(stop.requested)
+        if not ask:
+            return False
+        asked = torch.tensor([float(bool(stop.requested))], device=self.accelerator.device)
+        agreed = self.accelerator.reduce(asked, "sum").item() > 0
+        if agreed and not stop.requested:
+            stop.requested = "a signal to another process"
+        return agreed
+
+    # An epoch's end --------------------------------------------------------------------------------------
+
+    def _finish_epoch(self) -> EpochRecord:
+        """Evaluate, record and save what the epoch just trained."""
+        self.epoch += 1
+        began = time.perf_counter()
+        due = self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs
+        metrics = self._evaluate() if due and self.val_data is not None else None
+        record = EpochRecord(
+            self.epoch,
+            *(total / self.batches for total in self.watch.sums),
+            learning_rate=self._rate(self.step - 1),
+            images_per_second=self.images / self.seconds,
+            seconds=self.seconds + time.perf_counter() - began,
+            map_50=metrics["map_50"] if metrics else None,
+        )
+        self.history.epochs.append(record)
+        self.watch, self.seconds = self._new_watch(), 0.0
+        if self._is_main:
+            self._save_epoch(record, metrics)
+        self.accelerator.wait_for_everyone()
+        return record
+
+    def _evaluate(self) -> dict[str, Any]:
+        predictor = Predictor(self.weights, device=self.accelerator.device, precision=self.precision)
+        progress = self.progress and self._is_main
+        metrics, _ = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
+        return metrics.to_dict()
+
+    def _save_epoch(self, record: EpochRecord, metrics: dict[str, Any] | None) -> None:
+        last = self.epoch == self.recipe.epochs
+        # Without a figure to compare (no val, or none of its images has objects) the last weights are best.
+        if self.history.best is record or (last and self.history.best is None):
+            self._save_weights(checkpoints.BEST, metrics)
+        if self.epoch % self.snapshot_every == 0:
+            self._save_weights(f"epoch-{self.epoch:03d}.safetensors", metrics)
+        write_json(self.run_dir / "history.json", self.history.to_dict())
+        self._write_events(record)
+        # Last of all: what a kill leaves undone before this, a resumed run does again.
+        if last or self.epoch % self.recipe.checkpoint_every == 0:
+            self._save_state()
+
+    def _save_weights(self, name: str, metrics: dict[str, Any] | None) -> None:
+        save_model(
+            self.weights,
+            self.checkpoints / name,
+            class_names=list(self.network.config.class_names),
+            recipe=self.recipe.to_dict(),
+            epoch=self.epoch,
+            metrics=metrics,
+            data=self.data_description,
+            seed=self.seed,
+            precision=self.precision,
+        )
+
+    def _open_events(self) -> AbstractContextManager[Any]:
+        if not self._is_main:
+            return nullcontext()
+        from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+        # What an interrupted run logged beyond the state it resumed from is hidden by purge_step.
+        return SummaryWriter(self.run_dir / "events", purge_step=self.epoch + 1)
+
+    def _write_events(self, record: EpochRecord) -> None:
+        for name, value in record.to_dict().items():
+            if name != "epoch" and value is not None:
+                tag = "val/map_50" if name == "map_50" else f"train/{name}"
+                self.events.add_scalar(tag, value, record.epoch)
+        self.events.flush()
+
+    # Stopping and going on -------------------------------------------------------------------------------
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a saved state to belong to this run."""
+        return {
+            "recipe": self.recipe.to_dict(),
+            "classes": list(self.network.config.class_names),
+            "data fingerprint": self.data_description.get("fingerprint"),
+            "training images": len(self.train_data),
+            "val images": len(self.val_data) if self.val_data is not None else 0,
+            "seed": self.seed,
+        }
+
+    def _save_state(self) -> None:
+        if not self._is_main:
+            return
+        state = {
+            "identity": self._identity(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "sums": self.watch.sums,
+            "seconds": self.seconds,
+            "history": self.history.to_dict(),
+            "model": self.network.state_dict(),
+            "ema": self.ema.module.state_dict() if self.ema else None,
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+        }
+        checkpoints.save_state(self.checkpoints, state)
+        self._saved_at = time.perf_counter()
+
+    def _save_if_due(self) -> None:
+        if self._is_main and time.perf_counter() - self._saved_at > 60 * self.save_minutes:
+            self.watch.read()
+            self._count_seconds()
+            self._save_state()
+
+    def _count_seconds(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - self._counted_to
+        self._counted_to = now
+
+    def _resume(self) -> None:
+        """Load the newest sound state. No random state is in it: what a step draws depends on its number."""
+        state, complaints = checkpoints.load_state(self.checkpoints)
+        for complaint in complaints:
+            self._say(f"{complaint}; going on from an older state.")
+        if state is None:
+            self._say(f"nothing to resume in {self.checkpoints}: starting from the beginning.")
+            return
+        saved = state["identity"]
+        # A setting that the recipe did not have yet when the run began stood at its default.
+        saved = {**saved, "recipe": Recipe.from_dict(saved["recipe"]).to_dict()}
+        checkpoints.check_same_run(saved, self._identity())
+        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
+        self.history = History.from_dict(state["history"])
+        self.watch = self._new_watch(state["sums"])
+        self.network.load_state_dict(state["model"])
+        if self.ema:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self._say(f"resuming before {self._where()}.")
+
+    # Small things ----------------------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> SSD300:
+        """The network that is evaluated and saved: the average of the weights where there is one."""
+        return self.ema.module if self.ema else self.network
+
+    @property
+    def images(self) -> int:
+        """Images of one epoch, over all processes."""
+        return min(self.batches * self.recipe.batch_size, len(self.train_data))
+
+    @property
+    def _is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    def _autocast(self) -> torch.autocast:
+        """bf16 for what gains by it (convolutions); weights, loss and optimizer stay in float32."""
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def _to_device(
+        self, images: Tensor, targets: list[dict[str, Any]]
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """A batch where the network is: images in channels_last, boxes as fractions of the side."""
+        device = self.accelerator.device
+        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        boxes = [target["boxes"].to(device, non_blocking=True) / IMAGE_SIZE for target in targets]
+        labels = [target["labels"].to(device, non_blocking=True) for target in targets]
+        return images, boxes, labels
+
+    def _share(self, loss: MultiBoxLoss) -> MultiBoxLoss:
+        """The loss of the whole batch out of this process's share of it.
+
+        Its gradient is that of the share, scaled so that the mean over the processes, which the backward
+        pass takes, is the whole batch's.
+        """
+        count = self.accelerator.num_processes
+        if count == 1:
+            return loss
+        positives = loss.positives.clamp(min=1)
+        own = torch.stack([loss.localization * positives, loss.confidence * positives])  # sums
+        *sums, positives = self.accelerator.reduce(torch.stack([*own.detach(), loss.positives]), "sum")
+        localization, confidence = (total / positives.clamp(min=1) for total in sums)
+        scaled = own.sum() * (count / positives.clamp(min=1))
+        total = localization + confidence + (scaled - scaled.detach())
+        return MultiBoxLoss(total, localization, confidence, positives)
+
+    def _new_watch(self, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> LossWatch:
+        return LossWatch(every=1 if self.accelerator.device.type == "cpu" else 20, sums=list(sums))
+
+    def _rate(self, step: int) -> float:
+        return self.recipe.learning_rate * learning_rate_factor(step, self.total_steps, self.recipe)
+
+    def _where(self, step: int | None = None) -> str:
+        """Where in the training a step is; by default the next one."""
+        epoch, number = divmod(self.step if step is None else step, self.batches)
+        rate = self._rate(epoch * self.batches + number)
+        return f"epoch {epoch + 1}, step {number + 1} of {self.batches} (learning rate {rate:.3g})"
+
+    def _bar(self) -> tqdm:
+        return tqdm(
+            desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
+            total=self.images,
+            initial=(self.step - self.epoch * self.batches) * self.recipe.batch_size,
+            unit="img",
+            leave=False,
+            disable=not (self.progress and self._is_main),
+        )
+
+    def _print_line(self, record: EpochRecord) -> None:
+        if self.progress:
+            print(record.line(self.recipe.epochs), flush=True)
+
+    def _say(self, message: str) -> None:
+        if self._is_main:
+            print(message, file=sys.stderr)
+
+
+def _check_data(model: SSD300, train_data: DetectionDataset, val_data: DetectionDataset | None) -> None:
+    if not len(train_data):
+        raise DataError("the training split has no images: add some to ImageSets/Main/train.txt")
+    for name, data in (("training", train_data), ("val", val_data)):
+        if data is not None and tuple(data.class_names) != tuple(model.config.class_names):
+            raise DataError(
+                f"the {name} images have the classes {', '.join(data.class_names)}, but the network has "
+                f"{', '.join(model.config.class_names)}; build the model with the data's class names"
+            )

@@ -1,0 +1,1 @@
+"""Benchmarks: ours beside a naive SSD300 and torchvision's, in one process (`python -m tests.benchmarks`)."""

@@ -1,0 +1,120 @@
+"""Reading images: every format a microscope saves, and every way a file can be broken."""
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssdlib.common.errors import DataError, SsdError
+from ssdlib.data import images
+from ssdlib.data.images import image_size, list_images, read_image, write_image
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (24, 32, 3), np.uint8)
+GREY = RNG.integers(0, 256, (24, 32), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".tiff"])
+def test_lossless_formats_come_back_exactly(tmp_path, suffix):
+    write_image(tmp_path / f"a{suffix}", RGB)
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}"), RGB)
+
+
+def test_jpeg_equals_opencv_and_header_gives_the_size(tmp_path):
+    write_image(tmp_path / "a.JPG", RGB)
+    assert np.array_equal(read_image(tmp_path / "a.JPG"), cv2.imread(str(tmp_path / "a.JPG"))[..., ::-1])
+    assert image_size(tmp_path / "a.JPG") == (32, 24)
+
+
+def test_gray_gets_three_equal_channels(tmp_path):
+    Image.fromarray(GREY).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.stack([GREY] * 3, -1))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize("pixels", [GREY, RGB], ids=["gray", "rgb"])
+def test_sixteen_bits_are_scaled_from_the_depth_in_use(tmp_path, bits, suffix, pixels):
+    deep = pixels.astype(np.uint16) << (bits - 8)
+    deep.flat[0] = (1 << bits) - 1
+    bgr = deep if deep.ndim == 2 else np.ascontiguousarray(deep[..., ::-1])
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), bgr)
+    expected = (deep >> (bits - 8)).astype(np.uint8)
+    expected = expected if expected.ndim == 3 else np.stack([expected] * 3, -1)
+    assert np.array_equal(read_image(tmp_path / f"a{suffix}"), expected)
+
+
+def test_transparency_is_laid_on_white(tmp_path):
+    alpha = np.zeros((24, 32, 1), np.uint8)
+    alpha[:, 16:] = 255
+    Image.fromarray(np.concatenate([RGB, alpha], -1)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert (image[:, :16] == 255).all()
+    assert np.array_equal(image[:, 16:], RGB[:, 16:])
+
+
+def test_palette_and_cmyk(tmp_path):
+    Image.fromarray(RGB).quantize(16).save(tmp_path / "a.png")
+    Image.fromarray(RGB).convert("CMYK").save(tmp_path / "a.jpg")
+    assert read_image(tmp_path / "a.png").shape == read_image(tmp_path / "a.jpg").shape == (24, 32, 3)
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn by 90 degrees clockwise
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), np.rot90(RGB, -1))
+    assert image_size(tmp_path / "a.png") == (24, 32)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.97])
+def test_a_truncated_file_is_refused_by_name(tmp_path, suffix, share):
+    path = tmp_path / f"cut{suffix}"
+    write_image(path, RNG.integers(0, 256, (200, 200, 3), np.uint8))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(DataError, match=f"cut{suffix}"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_missing_and_foreign_files_are_refused(tmp_path, read):
+    with pytest.raises(DataError, match="no image"):
+        read(tmp_path / "none.jpg")
+    (tmp_path / "page.jpg").write_text("<html>")
+    with pytest.raises(DataError, match=r"page\.jpg is not an image"):
+        read(tmp_path / "page.jpg")
+
+
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_a_decompression_bomb_is_refused_before_it_unpacks(tmp_path, monkeypatch, read):
+    write_image(tmp_path / "a.png", RGB)
+    monkeypatch.setattr(images, "MAX_PIXELS", 24 * 32 - 1)
+    with pytest.raises(DataError, match="32 x 24"):
+        read(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="too large"):
+        read(tmp_path / "a.png")
+
+
+def test_float_images_are_refused(tmp_path):
+    Image.fromarray(GREY.astype(np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=r"a\.tif"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_writing_refuses_unknown_formats_and_shapes(tmp_path):
+    with pytest.raises(SsdError, match="end the name"):
+        write_image(tmp_path / "a.xyz", RGB)
+    with pytest.raises(ValueError, match="uint8"):
+        write_image(tmp_path / "a.png", GREY)
+    assert not list(tmp_path.iterdir())
+
+
+def test_list_images_is_sorted_and_only_images(tmp_path):
+    assert list_images(tmp_path) == []
+    for name in ("b.jpg", "a.PNG", "c.txt"):
+        (tmp_path / name).touch()
+    assert [file.name for file in list_images(tmp_path)] == ["a.PNG", "b.jpg"]

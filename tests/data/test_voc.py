@@ -1,0 +1,138 @@
+"""Reading Pascal VOC: what is repaired, and what is refused."""
+
+import numpy as np
+import pytest
+
+from ssdlib.common.errors import DataError
+from ssdlib.data.formats.voc import MAX_XML_BYTES, read_voc, write_voc
+
+NO_BOXES = np.zeros((0, 4))
+
+
+def annotation(path, boxes, names=None, **kw):
+    file = path / "field.xml"
+    values = {"width": 640, "height": 480} | kw
+    write_voc(
+        file, boxes=np.array(boxes, np.float32).reshape(-1, 4), names=names or ["RBC"] * len(boxes), **values
+    )
+    return file
+
+
+@pytest.mark.parametrize(
+    ("boxes", "kept", "kinds"),
+    [
+        ([], [], []),
+        ([[10, 20, 30, 40]], [[10, 20, 30, 40]], []),
+        ([[1.5, 2, 3, 4]], [[1.5, 2, 3, 4]], []),
+        ([[0, 0, 640, 480]], [[0, 0, 640, 480]], []),
+        ([[5, 5, 5, 5], [1, 1, 2, 2]], [[1, 1, 2, 2]], ["point_box"]),
+        ([[5, 5, 5, 50]], [], ["point_box"]),
+        ([[-3, 5, 10, 20]], [[0, 5, 10, 20]], ["box_outside"]),
+        ([[600, 400, 700, 500]], [[600, 400, 640, 480]], ["box_outside"]),
+        ([[700, 500, 800, 600]], [], ["box_outside"]),
+        ([[30, 40, 10, 20]], [[10, 20, 30, 40]], ["swapped_corners"]),
+        ([[700, 40, 600, 20]], [[600, 20, 640, 40]], ["swapped_corners", "box_outside"]),
+    ],
+)
+def test_boxes_are_repaired_and_every_repair_is_noted(tmp_path, boxes, kept, kinds):
+    read = read_voc(annotation(tmp_path, boxes))
+    assert read.boxes.dtype == np.float32
+    assert read.boxes.tolist() == kept
+    assert [repair.kind for repair in read.repairs] == kinds
+    assert len(read.names) == len(kept)
+    assert len(read.written_names) == len(boxes)
+
+
+def test_round_trip(tmp_path):
+    file = annotation(tmp_path, [[1, 2, 30, 40], [5, 6, 7, 8]], ["WBC", "a <b> & ü"])
+    read = read_voc(file)
+    assert (read.image_id, read.filename, read.width, read.height) == ("field", "field.jpg", 640, 480)
+    assert read.names == ("WBC", "a <b> & ü")
+    assert read.path == file
+
+
+def test_the_image_wins_over_the_size_in_the_file(tmp_path):
+    file = annotation(tmp_path, [[10, 10, 50, 50], [300, 100, 400, 200]])
+    read = read_voc(file, (320, 240))
+    assert (read.width, read.height) == (320, 240)
+    assert read.boxes.tolist() == [[10, 10, 50, 50], [300, 100, 320, 200]]
+    assert [repair.kind for repair in read.repairs] == ["size_mismatch", "box_outside"]
+    assert "640 x 480" in str(read.repairs[0])
+    assert "320 x 240" in str(read.repairs[0])
+
+
+def test_an_annotation_without_size_takes_the_images(tmp_path):
+    file = tmp_path / "a.xml"
+    file.write_text("<annotation/>")
+    assert read_voc(file).width == 0
+    read = read_voc(file, (8, 6))
+    assert (read.width, read.height, read.filename) == (8, 6, "")
+
+
+BOMB = (
+    '<!DOCTYPE a [<!ENTITY x0 "ha">'
+    + "".join(f'<!ENTITY x{k} "{f"&x{k - 1};" * 10}">' for k in range(1, 10))
+    + "]><annotation><filename>&x9;</filename></annotation>"
+)
+EXTERNAL = (
+    '<!DOCTYPE a [<!ENTITY secret SYSTEM "file://{secret}">]>'
+    "<annotation><filename>&secret;</filename></annotation>"
+)
+OBJECT = (
+    "<annotation><object><name>{name}</name>"
+    "<bndbox><xmin>{xmin}</xmin><ymin>2</ymin>{rest}</bndbox></object></annotation>"
+)
+REST = "<xmax>3</xmax><ymax>4</ymax>"
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "not well-formed"),
+        ("<annotation><object>", "not well-formed"),
+        ("<html/>", "root is <html>"),
+        (BOMB, "DOCTYPE"),
+        (EXTERNAL, "DOCTYPE"),
+        (EXTERNAL.encode("utf-16"), "DOCTYPE"),
+        ('<!DOCTYPE annotation SYSTEM "http://example.com/x.dtd"><annotation/>', "DOCTYPE"),
+        ("<annotation><filename>&undeclared;</filename></annotation>", "not well-formed"),
+        ("<annotation><filename>../../etc/passwd</filename></annotation>", "outside its own folder"),
+        ("<annotation><filename>/etc/passwd</filename></annotation>", "outside its own folder"),
+        ("<annotation><filename>..\\..\\boot.ini</filename></annotation>", "outside its own folder"),
+        ("<annotation><filename>C:\\boot.ini</filename></annotation>", "outside its own folder"),
+        ("<annotation><size><width>wide</width></size></annotation>", "size must be a number"),
+        (OBJECT.format(name="", xmin=1, rest=REST), "object 1 has no <name>"),
+        (OBJECT.format(name="RBC", xmin="left", rest=REST), "<xmin> must be a number"),
+        (OBJECT.format(name="RBC", xmin="nan", rest=REST), "<xmin> must be a number"),
+        (OBJECT.format(name="RBC", xmin="inf", rest=REST), "<xmin> must be a number"),
+        (OBJECT.format(name="RBC", xmin=1, rest=""), "<xmax> must be a number"),
+        ("<annotation><object><name>RBC</name></object></annotation>", "<xmin> must be a number"),
+    ],
+)
+def test_broken_and_hostile_files_are_refused_by_name(tmp_path, content, complaint):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("the secret")
+    file = tmp_path / "bad.xml"
+    if isinstance(content, str):
+        file.write_text(content.replace("{secret}", str(secret)))
+    else:
+        file.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        read_voc(file)
+    assert complaint in str(caught.value)
+    assert "bad.xml" in str(caught.value)
+    assert "the secret" not in str(caught.value)
+
+
+def test_missing_and_huge_files_are_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no annotation .*none\.xml"):
+        read_voc(tmp_path / "none.xml")
+    with (tmp_path / "huge.xml").open("wb") as file:
+        file.truncate(MAX_XML_BYTES + 1)  # sparse: takes no room
+    with pytest.raises(DataError, match=r"huge\.xml is larger"):
+        read_voc(tmp_path / "huge.xml")
+
+
+def test_names_and_boxes_must_agree_when_writing(tmp_path):
+    with pytest.raises(ValueError, match="zip"):
+        write_voc(tmp_path / "a.xml", width=1, height=1, boxes=NO_BOXES, names=["RBC"])

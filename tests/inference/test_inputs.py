@@ -1,0 +1,120 @@
+"""Which images are meant, and what is written about each is called."""
+
+import io
+import os
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from ssdlib.common.errors import DataError
+from ssdlib.data.images import write_image
+from ssdlib.inference.inputs import find_images, listed_paths, read_ahead
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    for name in ("x/a.png", "x/deep/a.JPG", "x/deep/b.tif", "y/a.png", "y/notes.txt", "y/odd[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ([], {}),
+        (["x/a.png"], {"x/a.png": "a"}),
+        (["x"], {"x/a.png": "a", "x/deep/a.JPG": "deep/a", "x/deep/b.tif": "deep/b"}),
+        (["x/deep", "x/deep/b.tif"], {"x/deep/a.JPG": "a", "x/deep/b.tif": "b"}),
+        (["x/a.png", "y/a.png"], {"x/a.png": "a", "y/a.png": "a-2"}),
+        (["*/a.*"], {"x/a.png": "a", "y/a.png": "a-2"}),
+        (["x/**/*.tif"], {"x/deep/b.tif": "b"}),
+        (["y/*"], {"y/a.png": "a", "y/odd[1].png": "odd_1_"}),
+        (["y/odd[1].png"], {"y/odd[1].png": "odd_1_"}),
+        (["y/notes.txt"], {"y/notes.txt": "notes"}),  # a file given is tried, whatever it is called
+        (["x/d*"], {"x/deep/a.JPG": "a", "x/deep/b.tif": "b"}),
+    ],
+)
+def test_files_folders_and_patterns(folder, given, found):
+    assert {str(task.path): task.name for task in find_images(given)} == found
+
+
+@pytest.mark.parametrize("given", ["nowhere.png", "nowhere", "z/*.png", "*.txt", "empty"])
+def test_what_is_not_there_is_refused(folder, given):
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match=given.replace("*", r"\*")):
+        find_images([given])
+
+
+def test_a_list_of_paths(folder, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("x/a.png\n\ngone.png\r\ny\nx/a.png"))
+    found = find_images(["x/deep/b.tif"], listed=listed_paths(["-"]))
+    assert [str(task.path) for task in found] == [
+        "x/deep/b.tif", "x/a.png", "gone.png", "y/a.png", "y/odd[1].png"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("column", ["path", "image"])
+def test_a_parquet_list_of_paths(folder, column):
+    table = pa.table({"other": [1, 2, 3], column: ["x/a.png", None, "y"]})
+    parquet.write_table(table, "list.parquet")
+    found = find_images([], listed=listed_paths(["list.parquet"]))
+    assert [str(task.path) for task in found] == ["x/a.png", "y/a.png", "y/odd[1].png"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(None, "cannot be read"), ("text", "cannot be read"), ({}, "path")]
+)
+def test_what_is_no_parquet_list_is_refused(tmp_path, content, told):
+    file = tmp_path / "list.parquet"
+    if content == "text":
+        file.write_text(content)
+    elif content is not None:
+        parquet.write_table(pa.table({"file": ["a.png"]}), file)
+    with pytest.raises(DataError, match=rf"list\.parquet.*{told}"):
+        list(listed_paths([str(file)]))
+
+
+def test_names_never_collide_in_any_folder_or_case(folder):
+    for name in ("z/A.png", "z/a/b.png", "z/a--b.png", "z/a.jpg", "z/ .png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    tasks = find_images(["z"])
+    assert len({task.image_id.casefold() for task in tasks}) == len(tasks) == 5
+    assert all(task.image_id.strip() == task.image_id for task in tasks)
+
+
+def test_own_output_is_passed_over_and_never_overwrites_an_image(folder):
+    out = folder / "x" / "deep"
+    assert [task.name for task in find_images(["x"], out)] == ["a"]
+    assert [task.name for task in find_images(["x/**/a.*"], out)] == ["a"]
+    for given in ("x/deep", "x/deep/b.tif"):
+        with pytest.raises(DataError, match="lies in --out"):
+            find_images([given], out)
+    with pytest.raises(DataError, match="lies in --out"):
+        find_images([], out, listed=["x/deep/b.tif"])
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names of bytes")
+def test_a_name_that_is_no_utf8_can_be_shown(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"a\xff.png")).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    (task,) = find_images([tmp_path])
+    assert task.shown.encode("utf-8") and task.name.encode("utf-8")
+
+
+@pytest.mark.parametrize(("ahead", "pixels"), [(1, 10**9), (4, 10**9), (4, 0), (4, 250)])
+def test_reading_ahead_keeps_the_order_and_names_the_damaged(tmp_path, ahead, pixels):
+    assert list(read_ahead([], ahead=ahead, pixels=pixels)) == []
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        write_image(path, np.full((10, 10, 3), number, np.uint8))
+    paths[3].write_bytes(b"nothing")
+    found = list(read_ahead(paths, ahead=ahead, pixels=pixels))
+    assert isinstance(found[3], DataError) and "3.png" in str(found[3])
+    assert [int(image[0, 0, 0]) for number, image in enumerate(found) if number != 3] == [0, 1, 2, 4, 5]

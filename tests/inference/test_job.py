@@ -1,0 +1,347 @@
+"""The job of `ssdlib detect`: everything it writes, images it cannot read, and stopping at any moment."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import tracemalloc
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssdlib.__main__ import main
+from ssdlib.common.errors import ConfigError, SsdError
+from ssdlib.config import ModelConfig
+from ssdlib.data import source as bccd
+from ssdlib.data.formats.coco import read_coco
+from ssdlib.data.images import read_image, write_image
+from ssdlib.data.smears import draw_smear
+from ssdlib.detector.model_file import save_model
+from ssdlib.detector.weights import build_model
+from ssdlib.inference.detections import Detections
+from ssdlib.inference.inputs import find_images
+from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection, thresholds_of
+from ssdlib.inference.results import FORMATS, Journal, parse_formats
+from ssdlib.inference.tiling import Tiling
+from tests.spawned import Process, command
+
+NAMES = ("WBC", "RBC", "Platelets")
+SURE = dict.fromkeys(NAMES, 0.5)
+
+
+class Blobs:
+    """Stands in for a network: each dark block on a light ground is a red cell."""
+
+    class_names = NAMES
+    batch_size = 3
+    score_threshold = 0.0
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
+        for image in images:
+            self.seen += 1
+            dark = (image.max(axis=2) < 128).astype(np.uint8)
+            found = cv2.connectedComponentsWithStats(dark)[2][1:]
+            boxes = [[x, y, x + w, y + h] for x, y, w, h, _ in found]
+            labels = [2 if w > 30 else 3 for _, _, w, _, _ in found]
+            yield Detections(boxes, [0.9] * len(boxes), labels, image.shape[1::-1], NAMES)
+
+
+def field(cells: int, size: tuple[int, int] = (640, 480), side: int = 100) -> np.ndarray:
+    """A light field with so many dark blocks, in rows."""
+    image = np.full((*size[::-1], 3), 230, np.uint8)
+    columns = (size[0] - 20) // (side + 10)
+    for number in range(cells):
+        x, y = 12 + number % columns * (side + 10), 12 + number // columns * (side + 10)
+        image[y : y + side, x : x + side] = 30
+    return image
+
+
+@pytest.fixture
+def fields(tmp_path) -> Path:
+    """Three fields with 1, 2 and 3 cells, an empty one, and a damaged one between them."""
+    folder = tmp_path / "fields"
+    for number, name in enumerate(("empty.png", "one.png", "deep/two.bmp", "three.tif")):
+        write_image(folder / name, field(number))
+    (folder / "none.jpg").write_bytes(b"no image")
+    return folder
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files but those about the job itself."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "job" not in path.parts)
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def run(
+    folder: Path, out: Path, formats: str = ",".join(FORMATS), *, restart: bool = False, **more
+) -> tuple[list[str], int]:
+    """What could not be read, and how many views the network was shown."""
+    blobs = Blobs()
+    job = DetectJob(find_images([folder], out), SURE, out=out, formats=parse_formats(formats), **more)
+    return run_detection(blobs, job, restart=restart, progress=False).failures, blobs.seen
+
+
+def test_everything_that_is_written(fields, tmp_path):
+    out = tmp_path / "out"
+    failures, seen = run(fields, out, tiling=Tiling(um_per_pixel=0.072))
+    assert seen == 4 and len(failures) == 1 and "none.jpg" in failures[0]
+    images = rows(out / "images.csv")
+    assert [(Path(row["image"]).name, row["state"], row["RBC"]) for row in images] == [
+        ("two.bmp", "done", "2"), ("empty.png", "done", "0"), ("none.jpg", "unreadable", ""),
+        ("one.png", "done", "1"), ("three.tif", "done", "3"),
+    ]  # fmt: skip
+    cells = rows(out / "cells.csv")
+    assert len(cells) == 6 and cells[2]["image"].endswith("one.png")
+    del cells[2]["image"]
+    assert cells[2] == {
+        "class": "RBC", "score": "0.9", "xmin": "12.0", "ymin": "12.0", "xmax": "112.0", "ymax": "112.0",
+        "width": "100.0", "height": "100.0", "width_um": "7.2", "height_um": "7.2",
+    }  # fmt: skip
+    entries = json.loads((out / "cells.json").read_text())
+    assert (out / "cells.json").read_text() == json.dumps(entries, indent=2) + "\n"
+    assert [Detections.from_dict(entry).counts()["RBC"] for entry in entries] == [2, 0, 1, 3]
+    assert sorted(contents(out / "pictures")) == ["deep/two.png", "empty.png", "one.png", "three.png"]
+    assert (read_image(out / "pictures/one.png") != field(1)).any()
+    assert not list(out.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco"])
+def test_what_is_found_can_be_trained_on(fields, tmp_path, layout):
+    out = tmp_path / "out"
+    run(fields, out, layout)
+    if layout == "voc":
+        source = bccd.open_folder(out / "voc")
+        dataset, names = source.dataset("all"), source.class_names
+    else:
+        dataset, names = read_coco(out / "coco/labels.json", out / "coco/data"), NAMES
+    samples = {sample.image_id: sample for sample in dataset.samples}
+    assert set(samples) == {"deep--two", "empty", "one", "three"}
+    assert [len(samples[name].boxes) for name in sorted(samples)] == [2, 0, 1, 3]
+    assert samples["one"].boxes.tolist() == [[12, 12, 112, 112]] and not samples["one"].repairs
+    assert names[samples["one"].labels[0] - 1] == "RBC"
+    for name, number in (("deep--two", 2), ("three", 3)):
+        assert np.array_equal(read_image(samples[name].image_path), field(number)), "byte for byte"
+
+
+def save(path: Path, rgb: np.ndarray, turned: bool) -> None:
+    exif = Image.Exif()
+    if turned:
+        exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    Image.fromarray(np.rot90(rgb) if turned else rgb).save(path, exif=exif, quality=95)
+
+
+def save_deep(path: Path, rgb: np.ndarray) -> None:
+    cv2.imwrite(str(path), np.ascontiguousarray(rgb[..., ::-1]).astype(np.uint16) * 257)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp"])
+@pytest.mark.parametrize("kind", ["plain", "gray", "deep", "turned"])
+def test_every_format_gives_the_same_cells(tmp_path, name, kind):
+    if (kind == "deep" and name not in ("a.png", "a.tif")) or (kind == "turned" and name == "a.bmp"):
+        pytest.skip("this format has none")
+    path, image = tmp_path / "in" / name, field(3, (320, 240), 60)
+    path.parent.mkdir()
+    if kind == "deep":
+        save_deep(path, image)
+    else:
+        save(path, image[..., 0] if kind == "gray" else image, kind == "turned")
+    run(path.parent, tmp_path / "out", "json,voc")
+    (entry,) = json.loads((tmp_path / "out/cells.json").read_text())
+    assert (entry["width"], entry["height"], entry["counts"]["RBC"]) == (320, 240, 3)
+    boxes = sorted(item["box"] for item in entry["detections"])
+    assert np.abs(np.array(boxes[0]) - [12, 12, 72, 72]).max() <= 2
+    (sample,) = bccd.open_folder(tmp_path / "out/voc").dataset("all").samples
+    assert (sample.width, sample.height) == (320, 240)
+    assert sample.image_path.suffix == (".png" if kind == "turned" else path.suffix)
+    with Image.open(sample.image_path) as copy:
+        assert copy.size == (320, 240), "upright also for tools that do not heed EXIF"
+
+
+def test_large_fields_are_tiled_and_the_others_are_not(tmp_path):
+    write_image(tmp_path / "in/large.png", field(40, (1600, 1200)))
+    write_image(tmp_path / "in/small.png", field(3))
+    _, seen = run(tmp_path / "in", tmp_path / "out", "csv")
+    assert seen == 1 + 12
+    assert [(row["tiles"], row["RBC"]) for row in rows(tmp_path / "out/images.csv")] == [
+        ("12", "40"),
+        ("1", "3"),
+    ]
+
+
+def test_thresholds_are_those_of_the_class(tmp_path):
+    write_image(tmp_path / "in/a.png", field(2))
+    tasks = find_images([tmp_path / "in"])
+    for thresholds, count in (({"RBC": 0.95}, 0), ({"WBC": 0.95}, 2)):
+        summary = run_detection(Blobs(), DetectJob(tasks, {**SURE, **thresholds}), progress=False)
+        assert summary.rows == [(str(tmp_path / "in/a.png"), (0, count, 0))]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0.3", {"": 0.3}),
+        ("WBC=0.4,RBC=0.6", {"": 0.5, "WBC": 0.4, "RBC": 0.6}),
+        ("0.3, WBC = 0.4", {"": 0.3, "WBC": 0.4}),
+        ("a=b=1", {"": 0.5, "a=b": 1.0}),
+        *((wrong, None) for wrong in ("", "x", "2", "-0.1", "nan", "=0.5", "WBC=", "0.1,0.2", "WBC=1,WBC=0")),
+    ],
+)
+def test_thresholds_as_written(text, expected):
+    if expected is None:
+        with pytest.raises(ConfigError, match="--threshold takes"):
+            parse_thresholds(text)
+    else:
+        assert parse_thresholds(text) == expected
+
+
+def test_thresholds_for_each_class():
+    assert thresholds_of({"": 0.5, "RBC": 0.6}, NAMES) == {"WBC": 0.5, "RBC": 0.6, "Platelets": 0.5}
+    with pytest.raises(ConfigError, match=r"names Giraffe; the weights find WBC, RBC, Platelets"):
+        thresholds_of({"": 0.5, "Giraffe": 0.6}, NAMES)
+
+
+@pytest.mark.parametrize("text", ["", ",", "csv,pdf"])
+def test_unknown_formats_are_refused(text):
+    with pytest.raises(ConfigError, match="pictures, csv, json, coco, voc"):
+        parse_formats(text)
+
+
+def test_going_on_does_only_what_is_left(fields, tmp_path):
+    out = tmp_path / "out"
+    run(fields, out)
+    before = contents(out)
+    failures, seen = run(fields, out)
+    assert (len(failures), seen) == (1, 0), "nothing is left to do, and the damaged one is still named"
+    assert contents(out) == before
+    write_image(fields / "one.png", field(4))  # repaired by its owner
+    write_image(fields / "zebra.png", field(2))
+    assert run(fields, out)[1] == 3, "the group of three that holds the changed and the new image"
+    assert [row["RBC"] for row in rows(out / "images.csv")] == ["2", "0", "", "4", "3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"identity": {"weights": "b"}}, "weights was a, is b"),
+        ({"tiling": Tiling(um_per_pixel=0.1)}, "um_per_pixel was None, is 0.1"),
+        ({"tiling": Tiling("off")}, "tile was auto, is off"),
+    ],
+)
+def test_other_settings_are_refused_until_told_to_start_anew(fields, tmp_path, change, what):
+    out, same = tmp_path / "out", {"identity": {"weights": "a"}}
+    run(fields, out, "csv", **same)
+    with pytest.raises(ConfigError, match=f"{what}.*--restart"):
+        run(fields, out, "csv", **{**same, **change})
+    assert run(fields, out, "json", **same)[1] == 0, "tables are made again from what is known"
+    assert run(fields, out, "csv", **{**same, **change}, restart=True)[1] > 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
+def test_half_a_line_of_the_journal_is_forgotten(fields, tmp_path, share):
+    tasks = find_images([fields])[:3]
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert list(journal.read(tasks)) == []
+        for number, task in enumerate(tasks):
+            journal.append(task, {"number": number})
+    content = (tmp_path / "journal.jsonl").read_bytes()
+    start = content.rstrip().rfind(b"\n") + 1
+    (tmp_path / "journal.jsonl").write_bytes(content[: start + int(share * (len(content) - start))])
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        left = 3 if share == 1 else 2
+        assert [record["number"] for record in journal.read(tasks)] == list(range(left))
+        journal.append(tasks[2], {"number": 7})
+        assert [record["number"] for record in journal.read(tasks)] == [0, 1, 7]
+
+
+def test_where_nothing_can_be_written_it_is_said(fields, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(SsdError, match="cannot write"):
+        run(fields, tmp_path / "out")
+
+
+def test_a_wrong_scale_is_noticed(tmp_path):
+    for name, side in (("right", 100), ("small", 40)):
+        write_image(tmp_path / name / "a.png", field(20, (800, 600), side))
+    notes = {}
+    for name in ("right", "small"):
+        job = DetectJob(find_images([tmp_path / name]), SURE)
+        notes[name] = run_detection(Blobs(), job, progress=False).scale_warning
+    assert notes["right"] == ""
+    assert "measure 32 pixels" in notes["small"] and "--um-per-pixel, 0.18" in notes["small"]
+
+
+def test_memory_stays_flat(tmp_path):
+    """Eight times the images need the same memory, but for a few numbers each."""
+    peaks, few, many = [], 8, 64
+    for count in (few, many):
+        for number in range(count):
+            write_image(tmp_path / f"{count}/{number:03}.png", field(20, (160, 120), 18))
+        tracemalloc.start()
+        run(tmp_path / str(count), tmp_path / f"out{count}", "csv,json")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # Keeping the pixels would cost 58 kB an image, and 20 cells as Python's objects more than 10 kB.
+    assert peaks[1] < peaks[0] + (many - few) * 5000
+
+
+@pytest.fixture(scope="module")
+def smear_fields(tmp_path_factory) -> tuple[Path, Path]:
+    """A folder with six small fields, a large and a damaged one, and the weights of a little network."""
+    folder = tmp_path_factory.mktemp("killed")
+    smear = draw_smear(3).image
+    for number in range(6):
+        write_image(folder / f"in/{number:02}.jpg", np.roll(smear, 40 * number, axis=1))
+    write_image(folder / "in/02b.png", np.tile(smear, (1, 2, 1)))
+    (folder / "in/03b.png").write_bytes(b"damaged")
+    save_model(build_model(ModelConfig(width=0.05), seed=1), folder / "w.safetensors")
+    return folder / "in", folder / "w.safetensors"
+
+
+def words(fields: Path, weights: Path, out: Path) -> list[str]:
+    given = ["detect", str(fields), "--weights", str(weights), "--out", str(out), "--quiet"]
+    formats = ["--format", "pictures,csv,json,coco,voc", "--threshold", "0.2", "--batch", "3"]
+    return [*given, *formats, "--device", "cpu"]
+
+
+def die_when(number: int, *arguments: str) -> int:
+    """The command line in a process that kills itself with signal 9 before its `number`-th renaming."""
+    left, rename = [None] * number, Path.replace
+
+    def perhaps(self: Path, target: Path) -> Path:
+        left.pop()
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    Path.replace = perhaps
+    return main(list(arguments))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_killed_in_the_middle_it_ends_in_the_same_files(smear_fields, tmp_path):
+    whole = Process(tmp_path / "log", command, *words(*smear_fields, tmp_path / "whole"))
+    assert whole.wait() == 3, whole.text
+    expected = contents(tmp_path / "whole")
+    assert len(expected) == 7 * 4 + 4
+    out = tmp_path / "killed"
+    killed = Process(tmp_path / "log", die_when, 15, *words(*smear_fields, out))
+    assert killed.wait() == -signal.SIGKILL, killed.text
+    assert not (out / "cells.csv").exists() and list((out / "pictures").iterdir())
+    last = Process(tmp_path / "log", command, *words(*smear_fields, out))
+    assert last.wait() == 3 and "images had been done before" in last.text
+    left_over = {name for name in contents(out) if name.endswith(".tmp")}
+    assert {name: value for name, value in contents(out).items() if name not in left_over} == expected

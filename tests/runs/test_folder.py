@@ -1,0 +1,249 @@
+"""Run folders: what they write, what they refuse, and how a notebook finds its own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssdlib.common import paths
+from ssdlib.common.errors import ConfigError, SsdError, StageError
+from ssdlib.config import PROFILES, Profile
+from ssdlib.data.smears import write_dataset
+from ssdlib.detector.model_file import load_model
+from ssdlib.detector.weights import build_model
+from ssdlib.runs import lookup
+from ssdlib.runs.folder import RunFolder
+from ssdlib.runs.lookup import new_run_name, newest_checkpoint
+from ssdlib.runs.overrides import apply_overrides, parse_override
+from ssdlib.training.checkpoints import load_state
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    return str(
+        write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=4, val=2, test=2, progress=False)
+    )
+
+
+def open_run(path, data, **options):
+    return RunFolder.open(path, profile="smoke", data=data, progress=False, **options)
+
+
+def test_a_new_run_records_settings_environment_and_data(tmp_path, smears):
+    run = open_run(tmp_path / "a", smears)
+    config = json.loads((tmp_path / "a/config.json").read_text())
+    environment = json.loads((tmp_path / "a/environment.json").read_text())
+    assert Profile.from_dict(config["profile"]) == run.profile
+    assert config["data"]["fingerprint"] == environment["data_fingerprint"] == run.source.fingerprint
+    assert environment["packages"]["torch"] and environment["device"]
+    assert run.profile.recipe.model.class_names == run.source.class_names
+
+
+def test_coming_back_changes_nothing(tmp_path, smears):
+    open_run(tmp_path / "a", smears)
+    before = (tmp_path / "a/config.json").read_bytes()
+    open_run(tmp_path / "a", smears)
+    assert (tmp_path / "a/config.json").read_bytes() == before
+
+
+def test_other_settings_are_refused_with_what_differs_unless_forced(tmp_path, smears):
+    open_run(tmp_path / "a", smears, overrides={"recipe.epochs": 2})
+    with pytest.raises(ConfigError, match=r"recipe\.epochs: 2 -> 5") as caught:
+        open_run(tmp_path / "a", smears, overrides={"recipe.epochs": 5})
+    assert "--force" in str(caught.value)
+    forced = open_run(tmp_path / "a", smears, overrides={"recipe.epochs": 5}, force=True)
+    assert forced.profile.recipe.epochs == 5
+    assert open_run(tmp_path / "a", smears).profile.recipe.epochs == 5, "overrides=None keeps the run's own"
+
+
+def test_other_data_is_refused(tmp_path, smears):
+    open_run(tmp_path / "a", smears)
+    other = write_dataset(tmp_path / "other", train=3, val=2, test=2, seed=9, progress=False)
+    with pytest.raises(ConfigError, match="data fingerprint"):
+        open_run(tmp_path / "a", str(other))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{broken", "\x00"])
+def test_a_damaged_config_names_the_file(tmp_path, smears, text):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/config.json").write_text(text)
+    with pytest.raises(SsdError, match="config"):
+        open_run(tmp_path / "a", smears)
+
+
+def test_limits_of_the_profile_apply(tmp_path, smears):
+    run = open_run(tmp_path / "a", smears, overrides={"train_images": 3, "test_images": 1})
+    assert [len(run.dataset(split)) for split in ("train", "val", "test")] == [3, 2, 1]
+
+
+def test_missing_weights_name_the_stage_and_the_command(tmp_path, smears):
+    run = RunFolder.open(tmp_path / "a", profile="quick", data=smears, progress=False)
+    for ask in (lambda: run.best_checkpoint, run.ensure_trained):
+        with pytest.raises(StageError, match=r"04_train.*\n*.*--only 04 --profile quick"):
+            ask()
+
+
+def test_smoke_trains_what_is_missing_and_prints_nothing_on_stdout(tmp_path, smears, capsys):
+    small = {
+        "recipe.epochs": 1,
+        "recipe.initial_weights": "scratch",
+        "recipe.model.width": 0.05,
+        "recipe.batch_size": 2,
+        "train_images": 2,
+        "val_images": 1,
+    }
+    run = open_run(tmp_path / "a", smears, overrides=small)
+    weights = run.ensure_trained()
+    captured = capsys.readouterr()
+    assert weights == run.path / "checkpoints/best.safetensors" and weights.is_file()
+    assert captured.out == "" and "no checkpoint yet" in captured.err
+    stamp = weights.stat().st_mtime_ns
+    assert run.ensure_trained().stat().st_mtime_ns == stamp, "trained once only"
+    assert newest_checkpoint(tmp_path) == weights
+
+
+def test_metrics_always_say_what_data_they_are_of(tmp_path, smears):
+    run = open_run(tmp_path / "a", smears)
+    assert run.metrics()["data"]["synthetic"] is True and run.metrics()["data"]["notice"]
+    run.update_metrics("train", {"loss": 1.0})
+    run.update_metrics("test", {"map_50": None})
+    stored = json.loads((run.path / "metrics.json").read_text())
+    assert stored["train"] == {"loss": 1.0} and stored["test"] == {"map_50": None}
+    assert stored["data"] == run.source.describe()
+    with pytest.raises(ConfigError, match="'data'"):
+        run.update_metrics("data", {})
+
+
+def test_save_writes_by_kind_and_stays_inside(tmp_path, smears):
+    import matplotlib.figure
+
+    run = open_run(tmp_path / "a", smears)
+    assert run.save("notes/a.txt", "é").read_text(encoding="utf-8") == "é"
+    assert run.save("b.bin", b"\x00").read_bytes() == b"\x00"
+    assert json.loads(run.save("c.json", [1]).read_text()) == [1]
+    figure = run.save("figures/d.png", matplotlib.figure.Figure(figsize=(1, 1)))
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    assert {"notes/a.txt", "figures/d.png"} <= {name for name, _ in run.saved_files()}
+    with pytest.raises(ConfigError, match="leads out"):
+        run.save("../outside.txt", "")
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "expected"),
+    [
+        ("", "", "runs/lab-smoke-my-cells"),
+        ("", "runs/chosen", "runs/chosen"),
+        ("runs/b", "runs/chosen", "runs/b"),
+    ],
+)
+def test_where_a_notebook_writes(monkeypatch, tmp_path, given, variable, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(lookup.RUN_FOLDER_VARIABLE, variable)
+    found = lookup.locate(given, profile="smoke", data="/data/My cells")
+    assert found == paths.project_root() / expected
+
+
+def test_a_run_name_says_when_and_what():
+    assert new_run_name("quick", "/data/My cells/").endswith("-quick-my-cells")
+    assert new_run_name("full", "/")[-10:] == "-full-data"
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"epochs": 3}, "epochs"),
+        ({"recipe.nothing": 3}, r"recipe\.nothing"),
+        ({"recipe.epochs.deeper": 3}, "deeper"),
+        ({"recipe.epochs": "many"}, "epochs"),
+        ({"recipe.epochs": 0}, "epochs"),
+    ],
+)
+def test_impossible_overrides_are_named(changes, wrong):
+    assert apply_overrides(PROFILES["smoke"], {}) == PROFILES["smoke"]
+    with pytest.raises(ConfigError, match=wrong):
+        apply_overrides(PROFILES["smoke"], changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a=", ("a", "")),
+        ("recipe.epochs=3", ("recipe.epochs", 3)),
+        ("recipe.optimizer=sgd", ("recipe.optimizer", "sgd")),
+        ("train_images=null", ("train_images", None)),
+    ],
+)
+def test_overrides_on_the_command_line(text, expected):
+    assert parse_override(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "=3", "epochs"])
+def test_overrides_without_a_name_or_value(text):
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        parse_override(text)
+
+
+def test_unknown_profile_lists_the_known(tmp_path, smears):
+    with pytest.raises(ConfigError, match="smoke, quick, full"):
+        RunFolder.open(tmp_path / "a", profile="fast", data=smears)
+    assert not (tmp_path / "a").exists()
+
+
+def test_no_weights_anywhere(tmp_path: Path):
+    with pytest.raises(StageError, match="no trained weights"):
+        newest_checkpoint(tmp_path)
+
+
+def test_pretraining_on_smears_comes_first_and_is_not_done_twice(tmp_path, smears, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "data_folders", lambda: [tmp_path / "data"])
+    small = {
+        "recipe.initial_weights": "scratch",
+        "recipe.model.width": 0.05,
+        "recipe.epochs": 1,
+        "recipe.batch_size": 2,
+        "recipe.pretrain_epochs": 2,
+        "recipe.pretrain_smears": 3,
+        "recipe.smears": 2,
+        "train_images": 2,
+        "val_images": 1,
+    }
+    run = open_run(tmp_path / "a", smears, overrides=small)
+    run.train()
+    assert capsys.readouterr().err.count("pretraining on synthetic smears: epoch") == 2
+    pretrained = load_model(run.path / "pretraining/checkpoints/best.safetensors")
+    state, _ = load_state(run.path / "checkpoints")
+    assert state["step"] == (2 + 2) // 2  # images of the data and smears beside them
+    alone = open_run(tmp_path / "b", smears, overrides={**small, "recipe.pretrain_epochs": 0})
+    alone.train()
+    untaught, _ = load_state(alone.path / "checkpoints")
+    weight = next(name for name in state["model"] if name.endswith("weight"))
+    start = build_model(pretrained.config, seed=0).state_dict()[weight]
+    assert torch.dist(untaught["model"][weight], start) < torch.dist(state["model"][weight], start)
+
+    (run.path / "checkpoints/last.pt").unlink()
+    run.train(resume=True)  # the pretraining is finished: only what came after is trained again
+    assert "pretraining on synthetic smears: epoch" not in capsys.readouterr().err.split("starting")[0]
+    again, _ = load_state(run.path / "checkpoints")
+    assert all(torch.equal(again["model"][name], value) for name, value in state["model"].items())
+
+
+def test_smears_are_not_mixed_with_other_classes(tmp_path, smears, monkeypatch):
+    monkeypatch.setattr(paths, "data_folders", lambda: pytest.fail("smears were asked for"))
+    other = Path(shutil.copytree(smears, tmp_path / "cells"))
+    (other / "smears.json").unlink()
+    for file in (other / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace(">RBC<", ">Parasite<"))
+    small = {
+        "recipe.initial_weights": "scratch",
+        "recipe.model.width": 0.05,
+        "recipe.epochs": 1,
+        "recipe.batch_size": 2,
+        "recipe.pretrain_epochs": 1,
+        "recipe.smears": 2,
+        "train_images": 2,
+        "val_images": 1,
+    }
+    run = open_run(tmp_path / "a", str(other), overrides=small)
+    assert len(run.train().epochs) == 1 and not (run.path / "pretraining").exists()

@@ -1,0 +1,189 @@
+"""The chain: order, parameters, failures, interruption. Its notebooks here have two or three cells."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from ssdlib.common.errors import ConfigError, StageError
+from ssdlib.data.smears import write_dataset
+from ssdlib.runs.folder import read_stages
+from ssdlib.runs.pipeline import StageRecord, find_stages, run_chain, select_stages, usable_cores
+
+PARAMETERS = 'PROFILE = "smoke"\nDATA = "smears"\nRUN_DIR = ""'
+
+
+def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> None:
+    cells = [new_markdown_cell(f"# {path.stem}")]
+    cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(source) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    return str(
+        write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=2, val=1, test=1, progress=False)
+    )
+
+
+@pytest.fixture
+def stages(tmp_path):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    write_notebook(folder / "01_first.ipynb", "open(RUN_DIR + '/first', 'w').write(PROFILE + DATA)")
+    write_notebook(
+        folder / "02_second.ipynb",
+        "import os\nif os.path.exists(RUN_DIR + '/break'):\n    raise ValueError('the reason')",
+        "open(RUN_DIR + '/second', 'w').write(str(FACTOR))",
+        parameters=PARAMETERS + "\nFACTOR = 1",
+    )
+    return folder
+
+
+def states(folder: Path) -> list[str]:
+    return [entry["state"] for entry in read_stages(folder)]
+
+
+def test_chain_fails_names_the_cell_goes_on_and_keeps_everything(tmp_path, stages, smears):
+    out = tmp_path / "run {odd} name"
+    out.mkdir()
+    (out / "break").touch()
+    with pytest.raises(StageError, match=r"02_second\.ipynb failed in cell 4 .*ValueError: the reason"):
+        run_chain("smoke", smears, out, notebooks=stages, progress=False)
+    assert (out / "first").read_text() == "smoke" + smears
+    assert states(out) == ["done", "failed"]
+    assert all("seconds" in entry for entry in read_stages(out))
+    assert "the reason" in (out / "notebooks/02_second.ipynb").read_text()
+    assert "the reason" in (out / "report.html").read_text()
+
+    first = (out / "notebooks/01_first.ipynb").stat().st_mtime_ns
+    (out / "break").unlink()
+    run_chain(
+        "smoke", smears, out, from_stage="2", parameters={"FACTOR": 7}, notebooks=stages, progress=False
+    )
+    assert states(out) == ["done", "done"]
+    assert (out / "second").read_text() == "7"
+    assert (out / "notebooks/01_first.ipynb").stat().st_mtime_ns == first, (
+        "a stage not asked for is left alone"
+    )
+
+
+def test_a_wrong_parameter_is_said_before_anything_runs(tmp_path, stages, smears):
+    with pytest.raises(StageError, match=r"FACTR.*FACTOR"):
+        run_chain("smoke", smears, tmp_path / "run", parameters={"FACTR": 1}, notebooks=stages)
+    write_notebook(stages / "03_third.ipynb", parameters="PROFILE = 'smoke'")
+    with pytest.raises(StageError, match=r"03_third\.ipynb has no parameter DATA, RUN_DIR"):
+        run_chain("smoke", smears, tmp_path / "run", notebooks=stages)
+    with pytest.raises(ConfigError, match="no profile"):
+        run_chain("fast", smears, tmp_path / "run", only="1", notebooks=stages)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_stops_the_kernel_and_keeps_the_state(tmp_path, smears):
+    folder = tmp_path / "notebooks"
+    folder.mkdir()
+    write_notebook(
+        folder / "01_slow.ipynb",
+        "import os, time\nopen(RUN_DIR + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
+    )
+    out = tmp_path / "run"
+    # Tests that a shell has started in the background inherit SIGINT ignored.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import sys, pathlib; from ssdlib.common import paths; from ssdlib.__main__ import main\n"
+        f"paths.project_root = lambda: pathlib.Path({str(tmp_path)!r})\n"
+        f"sys.exit(main(['run', '--profile=smoke', '--data', {smears!r}, '--run', {str(out)!r}]))"
+    )
+    chain = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    pid_file = tmp_path / "run/pid"
+    deadline = time.monotonic() + 40
+    while not (pid_file.exists() and pid_file.read_text()):
+        assert chain.poll() is None and time.monotonic() < deadline, chain.communicate()[1]
+        time.sleep(0.05)
+    kernel = int(pid_file.read_text())
+    chain.send_signal(signal.SIGINT)
+    _, errors = chain.communicate(timeout=20)
+    assert chain.returncode == 130, errors
+    assert "stopped in 01_slow.ipynb" in errors and "--from 01" in errors and "Traceback" not in errors
+    assert states(tmp_path / "run") == ["interrupted"]
+    assert (tmp_path / "run/report.html").exists() and (tmp_path / "run/notebooks/01_slow.ipynb").exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(kernel, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, ["01_a", "02_b", "03_c"]),
+        ({"only": "02"}, ["02_b"]),
+        ({"only": "b"}, ["02_b"]),
+        ({"from_stage": "2"}, ["02_b", "03_c"]),
+        ({"from_stage": "01_a", "to_stage": "02_b.ipynb"}, ["01_a", "02_b"]),
+    ],
+)
+def test_choosing_stages(options, expected):
+    paths = [Path(f"{name}.ipynb") for name in ("01_a", "02_b", "03_c")]
+    assert [path.stem for path in select_stages(paths, **options)] == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"only": "04"}, "no stage '04'; they are: 01_a, 02_b"),
+        ({"from_stage": "02", "to_stage": "01"}, "nothing to run"),
+        ({"only": "01", "from_stage": "02"}, "not both"),
+    ],
+)
+def test_impossible_choices_of_stages(options, message):
+    with pytest.raises(StageError, match=message):
+        select_stages([Path("01_a.ipynb"), Path("02_b.ipynb")], **options)
+
+
+def test_stages_are_found_by_pattern(tmp_path):
+    with pytest.raises(StageError, match="checkout"):
+        find_stages(tmp_path)
+    for name in ("02_b.ipynb", "01_a.ipynb", "draft.ipynb", "01_a.py"):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_stages(tmp_path)] == ["01_a.ipynb", "02_b.ipynb"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_kernel_that_dies_is_said_with_its_cell(tmp_path, smears):
+    write_notebook(tmp_path / "01_dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(StageError, match=r"01_dies\.ipynb failed in cell 4: its Python process died"):
+        run_chain("smoke", smears, tmp_path / "run", notebooks=tmp_path, progress=False)
+    assert states(tmp_path / "run") == ["failed"]
+
+
+def test_a_record_is_written_at_every_change(tmp_path):
+    record = StageRecord(tmp_path, ["01_a", "02_b"])
+    with pytest.raises(KeyError), record.running("01_a"):
+        assert json.loads(record.path.read_text())["stages"][0]["state"] == "running"
+        raise KeyError("why")
+    assert states(tmp_path) == ["failed", "not run"] and "why" in read_stages(tmp_path)[0]["error"]
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("", None), ("max 100000", None), ("100000 100000", 1), ("1000 100000", 1)]
+)
+def test_cores_heed_a_containers_quota(tmp_path, quota, expected):
+    file = tmp_path / "cpu.max"
+    file.write_text(quota)
+    assert usable_cores(file) == (expected or usable_cores(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("text", ["", "{}", "not json"])
+def test_a_file_that_is_no_notebook_is_named(tmp_path, text):
+    (tmp_path / "01_broken.ipynb").write_text(text)
+    with pytest.raises(StageError, match=r"01_broken\.ipynb is not a notebook that can be run"):
+        run_chain("smoke", "smears", tmp_path / "run", notebooks=tmp_path)

@@ -1,0 +1,519 @@
+"""Sweeps and comparisons: what is asked, what is run again, what is joined and how the best is named."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+from bs4 import BeautifulSoup
+
+from ssdlib.__main__ import main
+from ssdlib.common import files
+from ssdlib.common.errors import ConfigError, DataError, StageError
+from ssdlib.config import RECIPES, find_profile
+from ssdlib.data.smears import write_dataset
+from ssdlib.plots.style import MUTED
+from ssdlib.plots.sweep import GROUP_COLORS, group_color, map_curves
+from ssdlib.runs.comparison import compare_runs, differing_settings, flat, short_name
+from ssdlib.runs.comparison_page import duration, render_comparison, write_comparison
+from ssdlib.runs.folder import RunFolder, read_stages
+from ssdlib.runs.overrides import apply_overrides
+from ssdlib.runs.pipeline import ChainInterrupted, StageRecord
+from ssdlib.runs.sweep import find_setting, folder_name, parse_axis, plan_sweep, run_sweep, split_values
+
+SMOKE = find_profile("smoke")
+STAGES = {"from_stage": "04", "to_stage": "05"}
+NAMES = ("04_train", "05_evaluate")
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    return str(write_dataset(folder, train=4, val=1, test=1, progress=False))
+
+
+def epochs(*values: float | None) -> dict:
+    """A history with these val mAPs."""
+    return {
+        "best_epoch": None,
+        "epochs": [
+            {
+                "epoch": i,
+                "loss": 5 / i,
+                "localization": 2 / i,
+                "confidence": 3 / i,
+                "learning_rate": 1e-3,
+                "images_per_second": 10.0 + i,
+                "seconds": 30.0,
+                "map_50": value,
+            }
+            for i, value in enumerate(values, 1)
+        ],
+    }
+
+
+def write_run(folder: Path, overrides: dict, *values: float | None, test: float = 0.5, **data) -> Path:
+    """A run folder as the stages 04 and 05 leave it, after two epochs unless the overrides say otherwise."""
+    profile = apply_overrides(SMOKE, {"recipe.epochs": 2, **overrides})
+    described = {"source": "bccd", "root": "x", "synthetic": False, "notice": "", "fingerprint": "f"} | data
+    files.write_json(folder / "config.json", {"profile": profile.to_dict(), "data": described})
+    files.write_json(folder / "history.json", epochs(*values))
+    section = {"map_50": values[-1] if values else None, "map": 0.4, "per_class": {"WBC": {"ap_50": 0.9}}}
+    files.write_json(folder / "metrics.json", {"val": section, "test": {**section, "map_50": test}})
+    return folder
+
+
+class Chain:
+    """Stands in for `run_chain`: notes how it was called and writes what the stages would have."""
+
+    def __init__(self, results=lambda profile: 0.5, fail=(), stop=()):
+        self.calls, self.results, self.fail, self.stop = [], results, set(fail), set(stop)
+
+    def __call__(self, profile, data, folder, *, from_stage, to_stage, overrides, force, progress):
+        self.calls.append((folder.name, from_stage, to_stage))
+        run = RunFolder.open(
+            folder, profile=profile, data=data, overrides=overrides, force=force, progress=False
+        )
+        record = StageRecord(folder, NAMES)
+        for name in NAMES[NAMES.index(from_stage) : NAMES.index(to_stage) + 1]:
+            with record.running(name):
+                if (folder.name, name) in self.stop:
+                    raise KeyboardInterrupt
+                if (folder.name, name) in self.fail:
+                    raise StageError("the <reason>")
+                count, result = run.profile.recipe.epochs, self.results(run.profile)
+                run.save("history.json", epochs(*[None] * (count - 1), result))
+                run.update_metrics("val", {"map_50": result, "map": 0.1, "per_class": {}})
+                run.save("report.html", "the report")
+
+
+def sweep(folder, smears, axes, chain, **options):
+    planned = plan_sweep(folder, axes, profile="smoke", data=smears, overrides=options.pop("overrides", None))
+    return run_sweep(planned, **{**STAGES, **options}, progress=False, chain=chain)
+
+
+# ------------------------------------------------------------------------------------------------ asking
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [""]),
+        ("0", ["0"]),
+        ("0, 1,2", ["0", "1", "2"]),
+        ("[0.1,0.2],[0.3,[1,2]]", ["[0.1,0.2]", "[0.3,[1,2]]"]),
+        ('{"a":1,"b":2},"x,y"', ['{"a":1,"b":2}', '"x,y"']),
+        ('"a\\",[",2', ['"a\\",["', "2"]),
+        ("1,,2", ["1", "", "2"]),
+    ],
+)
+def test_values_are_parted_by_commas_outside_of_brackets(text, expected):
+    assert split_values(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("seed", "seed"),
+        ("lr", "recipe.learning_rate"),
+        ("learning_rate", "recipe.learning_rate"),
+        ("epochs", "recipe.epochs"),
+        ("batch_size", "recipe.batch_size"),
+        ("width", "recipe.model.width"),
+        ("model.width", "recipe.model.width"),
+        ("recipe.model.priors.scales", "recipe.model.priors.scales"),
+        ("recipe", "recipe"),
+        ("name", "name"),
+    ],
+)
+def test_a_setting_is_found_by_a_short_name(name, expected):
+    assert find_setting(name, SMOKE) == expected
+
+
+def test_last_words_tell_all_settings_apart():
+    names = list(flat(SMOKE.to_dict()))
+    assert len({short_name(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "values"),
+    [
+        ("seed=0,1", "seed", (0, 1)),
+        ("lr=1e-3, 3e-3", "recipe.learning_rate", (1e-3, 3e-3)),
+        (
+            "scales=[0.1,0.2,0.3,0.4,0.5,0.6],[0.07,0.15,0.25,0.4,0.6,0.85]",
+            "recipe.model.priors.scales",
+            ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.07, 0.15, 0.25, 0.4, 0.6, 0.85]),
+        ),
+        ("optimizer=adamw,sgd", "recipe.optimizer", ("adamw", "sgd")),
+        ("quarter_turns=true,false", "recipe.augment.quarter_turns", (True, False)),
+        ("recipe=original,scratch", "recipe", ("original", "scratch")),
+    ],
+)
+def test_an_axis(text, name, values):
+    axis = parse_axis(text, SMOKE)
+    assert (axis.name, axis.values) == (name, values)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([""], "NAME=VALUE,VALUE"),
+        (["lr"], "NAME=VALUE,VALUE"),
+        (["lr="], "NAME=VALUE,VALUE"),
+        (["=1"], "NAME=VALUE,VALUE"),
+        (["epoch=1,2"], r"no setting 'epoch'.*mean epochs.*recipe\.batch_size"),
+        (["rcipe.learning_rate=1"], "no setting.*mean learning_rate"),
+        (["seed=1,,2"], "empty value"),
+        (["lr=0.001,1e-3"], "1e-3 is given twice"),
+        (["seed=a,b"], "seed must be int, not 'a'"),
+        (["seed=0,0.5"], "seed must be int, not 0.5"),
+        (["lr=1,0"], "learning_rate must be positive"),
+        (["weight_decay=1,NaN"], "NaN is not a finite number"),
+        (["scales=[0.1,0.2"], "scales must be a list"),
+        (["recipe=scratch,best"], "no recipe 'best'; choose one of: .*original"),
+        (["seed=0,1", "seed=2"], "seed is swept twice"),
+        (["lr=1,2", "learning_rate=3"], "swept twice"),
+        (["width=0.5,0.25", "epochs=1"], "both set and swept"),
+    ],
+)
+def test_mistakes_are_said_before_anything_runs(tmp_path, axes, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_sweep(tmp_path / "s", axes, profile="smoke", overrides={"recipe.epochs": 3})
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_ambiguous_name_lists_its_meanings(monkeypatch):
+    monkeypatch.setattr("ssdlib.runs.sweep._setting_names", lambda values: ["a.width", "b.width"])
+    with pytest.raises(ConfigError, match=r"a\.width or b\.width"):
+        find_setting("width", SMOKE)
+
+
+def test_combinations_try_each_setting_once_before_any_twice(tmp_path):
+    planned = plan_sweep(tmp_path, ["lr=1e-3,3e-3", "seed=0,1"], profile="smoke")
+    names = [c.name for c in planned.combinations]
+    assert names == ["seed=0,lr=0.001", "seed=0,lr=0.003", "seed=1,lr=0.001", "seed=1,lr=0.003"]
+    swapped = plan_sweep(tmp_path, ["seed=0,1", "learning_rate=1e-3,3e-3"], profile="smoke")
+    assert [c.name for c in swapped.combinations] == names
+    assert planned.combinations[-1].profile.recipe.learning_rate == 3e-3
+
+
+def test_a_recipe_is_swept_whole_and_single_settings_still_hold(tmp_path):
+    planned = plan_sweep(
+        tmp_path,
+        ["batch_size=2,4", "recipe=original,paper"],
+        profile="smoke",
+        overrides={"recipe.epochs": 3, "seed": 7},
+    )
+    assert {c.name for c in planned.combinations} == {
+        "recipe=original,batch_size=2",
+        "recipe=original,batch_size=4",
+        "recipe=paper,batch_size=2",
+        "recipe=paper,batch_size=4",
+    }
+    for c in planned.combinations:
+        recipe = RECIPES[c.overrides["recipe"]].replace(epochs=3, batch_size=c.overrides["recipe.batch_size"])
+        assert c.profile == SMOKE.replace(recipe=recipe, seed=7)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, ""),
+        ({"seed": 0, "lr": 1e-3}, "seed=0,lr=0.001"),
+        ({"lr": 1.0, "x": 0.123456789}, "lr=1,x=0.123456789"),
+        ({"turns": True, "limit": None}, "turns=true,limit=null"),
+        ({"start": "imagenet"}, "start=imagenet"),
+    ],
+)
+def test_folder_names_are_readable(values, expected):
+    assert folder_name(values) == expected
+
+
+def test_folder_names_are_safe_and_distinct():
+    odd = ["a/b", "a\\b", "a:b", "A", "a", "..", "x" * 200, "x" * 201, [0.1, 0.2], [0.1, 0.3], "é", "a b"]
+    names = [folder_name({"v": value}) for value in odd]
+    assert len({name.lower() for name in names}) == len(odd)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyzA0123456789.,=_+-") for name in names)
+    assert max(map(len, names)) < 50
+    long = {f"setting{i}": "value" for i in range(20)}
+    assert len(folder_name(long)) <= 120
+    assert folder_name(long) != folder_name({**long, "setting19": "other"})
+
+
+# ----------------------------------------------------------------------------------------------- running
+
+
+def test_a_sweep_goes_on_past_a_failure_and_skips_what_is_done(tmp_path, smears, capsys):
+    folder, axes = tmp_path / "my sweep", ["seed=0,1", "lr=1e-3,3e-3"]
+    chain = Chain(
+        lambda profile: 100 * profile.recipe.learning_rate + 0.01 * profile.seed,
+        fail=[("seed=0,lr=0.003", "05_evaluate")],
+    )
+    result = sweep(folder, smears, axes, chain)
+    assert [call[0] for call in chain.calls] == [
+        "seed=0,lr=0.001",
+        "seed=0,lr=0.003",
+        "seed=1,lr=0.001",
+        "seed=1,lr=0.003",
+    ]
+    assert {run.name: run.state for run in result.runs}["seed=0,lr=0.003"] == "failed"
+    assert sum(run.state == "done" for run in result.runs) == 3
+    assert "the <reason>" in capsys.readouterr().err
+    page = (folder / "comparison.html").read_text()
+    assert "the &lt;reason&gt;" in page and "SYNTHETIC DATA" in page
+    request = json.loads((folder / "sweep.json").read_text())
+    assert request["sweep"] == {"seed": [0, 1], "recipe.learning_rate": [1e-3, 3e-3]}
+    assert request["stages"] == list(NAMES) and request["data"]["synthetic"]
+
+    chain.calls, chain.fail = [], set()
+    result = sweep(folder, smears, axes, chain)
+    assert chain.calls == [("seed=0,lr=0.003", "05_evaluate", "05_evaluate")]
+    assert all(run.state == "done" for run in result.runs)
+    assert result.best_run.name == "seed=1,lr=0.003" and result.best_group.label == "lr=0.003"
+    assert json.loads((folder / "sweep.json").read_text())["created"] == request["created"]
+
+    chain.calls = []
+    result = sweep(folder, smears, ["seed=1,2", "lr=3e-3"], chain)
+    assert [call[0] for call in chain.calls] == ["seed=2,lr=0.003"]
+    assert len(result.runs) == 5, "earlier runs of the folder stay in the comparison"
+
+
+def test_ctrl_c_writes_the_page_and_says_how_to_go_on(tmp_path, smears):
+    chain = Chain(stop=[("seed=1", "04_train")])
+    with pytest.raises(ChainInterrupted, match=rf"stopped in seed=1; .*--run {tmp_path}/s goes on"):
+        sweep(tmp_path / "s", smears, ["seed=0,1,2"], chain)
+    states = {
+        run["run"]: run["state"] for run in json.loads((tmp_path / "s/comparison.json").read_text())["runs"]
+    }
+    assert states == {"seed=0": "done", "seed=1": "interrupted", "seed=2": "not run"}
+    chain.calls, chain.stop = [], set()
+    sweep(tmp_path / "s", smears, ["seed=0,1,2"], chain)
+    assert chain.calls == [("seed=1", *NAMES), ("seed=2", *NAMES)]
+
+
+def test_a_failure_before_the_first_stage_is_kept(tmp_path, smears, capsys):
+    def chain(*_, **__):
+        raise ZeroDivisionError("a fault of ours")
+
+    result = sweep(tmp_path / "s", smears, ["seed=0,1"], chain)
+    assert [(run.state, run.error) for run in result.runs] == [("failed", "a fault of ours")] * 2
+    assert result.best_run is None and "Traceback" in capsys.readouterr().err
+
+
+def test_other_settings_or_data_are_refused_before_anything_runs(tmp_path, smears):
+    chain = Chain()
+    sweep(tmp_path / "s", smears, ["seed=0,1"], chain)
+    chain.calls = []
+    with pytest.raises(ConfigError, match=r"recipe\.epochs.*\n.*--force"):
+        sweep(tmp_path / "s", smears, ["seed=0,1"], chain, overrides={"recipe.epochs": 1})
+    with pytest.raises(DataError, match="nowhere"):
+        sweep(tmp_path / "s", "nowhere", ["seed=0,1"], chain)
+    assert chain.calls == []
+    sweep(tmp_path / "s", smears, ["seed=0,1"], chain, overrides={"recipe.epochs": 1}, force=True)
+    assert [call[:2] for call in chain.calls] == [("seed=0", "04_train"), ("seed=1", "04_train")]
+    with pytest.raises(ConfigError, match="single run"):
+        plan_sweep(tmp_path / "s/seed=0", ["seed=0,1"], profile="smoke")
+
+
+# --------------------------------------------------------------------------------------------- comparing
+
+
+def test_comparing_needs_runs(tmp_path):
+    with pytest.raises(StageError, match="no run to compare"):
+        compare_runs([])
+    with pytest.raises(StageError, match="not a run"):
+        compare_runs([tmp_path])
+
+
+def test_groups_have_mean_and_spread_and_the_best_is_named_by_val(tmp_path):
+    lr = "recipe.learning_rate"
+    folders = [
+        write_run(tmp_path / "a", {lr: 1e-3}, 0.5, 0.80, test=0.1),
+        write_run(tmp_path / "b", {lr: 1e-3, "seed": 1}, 0.84, 0.5, test=0.2),
+        write_run(tmp_path / "c", {lr: 3e-3}, None, 0.83, test=0.9),
+        write_run(tmp_path / "d", {lr: 3e-3, "seed": 1}, 0.99),  # one epoch of two: does not count
+        write_run(tmp_path / "e", {lr: 1e-2}),
+    ]
+    result = compare_runs(folders)
+    assert result.columns == (lr, "seed")
+    assert [run.name for run in result.runs] == ["b", "c", "a", "d", "e"]
+    assert result.best_run.name == "b"
+    first, second, third = result.groups
+    assert result.best_group is first and first.label == "lr=0.003" and first.mean == 0.83
+    assert first.deviation is None and len(first.runs) == 2
+    assert second.mean == pytest.approx(0.82) and second.deviation == pytest.approx(0.04 / math.sqrt(2))
+    assert third.mean is None and third.results == []
+    assert (
+        result.verdict()
+        == "lr=0.003 leads lr=0.001 by 1.0 points; with a single seed such a lead may be luck."
+    )
+    values = result.to_dict()
+    assert values["best_run_test_map_50"] == 0.2
+    assert [group["n"] for group in values["groups"]] == [1, 2, 0]
+    assert (values["groups"][1]["min"], values["groups"][1]["max"]) == (0.80, 0.84)
+    assert "0.9" not in json.dumps([run for run in values["runs"] if run["run"] == "c"]).replace(
+        '"WBC": 0.9', ""
+    )
+    rows = list(csv.DictReader(io.StringIO(result.to_csv())))
+    assert [row["run"] for row in rows] == ["b", "c", "a", "d", "e"]
+    assert (rows[0][lr], rows[0]["val_map_50"], rows[0]["val_ap_50_WBC"], rows[-1]["val_map_50"]) == (
+        "0.001", "0.84", "0.9", "",
+    )  # fmt: skip
+    assert "lr=0.001: val mAP@0.5 0.820 ± 0.028 (n=2)" in result.to_text()
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([], ""),
+        ([(0.70, 0.71)], "lr=0.001 leads lr=0.003 by 10.0 points; the spread over seeds is 0.7."),
+        ([(0.70, 0.90)], "lr=0.001 leads lr=0.003 by 0.5 points, no more than the spread over seeds (14.1)"),
+    ],
+)
+def test_a_lead_is_weighed_against_the_spread(tmp_path, others, expected):
+    folders = []
+    for rate, results in zip((1e-3, 3e-3), [(0.80, 0.81), *others], strict=False):
+        for seed, value in enumerate(results):
+            settings = {"recipe.learning_rate": rate, "seed": seed}
+            folders.append(write_run(tmp_path / f"{rate}{seed}", settings, None, value))
+    assert compare_runs(folders).verdict().startswith(expected)
+    assert bool(compare_runs(folders).verdict()) == bool(expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ()),
+        ([{}, {}], ()),
+        ([{"seed": 1}, {"recipe.epochs": 1}], ("recipe.epochs", "seed")),
+        ([{"recipe": "original"}, {"recipe": "paper"}], ("recipe.name",)),
+        (
+            [{"recipe": "original"}, {"recipe": "paper"}, {"recipe": "paper", "recipe.epochs": 1}],
+            ("recipe.name", "recipe.epochs"),
+        ),
+    ],
+)
+def test_settings_that_differ(overrides, expected):
+    settings = [flat(apply_overrides(SMOKE, one).to_dict()) for one in overrides]
+    assert differing_settings(settings) == expected
+
+
+def test_runs_on_other_val_images_are_not_ranked(tmp_path):
+    folders = [
+        write_run(tmp_path / "a", {}, None, 0.8),
+        write_run(tmp_path / "b", {}, None, 0.9, fingerprint="other", notice="SYNTHETIC", synthetic=True),
+    ]
+    result = compare_runs(folders)
+    assert result.best_run is None and result.best_group is None and result.verdict() == ""
+    assert len(result.groups) == 2 and result.notices[0] == "SYNTHETIC" and "different" in result.notices[1]
+    assert "best on val</span>" not in render_comparison(result, tmp_path)
+
+
+def test_the_page_is_whole_safe_and_links_to_the_reports(tmp_path):
+    folders = [
+        write_run(
+            tmp_path / f"runs/<{rate:g}>,{seed}", {"recipe.learning_rate": rate, "seed": seed}, 0.4, value
+        )
+        for rate, seed, value in ((1e-3, 0, 0.8), (1e-3, 1, 0.7), (3e-3, 0, 0.5))
+    ]
+    (folders[0] / "report.html").touch()
+    path = write_comparison(compare_runs(folders, title="a <title>"), tmp_path / "out")
+    text = path.read_text()
+    page = BeautifulSoup(text, "html.parser")
+    assert page.h1.text == "a <title>" and page.find_all(["script", "link", "img", "iframe"]) == []
+    assert not page.find_all(src=True)
+    assert [a["href"] for a in page.find_all("a")] == ["../runs/%3C0.001%3E,0/report.html"]
+    assert all((tmp_path / "out" / name).exists() for name in ("comparison.json", "comparison.csv"))
+    assert [len(table.find_all("tr")) for table in page.select(".wide table")] == [3, 4]
+    assert [row.td.get_text() for row in page.select("tr.best")] == [
+        "lr=0.001best on val",
+        "<0.001>,0best on val",
+    ]
+    assert (
+        len(page.select(".curves svg")) == 2
+        and "var(--g1)" in text
+        and "n/a" not in page.select("table")[1].text
+    )
+    ids = [tag["id"] for tag in page.find_all(id=True)]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_page_without_results_says_so(tmp_path):
+    text = render_comparison(compare_runs([write_run(tmp_path / "a", {})]), tmp_path)
+    assert "No run has been trained to its end yet" in text and "n/a" in text and "<h2>Curves" not in text
+
+
+def test_curves_have_a_color_for_each_group_and_a_mean_of_whole_runs(tmp_path):
+    from ssdlib.training.history import History
+
+    histories = [History.from_dict(epochs(*v)) for v in ((0.2, None, 0.4), (0.4, None, 0.8), (0.0,))]
+    ax = map_curves(None, {"a": histories, "b": [History.from_dict(epochs(0.5))], "c": []})
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    mean = lines["a, mean of 2"]
+    assert list(mean.get_xdata()) == [1, 3] and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
+    assert mean.get_color() == GROUP_COLORS[0] and lines["b"].get_color() == GROUP_COLORS[1]
+    assert len(ax.get_lines()) == 5 and "c" not in lines
+    assert group_color(len(GROUP_COLORS)) == MUTED
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0 s"), (99, "99 s"), (125, "2 min"), (3600, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_durations(seconds, expected):
+    assert duration(seconds) == expected
+
+
+# ---------------------------------------------------------------------------------------- the real thing
+
+
+def write_stages(folder: Path) -> None:
+    """Notebooks that leave what 04 and 05 leave, without torch, which takes seconds to load.
+
+    The second fails where the seed is 1.
+    """
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    read = "import json, pathlib\nrun = pathlib.Path(RUN_DIR)\n"
+    seed = "seed = json.loads((run / 'config.json').read_text())['profile']['seed']\n"
+    bodies = {
+        "04_train": f"(run / 'history.json').write_text({json.dumps(epochs(0.25))!r})",
+        "05_evaluate": f"{seed}assert seed == 0, 'the reason'",
+    }
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    parameters = 'PROFILE = ""\nDATA = ""\nRUN_DIR = ""'
+    for name, body in bodies.items():
+        given = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        cells = [given, new_code_cell(read + body)]
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
+
+
+def test_a_sweep_from_the_command_line_runs_notebooks(tmp_path, smears, monkeypatch, capsys):
+    monkeypatch.setattr("ssdlib.common.paths.project_root", lambda: tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    write_stages(tmp_path / "notebooks")
+    arguments = ["run", "--profile=smoke", "--data", smears, "--run", str(tmp_path / "s"), "--quiet"]
+    arguments += ["--set", "recipe.epochs=1"]
+    assert main([*arguments, "--sweep", "seed=0,1"]) == 1
+    said = capsys.readouterr()
+    assert "1 of 2 runs failed" in said.err and "the reason" in said.err and "Traceback" not in said.err
+    assert "val mAP@0.5 0.250 ± 0.000 (n=2)" in said.out and "SYNTHETIC" in said.out
+    assert [e["state"] for e in read_stages(tmp_path / "s/seed=1")] == ["done", "failed"]
+    page = BeautifulSoup((tmp_path / "s/comparison.html").read_text(), "html.parser")
+    assert [a["href"] for a in page.select(".wide a")] == ["seed=0/report.html", "seed=1/report.html"]
+
+    assert main([*arguments, "--sweep", "seed=0,1", "--to", "04"]) == 0, "all that was asked is done"
+    assert capsys.readouterr().err.count("done before") == 2
+
+
+@pytest.mark.parametrize(
+    ("axis", "message"), [("", "NAME=VALUE"), ("lrr=1", "Did you mean lr?"), ("seed=x", "must be int")]
+)
+def test_the_command_line_refuses_a_wrong_sweep(tmp_path, axis, message, capsys):
+    assert main(["run", "--run", str(tmp_path / "s"), "--sweep", axis]) == 1
+    errors = capsys.readouterr().err
+    assert message in errors and "Traceback" not in errors and not (tmp_path / "s").exists()

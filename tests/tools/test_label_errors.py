@@ -1,0 +1,452 @@
+"""Labels against detections: folds, ranking, and how many removed labels are found again."""
+
+import csv
+import importlib.util
+import io
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from ssdlib.__main__ import main
+from ssdlib.common.errors import ConfigError, DataError, SsdError
+from ssdlib.common.files import write_json
+from ssdlib.data import smears
+from ssdlib.data import source as bccd
+from ssdlib.data.images import write_image
+from ssdlib.detector.model_file import shipped_weights
+from ssdlib.inference.predictor import Predictor
+from ssdlib.tools.label_errors.folds import check_init, out_of_fold, read_predictions, split_folds
+from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, count_kinds, find_issues, issues_csv
+from ssdlib.tools.label_errors.search import search
+from tests.benchmarks.label_errors import (
+    SMEARS_SEED,
+    average_precision,
+    damage_found,
+    damage_labels,
+    found_again,
+    hide_labels,
+)
+from tests.tools.label_cases import HEIGHT, WIDTH, A, B, C, folder_of, found
+
+
+@pytest.fixture
+def issues_of(tmp_path):
+    """LabelIssues of one field with these labels and detections, beside a field that makes up the medians."""
+
+    def find(labels, detections, **options):
+        source = folder_of(tmp_path / "data", {"field": labels, "other": [("RBC", B)] * 3})
+        dataset = source.dataset("all")
+        known = found(("RBC", 0.9, B), image="other")
+        issues = find_issues(source, dataset, [detections, known], **options)
+        return [s for s in issues if s.image == "field"]
+
+    return find
+
+
+@pytest.mark.parametrize(
+    ("labels", "detections", "expected"),
+    [
+        ([], (), []),
+        ([("RBC", A)], [("RBC", 0.9, A)], []),
+        ([], [("RBC", 0.9, A)], [("unlabeled", "RBC", "add", 0.9)]),
+        ([("RBC", A)], [("RBC", 0.9, A), ("WBC", 0.8, B)], [("unlabeled", "WBC", "add", 0.8)]),
+        ([("RBC", A)], [("RBC", 0.9, A), ("RBC", 0.4, B)], []),  # too unsure
+        ([], [("RBC", 0.9, A), ("WBC", 0.8, A)], [("unlabeled", "RBC", "add", 0.9)]),  # one object
+        ([("RBC", A)], [("RBC", 0.9, A), ("RBC", 0.8, (12, 10, 52, 50))], []),  # found twice
+        # A platelet upon a labeled red cell is an object of its own.
+        (
+            [("RBC", A)],
+            [("RBC", 0.9, A), ("Platelets", 0.9, (20, 20, 32, 32))],
+            [("unlabeled", "Platelets", "add", 0.819)],
+        ),
+        ([("RBC", A)], (), [("no_detection", "RBC", "remove", 1.0)]),
+        ([("RBC", A)], [("RBC", 0.3, A)], []),
+        ([("RBC", A)], [("RBC", 0.9, (30, 10, 70, 50))], [("badly_located", "RBC", "move", 0.6)]),
+        ([("RBC", A)], [("WBC", 0.9, A)], [("other_class", "RBC", "rename", 0.9)]),
+        ([("RBC", A)], [("WBC", 0.9, A), ("RBC", 0.8, A)], []),  # in two minds
+        (
+            [("RBC", A), ("RBC", (10, 10, 50, 49))],
+            [("RBC", 0.9, A)],
+            [("duplicate_box", "RBC", "remove", 0.975)],
+        ),
+        ([("RBC", (20, 20, 20, 20))], (), [("point_box", "RBC", "remove", 1.0)]),
+        ([("RBC", (210, 20, 240, 60))], (), [("outside_box", "RBC", "remove", 1.0)]),
+        (
+            [("RBC", (180, 20, 220, 60))],
+            [("RBC", 0.9, (180, 20, 200, 60))],
+            [("outside_box", "RBC", "move", 0.5)],
+        ),
+        (
+            [("RBC", (20, 20, 24, 24))],
+            [("RBC", 0.9, (20, 20, 24, 24))],
+            [("tiny_box", "RBC", "remove", 0.99)],
+        ),
+        ([("RBC", (0, 20, 4, 24))], [("RBC", 0.9, (0, 20, 4, 24))], []),  # cut off by the border
+    ],
+)
+def test_each_kind_of_issue(issues_of, labels, detections, expected):
+    issues = issues_of(labels, found(*detections))
+    # Two labels on one object leave one of them without a detection of its own; that is no second issue.
+    assert [(s.kind, s.class_name, s.action) for s in issues] == [row[:3] for row in expected]
+    assert [s.score for s in issues] == pytest.approx([row[3] for row in expected], abs=2e-3)
+
+
+def test_a_suspect_says_what_should_be_where(issues_of):
+    moved, renamed = (30, 10, 70, 50), (100, 20, 140, 60)
+    labels = [("RBC", A), ("RBC", renamed), ("RBC", C)]
+    detections = found(("RBC", 0.9, moved), ("WBC", 0.8, renamed), ("Platelets", 0.7, (150, 100, 165, 115)))
+    issues = {s.kind: s for s in issues_of(labels, detections)}
+    assert issues["badly_located"].object == 1
+    assert issues["badly_located"].box == A
+    assert issues["badly_located"].proposed_box == moved
+    assert issues["other_class"].proposed_class == "WBC"
+    assert issues["other_class"].proposed_box == renamed
+    assert issues["no_detection"].object == 3
+    assert issues["no_detection"].proposed_box is None
+    assert issues["unlabeled"].object is None
+    assert issues["unlabeled"].detector_score == pytest.approx(0.7)
+    assert "nearest label overlaps it by 0.00" in issues["unlabeled"].evidence
+    for issue in issues.values():
+        assert LabelIssue.from_dict(json.loads(json.dumps(issue.to_dict()))) == issue
+
+
+def test_suspects_come_by_kind_the_surest_first(issues_of):
+    issues = issues_of([("RBC", C)], found(("RBC", 0.6, A), ("WBC", 0.95, B)))
+    assert [(s.kind, s.class_name) for s in issues] == [
+        ("unlabeled", "WBC"),
+        ("unlabeled", "RBC"),
+        ("no_detection", "RBC"),
+    ]
+    assert len({s.id for s in issues}) == 3
+    rows = list(csv.DictReader(io.StringIO(issues_csv(issues))))
+    assert [row["kind"] for row in rows] == [s.kind for s in issues]
+    assert [float(rows[0][name]) for name in ("xmin", "ymin", "xmax", "ymax")] == list(B)
+    assert rows[2]["proposed_xmin"] == ""
+    assert count_kinds(issues) == {**dict.fromkeys(KINDS, 0), "unlabeled": 2, "no_detection": 1}
+    assert len(issues_csv([]).splitlines()) == 1
+
+
+@pytest.mark.parametrize("min_score", [1.5, {"unlabeled": -1}, {"nonsense": 0.5}])
+def test_impossible_cuts_are_refused(issues_of, min_score):
+    with pytest.raises(ConfigError, match="least score"):
+        issues_of([], found(), min_score=min_score)
+
+
+def test_cuts_of_single_kinds(issues_of):
+    assert len(issues_of([("RBC", A)], found(("RBC", 0.3, A)), min_score={"no_detection": 0.0})) == 0
+    assert len(issues_of([], found(("RBC", 0.3, A)), min_score=0.2)) == 1
+
+
+def test_as_many_predictions_as_images(tmp_path):
+    source = folder_of(tmp_path, {"field": [("RBC", A)]})
+    with pytest.raises(DataError, match="1 images and 0 predictions"):
+        find_issues(source, source.dataset("all"), [])
+
+
+def test_second_opinions_come_from_cleanlab_and_are_not_needed(issues_of, monkeypatch):
+    pytest.importorskip("cleanlab")
+    labels, detections = [("RBC", A), ("RBC", B)], found(("RBC", 0.9, A), ("WBC", 0.9, B))
+    (with_it,) = issues_of(labels, detections)
+    assert 0 <= with_it.second_opinion <= 1
+    monkeypatch.setitem(sys.modules, "cleanlab.object_detection.rank", None)  # as if not installed
+    (without,) = issues_of(labels, detections)
+    assert without.second_opinion is None
+    assert without.score == with_it.score
+
+
+# Folds -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ids", "together", "folds", "sizes"),
+    [
+        ("ab", [], 2, [1, 1]),
+        ("abcdefg", [], 3, [2, 2, 3]),
+        ("abcdef", [("a", "b"), ("b", "c")], 2, [3, 3]),
+        ("abcde", [("a", "nowhere")], 5, [1] * 5),
+    ],
+)
+def test_folds_are_even_whole_and_always_the_same(ids, together, folds, sizes):
+    parts = split_folds(ids, together, folds)
+    assert sorted(map(len, parts)) == sizes
+    assert sorted(image_id for part in parts for image_id in part) == sorted(ids)
+    assert parts == split_folds(reversed(ids), [(b, a) for a, b in together], folds)
+    for a, b in together:
+        assert all((a in part) == (b in part) or b not in ids for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("ids", "together", "folds", "message"),
+    [
+        ("", [], 2, "at least two"),
+        ("a", [], 2, "at least two"),
+        ("ab", [("a", "b")], 2, "at least two"),
+        ("abc", [], 4, "choose from 2 to 3"),
+        ("abc", [], 1, "choose from 2 to 3"),
+    ],
+)
+def test_folds_that_cannot_be(ids, together, folds, message):
+    with pytest.raises(ConfigError, match=message):
+        split_folds(ids, together, folds)
+
+
+def test_copies_of_a_field_are_in_one_fold(smears_copy):
+    for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        first = smears_copy / kind / f"SmearImage_00000.{suffix}"
+        (smears_copy / kind / f"SmearImage_copy.{suffix}").write_bytes(first.read_bytes())
+    from ssdlib.data.duplicates import same_fields
+
+    assert same_fields(bccd.images_by_id(smears_copy)) == [("SmearImage_00000", "SmearImage_copy")]
+    assert same_fields({}) == []
+
+
+def test_all_is_every_labeled_image(smears_copy):
+    (smears_copy / "ImageSets/Main/val.txt").write_text("")
+    (smears_copy / "JPEGImages/SmearImage_00011.jpg").unlink()
+    assert len(bccd.open_folder(smears_copy).split_ids("all")) == 11
+    for file in (smears_copy / "JPEGImages").iterdir():
+        file.unlink()
+    with pytest.raises(DataError, match="label some images"):
+        bccd.open_folder(smears_copy).split_ids("all")
+
+
+TINY = {
+    "recipe.model.width": 0.0625,
+    "recipe.batch_size": 2,
+    "recipe.warmup_steps": 1,
+    "precision": "fp32",
+}
+
+
+def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
+    import ssdlib.training.trainer
+
+    source = folder_of(
+        tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
+    )
+    monkeypatch.setattr("ssdlib.tools.label_errors.folds.same_fields", lambda images, progress: [])
+    monkeypatch.setattr(
+        "ssdlib.tools.label_errors.folds.extra_smears", lambda *a, **k: pytest.fail("no smears asked for")
+    )
+    trained, real = [], ssdlib.training.trainer.Trainer.fit
+
+    def fit(self, **options):
+        trained.append([sample.image_id for sample in self.train_data.samples])
+        return real(self, **options)
+
+    monkeypatch.setattr(ssdlib.training.trainer.Trainer, "fit", fit)
+    options = {
+        "folds": 2,
+        "epochs": 1,
+        "overrides": {**TINY, "recipe.smears": 0},
+        "progress": False,
+        "device": "cpu",
+    }
+    out = tmp_path / "out"
+    first = out_of_fold(source, out, **options)
+    assert [d.image for d in first] == [f"field-{k}" for k in range(4)]
+    plan = json.loads((out / "folds.json").read_text())["images"]
+    assert [sorted(ids) for ids in trained] == plan[::-1]
+    assert not list(out.rglob("last.pt"))
+    (out / "predictions/fold-2.json").unlink()  # as if stopped before it was written
+    again = out_of_fold(source, out, **options)
+    assert len(trained) == 3
+    for a, b in zip(first, again, strict=True):
+        torch.testing.assert_close(a.boxes, b.boxes, atol=0.011, rtol=0)
+    with pytest.raises(ConfigError, match="made with other folds"):
+        out_of_fold(source, out, **{**options, "folds": 3})
+
+
+def test_weights_that_saw_the_labels_may_not_judge_them(tmp_path, smears_source):
+    seen = folder_of(tmp_path / "data", {"BloodImage_00003": [("RBC", A)]})
+    with pytest.raises(ConfigError, match="BCCD's train split"):
+        check_init(seen, seen.dataset("all"), "shipped")
+    # The fixture is drawn with the seed of the shipped weights' own smears.
+    with pytest.raises(ConfigError, match="this very seed"):
+        check_init(smears_source, smears_source.dataset("all"), "shipped")
+    other = folder_of(tmp_path / "other", {"field": [("RBC", A)]})
+    check_init(other, other.dataset("all"), "shipped")
+
+
+def test_a_checkpoint_of_the_same_data_may_not_judge_it(tmp_path):
+    from ssdlib.config import ModelConfig
+    from ssdlib.detector.model_file import save_model
+    from ssdlib.detector.weights import build_model
+
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    model = build_model(ModelConfig(width=0.0625, batch_norm=True))
+    save_model(model, tmp_path / "own.safetensors", data={"fingerprint": source.fingerprint})
+    save_model(model, tmp_path / "other.safetensors", data=None)
+    with pytest.raises(ConfigError, match="trained on this very data"):
+        check_init(source, source.dataset("all"), str(tmp_path / "own.safetensors"))
+    check_init(source, source.dataset("all"), str(tmp_path / "other.safetensors"))
+
+
+def test_predictions_are_found_by_id_or_file_name(tmp_path):
+    source = folder_of(tmp_path / "data", {"one": [("RBC", A)], "two.b": []})
+    dataset, folder = source.dataset("all"), tmp_path / "predictions"
+    by_path = found(("RBC", 0.9, A), image="/elsewhere/one.png").to_dict()
+    write_json(folder / "a.json", [by_path, found(image="stranger").to_dict()])
+    write_json(folder / "b.json", {"detections": [found(image="two.b").to_dict()]})
+    assert [(d.image, len(d)) for d in read_predictions(folder, dataset)] == [("one", 1), ("two.b", 0)]
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (None, "holds no predictions: there must be"),
+        ([], "for 1 of 1 images, such as field"),
+        ("nonsense", "not a list"),
+        ([found(image="field").to_dict()] * 2, "two predictions for field"),
+        ([{**found(image="field").to_dict(), "width": 7}], "is for|are for an image of"),
+        ([{"image": "field"}], "not a detection record"),
+    ],
+)
+def test_predictions_that_cannot_be_used(tmp_path, records, message):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    if records is not None:
+        write_json(tmp_path / "predictions/a.json", records)
+    with pytest.raises(SsdError, match=message):
+        read_predictions(tmp_path / "predictions", source.dataset("all"))
+
+
+# The measured test -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged_smears(tmp_path_factory):
+    """24 smears that the shipped weights never saw, and their detections on them."""
+    root = smears.write_dataset(
+        tmp_path_factory.mktemp("issues") / "whole",
+        train=24,
+        val=0,
+        test=0,
+        seed=SMEARS_SEED,
+        progress=False,
+    )
+    source = bccd.open_folder(root)
+    dataset = source.dataset("all")
+    predictor = Predictor.from_checkpoint(
+        shipped_weights(), precision="fp32", device="cpu", score_threshold=0.05
+    )
+    found = predictor.detect(dataset.image_path(k) for k in range(len(dataset)))
+    return source, {s.image_id: d for s, d in zip(dataset.samples, found, strict=True)}
+
+
+def test_removed_labels_are_found_again(judged_smears, tmp_path):
+    whole, predictions = judged_smears
+    removed = hide_labels(whole, tmp_path / "hidden", share=0.15, seed=0)
+    source = bccd.open_folder(tmp_path / "hidden")
+    detections = [predictions[image_id] for image_id in source.split_ids("all")]
+    issues = find_issues(source, source.dataset("all"), detections)
+    result = found_again(issues, removed, "RBC")
+    assert result["removed"] >= 30
+    assert result["precision"] >= 0.9
+    assert result["recall"] >= 0.8
+    # And hardly anything is said against the labels that are there, all of which are right.
+    assert sum(s.kind != "unlabeled" for s in issues) <= 2
+
+
+def test_damaged_labels_are_told_from_sound_ones(judged_smears, tmp_path):
+    whole, predictions = judged_smears
+    damage = damage_labels(whole, tmp_path / "damaged")
+    result = damage_found(bccd.open_folder(tmp_path / "damaged"), predictions, damage)
+    assert result["any"]["damaged"] > 30
+    assert result["any"]["ours"] > 0.9
+    assert result["invented"]["ours"] > 0.9
+    # cleanlab is None where it is not installed.
+    assert result["any"]["ours"] > (result["any"]["cleanlab"] or 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "right", "expected"),
+    [
+        ([], [], None),
+        ([0.9], [False], None),
+        ([0.9, 0.1], [True, False], 1.0),
+        ([0.9, 0.1], [False, True], 0.5),
+    ],
+)
+def test_average_precision(scores, right, expected):
+    assert average_precision(scores, right) == expected
+
+
+def test_nothing_removed_and_nothing_found_is_no_number():
+    result = found_again([], {"field": []})
+    assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
+
+
+# Everything together ---------------------------------------------------------------------------------------
+
+
+def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)], "empty": []})
+    before = source.fingerprint
+    write_json(tmp_path / "p/all.json", [found(("WBC", 0.9, B)).to_dict(), found(image="empty").to_dict()])
+    data, out = ["--data", str(source.root)], tmp_path / "out"
+    assert (
+        main(["data", "label-errors", *data, "--predictions", str(tmp_path / "p"), "--out", str(out), "-q"])
+        == 0
+    )
+    assert "unlabeled" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {
+        "decisions.json",
+        "overlay",
+        "sheets",
+        "issues.csv",
+        "issues.html",
+    }
+    decisions = json.loads((out / "decisions.json").read_text())
+    for record in decisions["issues"]:
+        record["decision"] = "accept"
+    write_json(out / "decisions.json", decisions)
+    copy = ["--apply", str(out / "decisions.json"), "--out", str(tmp_path / "copy")]
+    assert main(["data", "label-errors", *data, *copy]) == 0
+    assert "1 add, 1 remove" in capsys.readouterr().out
+    corrected = bccd.open_folder(tmp_path / "copy").dataset("all")
+    assert corrected.class_counts() == {"WBC": 1, "RBC": 0, "Platelets": 0}
+    assert source.fingerprint == before
+    assert main(["data", "label-errors", *data, *copy]) == 1
+    assert "already holds something" in capsys.readouterr().err
+
+
+def test_no_suspects_is_a_result(tmp_path):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    write_json(tmp_path / "p/all.json", [found(("RBC", 0.9, A)).to_dict()])
+    assert search(source, tmp_path / "out", predictions=tmp_path / "p", progress=False) == []
+    assert "No issues were found" in (tmp_path / "out/issues.html").read_text()
+    assert json.loads((tmp_path / "out/decisions.json").read_text())["issues"] == []
+
+
+def test_a_folder_without_any_label_says_so(tmp_path, capsys):
+    write_image(tmp_path / "data/JPEGImages/one.png", np.full((HEIGHT, WIDTH, 3), 200, np.uint8))
+    (tmp_path / "data/Annotations").mkdir()
+    assert (
+        main(["data", "label-errors", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
+    )
+    assert "Label some images first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_command_names_the_extra_that_is_missing(tmp_path, monkeypatch, capsys, installed):
+    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+    folder = tmp_path / "predictions"
+    write_json(folder / "a.json", [found(("RBC", 0.9, A)).to_dict()])
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
+    out = tmp_path / "out"
+    arguments = [
+        "data",
+        "issues",
+        "--data",
+        str(source.folder),
+        "--predictions",
+        str(folder),
+        "--out",
+        str(out),
+    ]
+    assert main([*arguments, "--quiet"]) == 0
+    assert (out / "issues.html").is_file()
+    assert ("pip install 'ssdlib[labels]'" in capsys.readouterr().err) != installed

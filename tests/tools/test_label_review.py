@@ -1,0 +1,260 @@
+"""Decisions: kept through anything, clicked in a widget, applied to a copy."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ssdlib.common.errors import ConfigError, DataError, SsdError
+from ssdlib.data import source as bccd
+from ssdlib.data.formats.voc import read_objects, read_tree
+from ssdlib.inference.detections import Detections
+from ssdlib.tools.label_errors import review
+from ssdlib.tools.label_errors.correct import PROPOSED, apply_decisions, write_overlay
+from ssdlib.tools.label_errors.pages import MOST_OF_A_KIND, contact_sheet, crop_of, write_page, write_sheets
+from ssdlib.tools.label_errors.rank import KINDS, find_issues
+from ssdlib.tools.label_errors.review import ReviewSession, ReviewWidget, read_decisions, write_decisions
+from tests.tools.label_cases import A, B, C, folder_of, found
+
+MOVED = (30, 10, 70, 50)
+PLATELET = (150, 100, 165, 115)
+
+
+@pytest.fixture
+def source(tmp_path):
+    labels = [("RBC", A), ("RBC", B), ("RBC", C)]
+    return folder_of(tmp_path / "data", {"field": labels, "other": []})
+
+
+@pytest.fixture
+def issues(source):
+    """One to add, one to move, one to rename, one to remove, in the order of KINDS."""
+    detections = found(("RBC", 0.9, MOVED), ("WBC", 0.8, B), ("Platelets", 0.7, PLATELET))
+    return find_issues(source, source.dataset("all"), [detections, found(image="other")])
+
+
+@pytest.fixture
+def decisions(tmp_path, source, issues):
+    write_decisions(tmp_path / "decisions.json", source, issues)
+    return tmp_path / "decisions.json"
+
+
+def on_disk(path):
+    return [decision for _, decision in read_decisions(path)]
+
+
+def test_the_fixture_holds_every_action(issues):
+    assert [s.action for s in issues] == ["add", "remove", "move", "rename"]
+
+
+def test_a_session_saves_each_decision_and_resumes(decisions):
+    session = ReviewSession(decisions)
+    assert (len(session), session.position, session.current.action) == (4, 0, "add")
+    session.decide("accept")
+    assert on_disk(decisions) == ["accept", None, None, None]
+    session.decide("refuse")
+    session.back()
+    assert session.decision(session.position) == "refuse"
+    session.decide("skip")
+    resumed = ReviewSession(decisions)
+    assert resumed.position == 2
+    assert resumed.counts() == {"accept": 1, "refuse": 0, "skip": 1, "open": 2}
+    resumed.decide("accept")
+    assert resumed.decide("accept") is None
+    assert resumed.done
+    assert resumed.decide("refuse") is None
+    assert on_disk(decisions) == ["accept", "skip", "accept", "accept"]
+    resumed.back()
+    assert resumed.current.action == "rename"
+
+
+def test_a_session_of_some_kinds_leaves_the_others_alone(decisions):
+    session = ReviewSession(decisions, kinds=["other_class"])
+    assert len(session) == 1
+    session.decide("accept")
+    assert on_disk(decisions) == [None, None, None, "accept"]
+    assert ReviewSession(decisions, kinds=[]).done
+
+
+def test_what_is_no_decision_is_refused(decisions):
+    with pytest.raises(ConfigError, match="no decision 'maybe'"):
+        ReviewSession(decisions).decide("maybe")
+    assert on_disk(decisions) == [None] * 4
+
+
+def test_a_full_disk_takes_no_decision(decisions, monkeypatch):
+    session = ReviewSession(decisions)
+
+    def full(path, content):
+        raise SsdError("cannot write: no space left")
+
+    monkeypatch.setattr(review, "write_json", full)
+    with pytest.raises(SsdError, match="no space"):
+        session.decide("accept")
+    assert session.position == 0
+    assert session.decision(0) is None
+    assert on_disk(decisions) == [None] * 4
+
+
+def test_a_new_ranking_keeps_decisions(decisions, source, issues):
+    session = ReviewSession(decisions)
+    session.decide("refuse")
+    session.decide("accept")
+    # Found again in another order, and the second one not at all.
+    assert write_decisions(decisions, source, [issues[3], issues[0]]) == 2
+    assert [(s.action, d) for s, d in read_decisions(decisions)] == [
+        ("rename", None),
+        ("add", "refuse"),
+        ("remove", "accept"),
+    ]
+
+
+def test_decisions_belong_to_their_data(decisions, source, issues):
+    (source.root / "Annotations/other.xml").write_text("<annotation/>")
+    with pytest.raises(DataError, match="made for other data"):
+        read_decisions(decisions, source)
+    with pytest.raises(DataError, match="made for other data"):
+        write_decisions(decisions, source, issues)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "not valid JSON"),
+        ("[]", "not a file of decisions"),
+        (
+            '{"format": "ssdlib-decisions-1", "issues": [{"id": "x", "decision": "perhaps"}]}',
+            "'perhaps' is no decision",
+        ),
+        ('{"format": "ssdlib-decisions-1", "issues": [{"id": "x"}]}', "not a issue"),
+    ],
+)
+def test_damaged_decisions(tmp_path, content, message):
+    (tmp_path / "d.json").write_text(content)
+    with pytest.raises(SsdError, match=message):
+        ReviewSession(tmp_path / "d.json")
+    with pytest.raises(SsdError, match="is missing"):
+        ReviewSession(tmp_path / "nowhere.json")
+
+
+def test_the_widget_is_clicked_through(decisions, source, monkeypatch):
+    widget = ReviewWidget(decisions, source)
+    assert widget.buttons["back"].disabled
+    assert "1 of 4: unlabeled, Platelets" in widget.text.value
+    first = bytes(widget.picture.value)
+    assert first.startswith(b"\xff\xd8")
+    widget.buttons["accept"].click()
+    assert on_disk(decisions)[0] == "accept"
+    assert widget.progress.value == 1
+    assert widget.picture.value != first
+    widget.buttons["back"].click()
+    assert "Decided before: accept" in widget.text.value
+    assert widget.picture.value == first
+    for name in ("refuse", "skip", "accept", "accept"):
+        widget.buttons[name].click()
+    assert on_disk(decisions) == ["refuse", "skip", "accept", "accept"]
+    assert "all issues have been seen" in widget.text.value
+    assert widget.buttons["accept"].disabled
+    assert not widget.buttons["back"].disabled
+    assert "seen" in ReviewWidget(decisions).text.value
+    assert "no issues" in ReviewWidget(decisions, kinds=[]).text.value
+
+
+def test_the_widget_says_what_went_wrong(decisions, source):
+    widget = ReviewWidget(decisions)
+    for file in (source.root / "JPEGImages").iterdir():
+        file.write_bytes(b"")
+    from ssdlib.tools.label_errors import pages
+
+    pages._image.cache_clear()
+    widget.buttons["accept"].click()
+    assert "field.png" in widget.message.value
+
+
+# Corrections ----------------------------------------------------------------------------------------------
+
+
+def test_accepted_suspects_are_put_right_in_a_copy(decisions, source, tmp_path):
+    before = source.fingerprint
+    session = ReviewSession(decisions)
+    while not session.done:
+        session.decide("accept")
+    counts = apply_decisions(source, decisions, tmp_path / "copy")
+    assert counts == {"add": 1, "remove": 1, "move": 1, "rename": 1}
+    assert source.fingerprint == before
+    copy = bccd.open_folder(tmp_path / "copy")
+    assert read_objects(copy.root / "Annotations/field.xml") == [
+        ("RBC", MOVED),
+        ("WBC", B),
+        ("Platelets", PLATELET),
+    ]
+    assert len(copy.dataset("all")) == 2
+    assert json.loads((copy.root / "corrections.json").read_text())["changes"] == counts
+    assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
+
+
+def test_only_what_was_accepted_changes(decisions, source, tmp_path):
+    session = ReviewSession(decisions)
+    for decision in ("refuse", "skip", "accept"):
+        session.decide(decision)
+    assert apply_decisions(source, decisions, tmp_path / "copy")["move"] == 1
+    expected = [("RBC", MOVED), ("RBC", B), ("RBC", C)]
+    assert read_objects(tmp_path / "copy/Annotations/field.xml") == expected
+
+
+def test_nothing_accepted_makes_no_copy(decisions, source, tmp_path):
+    with pytest.raises(DataError, match="nothing is accepted"):
+        apply_decisions(source, decisions, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_corrected_copy_keeps_splits_and_notice(smears_source, smears_copy, tmp_path):
+    source = bccd.open_folder(smears_copy)
+    dataset = source.dataset("val")
+    detections = [
+        Detections.empty((s.width, s.height), dataset.class_names, s.image_id) for s in dataset.samples
+    ]
+    issues = find_issues(source, dataset, detections)
+    write_decisions(tmp_path / "d.json", source, issues)
+    ReviewSession(tmp_path / "d.json").decide("accept")
+    assert apply_decisions(source, tmp_path / "d.json", tmp_path / "corrected")["remove"] == 1
+    copy = bccd.open_folder(tmp_path / "corrected")
+    assert copy.synthetic
+    assert copy.split_ids("val") == source.split_ids("val")
+    assert sum(copy.dataset("val").class_counts().values()) == len(issues) - 1
+
+
+def test_the_overlay_marks_what_is_proposed(issues, source, tmp_path):
+    assert write_overlay(issues, tmp_path / "overlay") == 1
+    tree = read_tree(tmp_path / "overlay/Annotations/field.xml")
+    objects = [(node.findtext("name"), node.findtext("pose")) for node in tree.iterfind("object")]
+    assert objects[:3] == [("RBC", "Unspecified")] * 3
+    assert objects[3:] == [("Platelets", PROPOSED), ("RBC", PROPOSED), ("WBC", PROPOSED)]
+    assert write_overlay([], tmp_path / "overlay") == 0
+    assert not list((tmp_path / "overlay/Annotations").iterdir())
+
+
+# Pictures -------------------------------------------------------------------------------------------------
+
+
+def test_crops_show_the_box_and_gray_beyond_the_image(issues):
+    crop = crop_of(issues[0], side=120)
+    assert crop.shape == (120, 120, 3)
+    assert crop.dtype == np.uint8
+    green = (crop == (22, 163, 74)).all(axis=2)
+    assert green.any()
+    assert (crop[-1, 0] == 235).all()  # the platelet lies near the lower right corner
+
+
+def test_sheets_and_page_show_each_kind(issues, tmp_path):
+    many = issues[:1] * (MOST_OF_A_KIND + 4) + issues[1:2]
+    names = [path.name for path in write_sheets(many, tmp_path / "sheets")]
+    assert names == [f"unlabeled-0{k}.png" for k in (1, 2, 3, 4)] + ["no_detection-01.png"]
+    assert len(write_sheets([], tmp_path / "sheets")) == len(list((tmp_path / "sheets").iterdir())) == 0
+    write_page(issues, tmp_path / "s.html", title="A & B", notice="drawn <cells>")
+    text = (tmp_path / "s.html").read_text()
+    assert "A &amp; B" in text
+    assert "drawn &lt;cells&gt;" in text
+    assert text.count("<figure>") == 4
+    assert [kind for kind in KINDS if f"<h2>{kind.replace('_', ' ')} " in text] == [s.kind for s in issues]
+    assert contact_sheet([], "none").shape[2] == 3

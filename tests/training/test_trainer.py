@@ -1,0 +1,525 @@
+"""The loop and its promises: learns, stops cleanly, goes on exactly, loses nothing."""
+
+import errno
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ssdlib.training.trainer
+from ssdlib.common.errors import CheckpointError, DataError, SsdError, TrainingError
+from ssdlib.config import NO_AUGMENTATION, RECIPES, ModelConfig, Recipe
+from ssdlib.data.dataset import DetectionDataset, Sample
+from ssdlib.data.images import write_image
+from ssdlib.detector.loss import MultiBoxLoss
+from ssdlib.detector.model_file import load_model, read_metadata
+from ssdlib.detector.weights import build_model
+from ssdlib.training import checkpoints
+from ssdlib.training.history import EpochRecord, History
+from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
+from ssdlib.training.optim import Ema, clip_gradients, learning_rate_factor, parameter_groups
+from ssdlib.training.trainer import Trainer, TrainingInterrupted
+
+TINY = ModelConfig(batch_norm=True, width=0.0625)
+RECIPE = Recipe(
+    model=TINY, epochs=3, batch_size=2, warmup_steps=1, evaluate_every=1, learning_rate=3e-3, ema_decay=0.5
+)
+BATCHES = 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Five small fields with 0, 1, 2, 3 and 4 cells: two batches of two an epoch, one image left over."""
+    folder = tmp_path_factory.mktemp("fields")
+    samples = []
+    for k in range(5):
+        generator = np.random.default_rng(k)
+        image = generator.integers(180, 230, (48, 64, 3), dtype=np.uint8)
+        corners = generator.integers((0, 0), (40, 24), (k, 2))
+        boxes = np.concatenate([corners, corners + 20], axis=1).astype(np.float32)
+        for x_min, y_min, x_max, y_max in boxes.astype(int):
+            image[y_min:y_max, x_min:x_max] = (160, 60, 90)
+        path = folder / f"field-{k}.png"
+        write_image(path, image)
+        samples.append(Sample(f"field-{k}", path, 64, 48, boxes, np.full(k, 2, dtype=np.int64), ("RBC",) * k))
+    return DetectionDataset(samples, TINY.class_names)
+
+
+class FakeMetrics:
+    def __init__(self, map_50):
+        self.map_50 = map_50
+
+    def to_dict(self):
+        return {"map_50": self.map_50}
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    """Replaces the evaluation by these mAPs, one for each epoch that is evaluated."""
+    values = {1: 0.1, 2: 0.3, 3: 0.2}
+    calls = []
+
+    def evaluate(predictor, dataset, *, progress, shared):
+        calls.append(predictor)
+        return FakeMetrics(values[len(calls)]), []
+
+    monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", evaluate)
+    return calls
+
+
+def make_trainer(data, run_dir, recipe=RECIPE, *, val=True, model_seed=0, **options):
+    settings = {
+        "run_dir": run_dir,
+        "precision": "fp32",
+        "device": "cpu",
+        "workers": 0,
+        "progress": False,
+        "data_description": {"source": "fields", "fingerprint": "f" * 8},
+    } | options
+    model = build_model(recipe.model, seed=model_seed)
+    return Trainer(model, recipe, data, data.subset(2) if val else None, **settings)
+
+
+def final_state(run_dir):
+    state = checkpoints.read_state(run_dir / "checkpoints" / "last.pt")
+    return {key: state[key] for key in ("epoch", "step", "model", "ema", "optimizer", "scheduler")}
+
+
+def losses(run_dir):
+    return [(e["loss"], e["map_50"]) for e in json.loads((run_dir / "history.json").read_text())["epochs"]]
+
+
+def at_step(monkeypatch, step, action):
+    """Calls `action` while the step of this number (from 1) runs."""
+    original, calls = ssdlib.training.trainer.match, []
+
+    def match(*arguments):
+        calls.append(None)
+        if len(calls) == step:
+            action()
+        return original(*arguments)
+
+    monkeypatch.setattr(ssdlib.training.trainer, "match", match)
+
+
+def stop_by(number):
+    return lambda: os.kill(os.getpid(), number)
+
+
+# --- the parts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "step, total, changes, expected",
+    [
+        (0, 0, {}, 1.0),
+        (0, 100, {"warmup_steps": 10}, 0.1),
+        (9, 100, {"warmup_steps": 10}, 1.0),
+        (10, 100, {"warmup_steps": 10}, 1.0),
+        (55, 100, {"warmup_steps": 10}, 0.505),
+        (100, 100, {"warmup_steps": 10}, 0.01),
+        (1, 4, {"warmup_steps": 50}, 1.0),  # a training shorter than its warm-up still reaches the rate
+        (49, 100, {"warmup_steps": 0, "schedule": "steps"}, 1.0),
+        (50, 100, {"warmup_steps": 0, "schedule": "steps"}, 0.1),
+        (75, 100, {"warmup_steps": 0, "schedule": "steps"}, 0.01),
+    ],
+)
+def test_schedule(step, total, changes, expected):
+    assert learning_rate_factor(step, total, RECIPE.replace(**changes)) == pytest.approx(expected)
+
+
+def test_groups_hold_each_parameter_once_and_decay_only_convolutions():
+    model = build_model(TINY)
+    recipe = RECIPES["original"].replace(model=TINY)
+    decayed, plain, biases = parameter_groups(model, recipe)
+    grouped = [p for group in (decayed, plain, biases) for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(list(model.parameters()))
+    names = {id(p): name for name, p in model.named_parameters()}
+    assert all(p.ndim == 4 and p.shape[0] > 1 for p in decayed["params"]) and decayed["weight_decay"] == 5e-4
+    assert any("norm4_3" in names[id(p)] for p in plain["params"]) and plain["weight_decay"] == 0
+    assert all(names[id(p)].endswith("bias") for p in biases["params"])
+    assert (biases["lr"], biases["weight_decay"]) == (2e-3, 0)
+
+
+def test_average_follows_fast_at_first_and_takes_batchnorm_along():
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    nn.init.zeros_(model[0].weight)
+    ema = Ema(model, decay=0.5)
+    assert not ema.module.training
+    expected = 0.0
+    for step, decay in enumerate((0.1, 2 / 11, 3 / 12)):
+        nn.init.constant_(model[0].weight, float(step + 1))
+        model[1].running_mean.fill_(step + 1.0)
+        model[1].num_batches_tracked.fill_(step + 1)
+        ema.update(model, step)
+        expected = decay * expected + (1 - decay) * (step + 1)
+        assert ema.module[0].weight.item() == pytest.approx(expected)
+        assert ema.module[1].running_mean.item() == pytest.approx(expected)
+        assert ema.module[1].num_batches_tracked.item() == step + 1
+    ema.update(model, 1000)
+    assert ema.module[0].weight.item() == pytest.approx(0.5 * expected + 0.5 * 3)
+
+
+def record(epoch, map_50=None):
+    return EpochRecord(epoch, 3.0, 1.0, 2.0, 1e-3, 13.06, 60.0, map_50)
+
+
+@pytest.mark.parametrize(
+    "scored, best",
+    [([], None), ([None], None), ([0.5], 1), ([None, 0.1, None, 0.1], 2), ([0.2, 0.3, 0.1], 2)],
+)
+def test_history(scored, best):
+    history = History([record(k, score) for k, score in enumerate(scored, start=1)])
+    assert history.best_epoch == best
+    assert History.from_dict(json.loads(json.dumps(history.to_dict()))) == history
+
+
+@pytest.mark.parametrize(
+    "map_50, line",
+    [
+        (None, "epoch  3/40  loss 3.000 (loc 1.000 conf 2.000)  13.1 img/s"),
+        (0.5124, "epoch  3/40  loss 3.000 (loc 1.000 conf 2.000)  val mAP@0.5 0.512  13.1 img/s"),
+    ],
+)
+def test_line_of_an_epoch(map_50, line):
+    assert record(3, map_50).line(40) == line
+
+
+def loss_of(value):
+    return MultiBoxLoss(torch.tensor(value), torch.tensor(1.0), torch.tensor(2.0), torch.tensor(5))
+
+
+def norms_of(value):
+    return {"gradient norm": torch.tensor(value), "backbone": torch.tensor(value)}
+
+
+@pytest.mark.parametrize("every", [1, 2, 20])
+def test_watch_adds_up_and_names_the_step_that_went_wrong(every):
+    watch = LossWatch(every, [1.0, 0.0, 0.0])
+    watch.read()
+    for step in range(5):
+        watch.add(step, loss_of(3.0), norms_of(1.0))
+    watch.read()
+    assert watch.sums == [16.0, 5.0, 10.0] and watch.latest == 3.0
+    with pytest.raises(NonFiniteLoss, match=r"step 6: loss nan.*gradient norm 1, backbone 1") as caught:
+        for step, value in enumerate((3.0, math.nan, 3.0), start=5):
+            watch.add(step, loss_of(value), norms_of(1.0))
+        watch.read()
+    assert caught.value.step == 6 and caught.value.values["confidence"] == 2.0
+
+
+def test_watch_stops_at_an_infinite_gradient():
+    with pytest.raises(NonFiniteLoss, match="gradient norm inf"):
+        LossWatch(1, [0.0] * 3).add(0, loss_of(1.0), norms_of(math.inf))
+
+
+@pytest.mark.parametrize("max_norm", [0.5, 1e6])
+def test_clipping_tells_the_norm_of_each_part_before(max_norm):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"one": nn.Linear(3, 2), "frozen": nn.Linear(2, 2), "two": nn.Linear(2, 1)})
+    model["frozen"].requires_grad_(False)
+    model["two"](model["frozen"](model["one"](torch.randn(4, 3)))).square().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    total = nn.utils.get_total_norm(expected)
+    norms = clip_gradients(model, max_norm)
+    assert list(norms) == ["gradient norm", "one", "two"] and torch.equal(norms["gradient norm"], total)
+    assert norms["one"] == nn.utils.get_total_norm(expected[:2])
+    scale = min(1.0, max_norm / (total.item() + 1e-6))
+    clipped = [p.grad for p in model.parameters() if p.grad is not None]
+    torch.testing.assert_close(clipped, [gradient * scale for gradient in expected])
+
+
+@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
+def test_first_signal_asks_second_one_acts(number, name):
+    def handlers():
+        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+    before = handlers()
+    with StopSignals() as stop:
+        assert stop.requested == "" and handlers() != before
+        signal.raise_signal(number)
+        assert stop.requested == name and handlers() == before
+    assert handlers() == before
+
+
+# --- a whole training ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssdlib.training.trainer, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+        make_trainer(data, run_dir).fit()
+    return run_dir
+
+
+def test_run_folder_of_a_training(data, scores, tmp_path):
+    seen = []
+    history = make_trainer(data, tmp_path, snapshot_every=2).fit(on_epoch=seen.append)
+    assert history.epochs == seen and [r.map_50 for r in seen] == [0.1, 0.3, 0.2]
+    assert history.best_epoch == 2 and seen[2].loss < seen[0].loss
+    assert seen[2].loss == pytest.approx(seen[2].localization + seen[2].confidence)
+    assert History.from_dict(json.loads((tmp_path / "history.json").read_text())) == history
+
+    folder = tmp_path / "checkpoints"
+    assert {p.name for p in folder.iterdir()} == {
+        "best.safetensors", "epoch-002.safetensors", "last.pt", "previous.pt"
+    }  # fmt: skip
+    metadata = read_metadata(folder / "best.safetensors")
+    assert metadata["epoch"] == 2 and metadata["metrics"] == {"map_50": 0.3}
+    assert (
+        metadata["class_names"] == ["WBC", "RBC", "Platelets"]
+        and metadata["data"]["fingerprint"] == "ffffffff"
+    )
+    assert Recipe.from_dict(metadata["recipe"]) == RECIPE
+    best, last = load_model(folder / "best.safetensors"), checkpoints.read_state(folder / "last.pt")
+    previous = checkpoints.read_state(folder / "previous.pt")
+    assert previous["epoch"] == 2 and last["epoch"] == 3
+    for name, tensor in best.state_dict().items():
+        assert torch.equal(tensor, previous["ema"][name]), "the best weights are the averaged ones of epoch 2"
+    assert not torch.equal(last["ema"]["norm4_3.scale"], last["model"]["norm4_3.scale"])
+    assert [p.stat().st_size > 0 for p in (tmp_path / "events").iterdir()] == [True]
+
+
+@pytest.mark.parametrize("step, number", [(1, signal.SIGINT), (2, signal.SIGTERM), (5, signal.SIGTERM)])
+def test_interrupted_and_resumed_ends_in_the_same_bits(
+    data, uninterrupted, tmp_path, monkeypatch, step, number
+):
+    monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+    with monkeypatch.context() as patch:
+        at_step(patch, step, stop_by(number))
+        with pytest.raises(TrainingInterrupted, match=r"before epoch \d, step \d of 2.*resume"):
+            make_trainer(data, tmp_path).fit()
+    assert checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")["step"] == step
+    # Another start, so that nothing but the saved state can lead to the same end.
+    make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
+    data, uninterrupted, tmp_path, monkeypatch
+):
+    """Of 6 steps the first 3 are as ever; stopped after the change and resumed, the end is the same."""
+    recipe = RECIPE.replace(background="ignore_confident", ignore_after=0.5)
+    original, used = ssdlib.training.trainer.multibox_loss, []
+
+    def multibox_loss(*arguments, **options):
+        used.append(options["background"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(ssdlib.training.trainer, "multibox_loss", multibox_loss)
+    monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+    make_trainer(data, tmp_path / "whole", recipe).fit()
+    assert used == ["hard"] * 3 + ["ignore_confident"] * 3
+    end = checkpoints.digest(final_state(tmp_path / "whole"))
+    assert end != checkpoints.digest(final_state(uninterrupted))
+    used.clear()
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, stop_by(signal.SIGTERM))
+        with pytest.raises(TrainingInterrupted):
+            make_trainer(data, tmp_path / "stopped", recipe).fit()
+    make_trainer(data, tmp_path / "stopped", recipe, model_seed=99).fit(resume=True)
+    assert used == ["hard"] * 3 + ["ignore_confident"] * 3
+    assert checkpoints.digest(final_state(tmp_path / "stopped")) == end
+
+
+def test_a_state_from_before_a_setting_was_there_can_be_resumed(data, uninterrupted, tmp_path, monkeypatch):
+    monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+    state = checkpoints.read_state(uninterrupted / "checkpoints" / "previous.pt")
+    del state["identity"]["recipe"]["background"]
+    checkpoints.save_state(tmp_path / "checkpoints", state)
+    make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    checkpoints.save_state(tmp_path / "checkpoints", state)
+    with pytest.raises(CheckpointError, match="background was 'hard' and is 'soft'"):
+        make_trainer(data, tmp_path, RECIPE.replace(background="soft")).fit(resume=True)
+
+
+def test_killed_in_the_evaluation_with_the_last_state_damaged(
+    data, uninterrupted, tmp_path, monkeypatch, capfd
+):
+    """The worst of both: nothing of epoch 3 was saved, and what epoch 2 saved cannot be read."""
+
+    class Killed(BaseException):
+        pass
+
+    results = iter([0.5, 0.5, Killed()])
+
+    def evaluate(*_, **__):
+        result = next(results, 0.5)
+        if isinstance(result, Killed):
+            raise result
+        return FakeMetrics(result), []
+
+    monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", evaluate)
+    with pytest.raises(Killed):
+        make_trainer(data, tmp_path).fit()
+    last = tmp_path / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:1000])
+    make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
+    assert "last.pt is damaged" in capfd.readouterr().err
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
+
+
+def test_workers_change_nothing(data, tmp_path):
+    recipe = RECIPE.replace(epochs=1)
+    first, second = tmp_path / "0", tmp_path / "2"
+    make_trainer(data, first, recipe, val=False).fit()
+    make_trainer(data, second, recipe, val=False, workers=2).fit()
+    assert checkpoints.digest(final_state(first)) == checkpoints.digest(final_state(second))
+
+
+def test_resuming_a_finished_run_trains_no_more(data, uninterrupted, monkeypatch):
+    at_step(monkeypatch, 1, lambda: pytest.fail("trained"))
+    history = make_trainer(data, uninterrupted).fit(resume=True)
+    assert [r.epoch for r in history.epochs] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"recipe": RECIPE.replace(learning_rate=0.5)}, r"recipe\.learning_rate was 0\.003 and is 0\.5"),
+        ({"data_description": {"fingerprint": "other"}}, "data fingerprint was 'ffffffff' and is 'other'"),
+        ({"seed": 7}, "seed was 0 and is 7"),
+        ({"recipe": RECIPE.replace(model=TINY.replace(batch_norm=False))}, "model.batch_norm was True"),
+    ],
+    ids=["recipe", "data", "seed", "model"],
+)
+def test_another_runs_state_is_refused(data, uninterrupted, changes, expected):
+    before = checkpoints.digest(final_state(uninterrupted))
+    with pytest.raises(CheckpointError, match=expected):
+        make_trainer(data, uninterrupted, **changes).fit(resume=True)
+    assert checkpoints.digest(final_state(uninterrupted)) == before
+
+
+def test_other_classes_are_refused(data, tmp_path):
+    model = TINY.replace(class_names=("cell",))
+    with pytest.raises(DataError, match="classes WBC, RBC, Platelets, but the network has cell"):
+        make_trainer(data, tmp_path, RECIPE.replace(model=model))
+
+
+def test_no_training_images_is_an_error(data, tmp_path):
+    with pytest.raises(DataError, match="no images"):
+        make_trainer(DetectionDataset([], TINY.class_names), tmp_path, val=False)
+
+
+def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypatch):
+    original, calls, steps = ssdlib.training.trainer.multibox_loss, [], []
+    to_device = Trainer._to_device
+
+    def note(self, images, targets):
+        steps.append(targets)
+        return to_device(self, images, targets)
+
+    monkeypatch.setattr(Trainer, "_to_device", note)
+
+    def multibox_loss(*arguments, **options):
+        calls.append(None)
+        loss = original(*arguments, **options)
+        if len(calls) < BATCHES + 2:
+            return loss
+        return MultiBoxLoss(loss.total * math.nan, loss.localization, loss.confidence, loss.positives)
+
+    monkeypatch.setattr(ssdlib.training.trainer, "multibox_loss", multibox_loss)
+    with pytest.raises(
+        TrainingError,
+        match=r"epoch 2, step 2 of 2 \(learning rate .*\): loss nan, localization \d.*, gradient norm nan, "
+        r"backbone nan, .*; images of the batch: field-\d, field-\d\. .*nonfinite\.json",
+    ):
+        make_trainer(data, tmp_path).fit()
+    account = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert (account["epoch"], account["step"], account["loss"]) == (2, 2, "nan") and account["confidence"] > 0
+    assert {"backbone", "norm4_3", "extras", "loc_heads", "class_heads"} <= account.keys()
+    seen = [[target["image_id"] for target in targets] for targets in steps]
+    assert account["images"] == seen[-1]
+    state = checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")
+    assert state["epoch"] == 1 and all(t.isfinite().all() for t in state["model"].values())
+    assert load_model(tmp_path / "checkpoints" / "best.safetensors")
+
+
+def test_full_disk_says_so_and_leaves_the_last_epoch(data, scores, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    at_step(monkeypatch, BATCHES + 1, lambda: monkeypatch.setattr("ssdlib.common.files.os.fsync", full))
+    with pytest.raises(SsdError, match="No space left on device"):
+        make_trainer(data, tmp_path).fit()
+    assert checkpoints.load_state(tmp_path / "checkpoints")[0]["epoch"] == 1
+    assert read_metadata(tmp_path / "checkpoints" / "best.safetensors")["epoch"] == 1
+
+
+def test_without_val_and_average_the_last_weights_are_kept(data, tmp_path, capfd):
+    """The paper's optimizer as well, and a resume that finds nothing."""
+    recipe = RECIPES["original"].replace(
+        model=TINY.replace(batch_norm=False), epochs=1, batch_size=4, augment=NO_AUGMENTATION
+    )
+    trainer = make_trainer(data, tmp_path, recipe, val=False)
+    history = trainer.fit(resume=True)
+    assert "nothing to resume" in capfd.readouterr().err
+    assert history.best_epoch is None and math.isfinite(history.epochs[0].loss)
+    assert trainer.weights is trainer.network
+    saved = load_model(tmp_path / "checkpoints" / "best.safetensors").state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in trainer.network.state_dict().items())
+
+
+def test_bf16_with_the_real_evaluation(data, tmp_path, capsys):
+    trainer = make_trainer(data, tmp_path, RECIPE.replace(epochs=1), precision="bf16", progress=True)
+    history = trainer.fit()
+    assert 0 <= history.epochs[0].map_50 <= 1 and math.isfinite(history.epochs[0].loss)
+    assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
+    images = torch.zeros(1, 3, 300, 300, dtype=torch.uint8)
+    assert trainer.network.eval()(images)[0].dtype == torch.float32, "the caller's network is left as it was"
+    assert capsys.readouterr().out.startswith("epoch 1/1  loss ")
+
+
+def test_shares_of_two_processes_make_the_whole_loss(data, tmp_path, monkeypatch):
+    """Its value on each is that of the whole batch; the mean of the gradients is the whole's gradient."""
+    trainer = make_trainer(data, tmp_path, val=False)
+    positives, sums = (3, 0), [(4.0, 8.0), (0.0, 40.0)]
+    reduced = [*torch.tensor(sums).sum(0).tolist(), sum(positives)]
+
+    class Two:
+        num_processes = 2
+
+        def reduce(self, tensor, _):
+            return torch.tensor(reduced)
+
+    monkeypatch.setattr(trainer, "accelerator", Two())
+    gradients = []
+    for (localization, confidence), count in zip(sums, positives, strict=True):
+        factor = torch.ones((), requires_grad=True)
+        parts = [factor * part / max(count, 1) for part in (localization, confidence)]
+        loss = trainer._share(MultiBoxLoss(sum(parts), *parts, torch.tensor(count)))
+        loss.total.backward()
+        gradients.append(factor.grad.item())
+        values = [v.item() for v in (loss.total, loss.localization, loss.confidence, loss.positives)]
+        assert values == pytest.approx([52 / 3, 4 / 3, 16, 3])
+    assert sum(gradients) / 2 == pytest.approx(52 / 3)
+
+
+def test_a_long_epoch_saves_in_between(data, uninterrupted, tmp_path, monkeypatch):
+    """Killed without warning in the second step, it goes on from the first."""
+    monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", lambda *_, **__: (FakeMetrics(0.5), []))
+
+    class Killed(BaseException):
+        pass
+
+    def die():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, die)
+        with pytest.raises(Killed):
+            make_trainer(data, tmp_path, save_minutes=0).fit()
+    assert checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 1
+    make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
