@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +19,24 @@ if TYPE_CHECKING:
 
 FRAME_COLUMNS = ("image", "class", "score", "xmin", "ymin", "xmax", "ymax", "width", "height")
 """Of `Detections.to_frame` and of the first columns of `ssdlib detect`'s cells.csv; sizes in pixels."""
+
+
+def class_thresholds(threshold: float | Mapping[str, float], class_names: Sequence[str]) -> dict[str, float]:
+    """The score threshold of each class in label order, from one number for all or one for each name.
+
+    Raises ConfigError where a mapping lacks a class or names one that does not exist, and outside [0, 1].
+    """
+    if not isinstance(threshold, Mapping):
+        threshold = dict.fromkeys(class_names, threshold)
+    if set(threshold) != set(class_names):
+        raise ConfigError(
+            f"score thresholds are given for {', '.join(threshold) or 'no class'}; "
+            f"give one for each of {', '.join(class_names)}"
+        )
+    for name, value in threshold.items():
+        if not 0 <= value <= 1:
+            raise ConfigError(f"the score threshold of {name} must be in [0, 1], not {value}")
+    return {name: float(threshold[name]) for name in class_names}
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,18 +105,8 @@ class Detections:
 
         Raises ConfigError where a mapping lacks a class or names one that does not exist.
         """
-        return self._select(self.scores >= self._thresholds(threshold)[self.labels - 1])
-
-    def _thresholds(self, threshold: float | Mapping[str, float]) -> Tensor:
-        """(classes,) float32 in label order."""
-        if not isinstance(threshold, Mapping):
-            return torch.full((len(self.class_names),), float(threshold))
-        if set(threshold) != set(self.class_names):
-            raise ConfigError(
-                f"score thresholds are given for {', '.join(threshold) or 'no class'}; "
-                f"give one for each of {', '.join(self.class_names)}"
-            )
-        return torch.tensor([float(threshold[name]) for name in self.class_names])
+        least = torch.tensor(list(class_thresholds(threshold, self.class_names).values()))  # (classes,)
+        return self._select(self.scores >= least[self.labels - 1])
 
     def _select(self, keep: Tensor) -> Detections:
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])

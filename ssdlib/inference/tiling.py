@@ -7,8 +7,10 @@ come at the size the network knows. Every cell smaller than the overlap lies who
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -36,6 +38,17 @@ MARGIN = 16
 _TOLERANCE = {"known": 1.1, "guessed": 1.4}
 """A field at most so many times the training field is one view: all but exact where the scale is known, and
 generous where it is only guessed."""
+
+
+class TileDetector(Protocol):
+    """What finds the cells in a tile: any predictor of `ssdlib.inference.engines`."""
+
+    batch_size: int
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
+        """The detections of each (H, W, 3) uint8 RGB array, in order, in its pixels."""
+        ...
+
 
 View = tuple[int, int, int, int]
 """xyxy in pixels of the original; it may reach beyond the right and lower border of a small image."""
@@ -137,6 +150,31 @@ def merge(
     boxes, scores, labels = _join_parts(boxes, scores, labels, tiles[owner], limits, margin)
     best = batched_nms(boxes, scores, labels, iou_threshold)
     return Detections(boxes[best], scores[best], labels[best], image_size, found[0].class_names, image)
+
+
+def detect_image(
+    predictor: TileDetector,
+    image: np.ndarray,
+    tiling: Tiling,
+    *,
+    on_tiles: Callable[[int, int], None] = lambda done, tiles: None,
+    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Detections:
+    """The detections of an (H, W, 3) uint8 RGB image, found tile by tile in a large field.
+
+    `on_tiles` is called with the number of tiles done and of all, first with 0, and ends the work if it
+    raises; `turn` is entered while the network works on a batch, so that several callers can take turns.
+    """
+    height, width = image.shape[:2]
+    views = tiling.views(width, height)
+    found: list[Detections] = []
+    on_tiles(0, len(views))
+    while len(found) < len(views):
+        batch = views[len(found) : len(found) + predictor.batch_size]
+        with turn():
+            found += predictor.stream(crop(image, view) for view in batch)
+        on_tiles(len(found), len(views))
+    return found[0] if views == [(0, 0, width, height)] else merge(found, views, (width, height))
 
 
 def _gaps(boxes: Tensor, tiles: Tensor, limits: Tensor) -> Tensor:
