@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssdlib.evaluation.bootstrap import draw_figures
-from ssdlib.evaluation.metrics import evaluate_detections, precision_recall
+from ssdlib.evaluation.metrics import evaluate_detections, precision_recall, weighted_metrics
 from ssdlib.inference.detections import Detections
 from tests.core_cases import fast
 
@@ -95,15 +94,19 @@ A, B, FAR = (0, 0, 2, 2), (3, 3, 5, 5), (3, 0, 4, 1)
         # An overlap of exactly one half is enough, of a quarter is not.
         ([([A], [((0, 0, 1, 2), 8)])], 1, 1),
         ([([A], [((0, 0, 1, 1), 8)])], 0, 0),
+        # Half the objects found at precision 1: recalls 0 to 0.5 are six of eleven points.
+        ([([A, B], [(A, 8)])], "6/11", "1/2"),
+        # Precision rises again later: the envelope takes 3/4 from the start.
+        ([([], [(A, 8)])] + [([A], [(A, 7)])] * 3 + [([A], [])], "6/11", "9/16"),
         # Right, wrong, right on two objects: 1 up to recall 1/2, then 2/3.
         ([([A, B], [(A, 8), (FAR, 7), (B, 6)])], "28/33", "5/6"),
-        # The second find of the same object is a false alarm, although another object is free.
+        # The second find of the same object is a false positive, although another object is free.
         ([([A, B], [(A, 8), (A, 7)])], "6/11", "1/2"),
         # Scores rank across images: wrong in the first image at 8, right in the second at 7.
         ([([A], [(FAR, 8)]), ([A], [(A, 7)])], "3/11", "1/4"),
         # Ten objects, three found: recall is 0.3 exactly, and the level 0.3 counts.
         ([([A], [(A, 8)])] * 3 + [([A], [])] * 7, "4/11", "3/10"),
-        # Alarms in an image without objects count as well.
+        # False positives in an image without objects count as well.
         ([([], [(A, 8)]), ([A], [(A, 7)])], "1/2", "1/2"),
     ],
 )
@@ -129,12 +132,12 @@ def test_random_fields_by_the_definition(images):
 
 @fast
 @given(fields, st.lists(st.integers(0, 3), min_size=4, max_size=4))
-def test_random_draws_by_the_definition(images, times):
-    """A field drawn three times is three fields; scores are made to differ, as ties may fall either way."""
+def test_random_weights_by_the_definition(images, times):
+    """A field of weight three is three fields; scores are made to differ, as ties may fall either way."""
     number = iter(range(1, 1000))
     images = [(truth, [(b, (s * 1000 + next(number)) / 1e4) for b, s in found]) for truth, found in images]
     counts = torch.tensor(times[: len(images)], dtype=torch.int64).reshape(1, -1).numpy()
-    figures = draw_figures(*as_ours(images), NAMES, counts)
+    figures = weighted_metrics(*as_ours(images), NAMES, counts)
     listed = [image for image, count in zip(images, counts[0], strict=True) for _ in range(count)]
     if any(truth for truth, _ in listed):
         exact = [float(figure) for figure in by_definition(listed)]

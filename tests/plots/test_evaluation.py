@@ -3,7 +3,6 @@
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import to_hex
 
 matplotlib.use("Agg")
@@ -11,9 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from ssdlib.evaluation.matching import match_image
-from ssdlib.evaluation.metrics import PrecisionRecall, evaluate_detections, precision_recall
+from ssdlib.evaluation.metrics import PrecisionRecall, evaluate_detections
 from ssdlib.evaluation.tables import Interval
-from ssdlib.inference.detections import Detections
 from ssdlib.plots import evaluation as plots
 from tests.plots.cases import judged_image
 
