@@ -280,49 +280,37 @@ def worst_errors(
     Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
+    truths = [ground_truth(target) for target in targets]
+    all_labels = _joined([labels for _, labels in truths], np.int64)
+    all_areas = _joined([_areas(boxes) for boxes, _ in truths], np.float64)
+    usual = {label: max(np.median(all_areas[all_labels == label]), 1.0) for label in np.unique(all_labels)}
     wrong: list[tuple[float, WorstError]] = []
     lost: list[tuple[float, WorstError]] = []
-    truths = [ground_truth(target) for target in targets]
-    areas = _median_areas(truths)
-    for index, (found, target, (boxes, labels)) in enumerate(zip(detections, targets, truths, strict=True)):
-        kept = found.above(threshold)
+    for index, (image, target, (boxes, labels)) in enumerate(zip(detections, targets, truths, strict=True)):
+        kept = image.above(threshold)
         errors = classify(kept, target)
         names, detected = [class_names[label - 1] for label in labels], kept.names
-        for d in np.flatnonzero((errors.kinds != TRUE_POSITIVE) & (errors.kinds != "")):
+        for d in np.flatnonzero(np.isin(errors.kinds, FALSE_POSITIVE_KINDS)):
             g, score = errors.objects[d], float(kept.scores[d])
             true_box, true_name = (_corners(boxes[g]), names[g]) if g >= 0 else (None, None)
             error = WorstError(
-                index, found.image, str(errors.kinds[d]), detected[d], score, _corners(kept.boxes[d]),
+                index, image.image, str(errors.kinds[d]), detected[d], score, _corners(kept.boxes[d]),
                 true_box, true_name,
             )  # fmt: skip
             wrong.append((score, error))
         for g in np.flatnonzero(errors.missed):
-            hint = _best_score(found, boxes[g], labels[g])
-            error = WorstError(index, found.image, MISSED, names[g], hint, _corners(boxes[g]), None, None)
-            lost.append(((1 - (hint or 0.0)) * _area(boxes[g]) / areas[labels[g]], error))
-    return [*_top(wrong, false_positives), *_top(lost, misses)]
+            here = iou_matrix(image.boxes.numpy(), boxes[g : g + 1])[:, 0] >= FOREGROUND_IOU
+            scores = image.scores.numpy()[here & (image.labels.numpy() == labels[g])]
+            best = float(scores[0]) if len(scores) else None  # whatever else this detection may match
+            error = WorstError(index, image.image, MISSED, names[g], best, _corners(boxes[g]), None, None)
+            rank = (1 - (best or 0.0)) * _areas(boxes)[g] / usual[labels[g]]
+            lost.append((rank, error))
+    ranked = ((wrong, false_positives), (lost, misses))
+    return [one for found, count in ranked for _, one in sorted(found, key=lambda pair: -pair[0])[:count]]
 
 
-def _top(ranked: list[tuple[float, WorstError]], count: int) -> list[WorstError]:
-    return [error for _, error in sorted(ranked, key=lambda pair: -pair[0])[:count]]
-
-
-def _median_areas(truths: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[int, float]:
-    """The median area of the objects of each label, at least 1."""
-    labels = _joined([labels for _, labels in truths], np.int64)
-    areas = np.array([_area(box) for boxes, _ in truths for box in boxes])
-    return {label: max(float(np.median(areas[labels == label])), 1.0) for label in np.unique(labels)}
-
-
-def _area(box_xyxy: np.ndarray) -> float:
-    return float((box_xyxy[2] - box_xyxy[0]) * (box_xyxy[3] - box_xyxy[1]))
-
-
-def _best_score(found: Detections, box_xyxy: np.ndarray, label: int) -> float | None:
-    """The best score of a class at a place, whatever else the detection may match; None for none."""
-    there = iou_matrix(found.boxes.numpy(), box_xyxy[None])[:, 0] >= FOREGROUND_IOU
-    scores = found.scores.numpy()[there & (found.labels.numpy() == label)]
-    return float(scores.max()) if len(scores) else None
+def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(axis=1)
 
 
 def _corners(box_xyxy: Any) -> tuple[float, float, float, float]:
