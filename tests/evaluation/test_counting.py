@@ -100,7 +100,7 @@ def test_from_nothing_on(true, counts, defined, values):
         if one.value is None:
             assert one == UNDEFINED
         elif len(true) == 1:
-            assert one.low is one.high is None, "one image drawn again is the same image"
+            assert one.low is one.high is None, "one image resampled is the same image"
     for name, value in values.items():
         assert getattr(rbc, name).value == pytest.approx(value)
     absent = report.per_class["WBC"]
