@@ -1,6 +1,6 @@
 """Counting cells: the score thresholds that count best, and how well they count.
 
-Thresholds are chosen on one split (val) and evaluated on another (test). The difference of two ways to count is
+Thresholds are chosen on one split (val) and evaluated on another (test). The difference of two counts is
 described as in Bland & Altman 1986, "Statistical methods for assessing agreement between two methods of
 clinical measurement": its mean (bias) and the limits between which 95 % of the differences lie.
 """
