@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from ssdlib.common.errors import ConfigError, DataError
-from ssdlib.inference.detections import FRAME_COLUMNS, Detections, fiftyone_labels
+from ssdlib.inference.detections import Detections
+from ssdlib.inference.interop import FRAME_COLUMNS, fiftyone_labels
 
 NAMES = ("WBC", "RBC", "Platelets")
 SIZE = (640, 480)

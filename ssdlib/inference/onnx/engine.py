@@ -95,17 +95,6 @@ def _open_session(path: Path, threads: int) -> Any:
         raise CheckpointError(f"{path} cannot be run: {error}. Export the weights again.") from error
 
 
-def open_onnx(path: Path, *, int8: bool = False, **settings: Any) -> OnnxPredictor:
-    """A predictor from an .onnx file.
-
-    Raises CheckpointError for files that cannot be used, ConfigError if int8 is asked of an fp32 file.
-    """
-    predictor = OnnxPredictor(path, **settings)
-    if int8 and predictor.precision != "int8":
-        raise ConfigError(f"{path} is {predictor.precision}: use --engine onnx, or export with --int8")
-    return predictor
-
-
 def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path | None = None) -> Path:
     """The weights as a raw ONNX file in `folder` (data/cache/onnx), made now if it is not there.
 

@@ -27,7 +27,7 @@ from ssdlib.common.errors import ConfigError, SsdError
 from ssdlib.common.runtime import MALLOC_SETTINGS, available_cores, need_extra
 from ssdlib.inference.engines import file_for
 from ssdlib.inference.job import DetectJob, Summary
-from ssdlib.inference.results import note_settings
+from ssdlib.inference.journal import save_settings
 from ssdlib.tools.cluster.parts import finished, summarize, tidy
 from ssdlib.tools.cluster.plan import Plan, make_plan
 from ssdlib.tools.cluster.worker import Assignment, Worker
@@ -82,7 +82,7 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     if restart:
         plan_file.unlink(missing_ok=True)
         tidy(out, ())
-    note_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=plan_file.exists())
+    save_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=plan_file.exists())
     plan = make_plan(plan_file, job.detect.tasks, job.part_images)
     tidy(out, plan.numbers)
     resumed = _finish(job, plan, out, progress)

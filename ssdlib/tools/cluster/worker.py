@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from ssdlib.common.errors import SsdError
-from ssdlib.inference.engines import Engine, open_predictor
-from ssdlib.inference.job import in_groups, look_at
+from ssdlib.inference.detections import Detector
+from ssdlib.inference.engines import open_predictor
+from ssdlib.inference.job import detect_images, in_groups
 from ssdlib.inference.tiling import Tiling
 from ssdlib.tools.cluster.parts import IMAGES, part_file, write_part
 from ssdlib.tools.cluster.plan import Plan
@@ -54,7 +55,7 @@ class Worker:
         self._told, self._weights = assignment, weights
 
     @cached_property
-    def _predictor(self) -> Engine:
+    def _predictor(self) -> Detector:
         with suppress(OSError):  # then its images will be missing, and said to be
             os.chdir(self._told.folder)
         torch.set_num_threads(self._told.threads)
@@ -94,9 +95,8 @@ class Worker:
                 "a worker has. Everything else that is done stays done."
             )
         groups = in_groups(tasks, predictor.batch_size)
-        records = {
-            look.task: look.record for look in look_at(predictor, groups, told.thresholds, told.tiling)
-        }
+        images = detect_images(predictor, groups, told.thresholds, told.tiling)
+        records = {seen.task: seen.record for seen in images}
         in_order = [records[task] for task in tasks]
         write_part(told.out, number, in_order, predictor.class_names, told.tiling.um_per_pixel)
 
