@@ -98,10 +98,9 @@ class Detections(Conversions):
     def __repr__(self) -> str:
         sure = self.above(DEFAULT_THRESHOLD)
         counts = ", ".join(f"{count} {name}" for name, count in sure.counts().items())
-        less = f", and {len(self) - len(sure)} less sure" if len(sure) < len(self) else ""
-        width, height = self.image_size
-        where = f"{self.image or 'an image'} ({width} x {height})"
-        return f"<Detections in {where}: {counts} with a score of {DEFAULT_THRESHOLD} or more{less}>"
+        below = f", and {len(self) - len(sure)} below" if len(sure) < len(self) else ""
+        where = f"{self.image or 'an image'} ({self.image_size[0]} x {self.image_size[1]})"
+        return f"<Detections in {where}: {counts} at score >= {DEFAULT_THRESHOLD}{below}>"
 
     @property
     def names(self) -> list[str]:

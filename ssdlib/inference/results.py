@@ -81,7 +81,7 @@ def save_pictures(
 
 
 def _copy(task: ImageTask, image: np.ndarray, folder: Path) -> str:
-    """The name of a copy, byte for byte; of an upright PNG where EXIF, which few tools heed, turns the image."""
+    """The name of a copy, byte for byte; of an upright PNG where EXIF, which few tools heed, turns it."""
     suffix = task.path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES or is_turned(task.path):
         write_image(folder / f"{task.image_id}.png", image)
