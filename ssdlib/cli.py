@@ -361,7 +361,8 @@ def detect(
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
     settings = {"precision": precision, "batch_size": batch, "score_threshold": min(thresholds.values())}
     if cluster:
-        from ssdlib.tools.cluster.cluster import ArchiveJob, run_archive
+        from ssdlib.tools.cluster.cluster import run_archive
+        from ssdlib.tools.cluster.worker import ArchiveJob
 
         job = DetectJob(tasks, thresholds, tiling, out, identity=identity)
         archive = ArchiveJob(job, engine, path, part_images, {**settings, "device": device}, workers)

@@ -240,7 +240,7 @@ class RedCellSizes:
         return int(self._seen.sum())
 
     def add(self, sides: np.ndarray, tile: tuple[int, int]) -> None:
-        """Count cells by their sides, roots of areas in pixels, of an image with tiles of this width and height."""
+        """Count cells with these sides, in pixels, of an image with tiles of this width and height."""
         across, down = (training / side for training, side in zip(TRAINING_FIELD, tile, strict=True))
         for histogram, scaled in ((self._original, sides), (self._seen, sides * (across * down) ** 0.5)):
             np.add.at(histogram, np.minimum(scaled.astype(int), len(histogram) - 1), 1)

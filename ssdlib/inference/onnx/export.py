@@ -75,7 +75,7 @@ class OnnxHeader:
 
 
 def export_weights(weights: str | Path) -> onnx.ModelProto:
-    """The network in a file of `save_model`, its BatchNorm folded, with the input and outputs of `Predictor.raw`:
+    """The network in a file of `save_model`, its BatchNorm folded, as `Predictor.raw` runs it:
     images (N, 3, 300, 300) uint8 -> locs (N, P, 4), logits (N, P, C), for any N.
 
     Raises CheckpointError for weights that cannot be read, ConfigError without the extra.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ssdlib.data.dataset import DetectionDataset
 
 METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
-"""Ways to choose a range, with ONNX Runtime's names: `minmax` takes the whole range seen, `percentile` all but
-the outermost 0.001 %, `entropy` the range that loses least information."""
+"""Ways to choose a range, with ONNX Runtime's names: `minmax` takes all of the range seen, `percentile` all
+but the outermost 0.001 %, `entropy` the range that loses least information."""
 IMAGES = 48
 """The number of images for calibration, unless another is given."""
 AT_ONCE = 4
@@ -54,8 +54,8 @@ def quantize(
 ) -> onnx.ModelProto:
     """A raw fp32 model of `ssdlib.inference.onnx.export` in int8 (QDQ).
 
-    Ranges are measured on `count` images of the data set, which goes by `name` in the file; `method` is one of
-    `METHODS`. Raises ConfigError for another, for a data set without images, or without the extra.
+    Ranges are measured by `method`, one of `METHODS`, on `count` images of the data set, which goes by `name`
+    in the file. Raises ConfigError for another method, no images, or without the extra.
     """
     need_extra("onnx", "onnx", "onnxruntime.quantization")
     import onnx

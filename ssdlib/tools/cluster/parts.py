@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CELLS, IMAGES = "cells", "images"
 ENOUGH_RED_CELLS = 10_000
-"""For judging the scale of an archive."""
+"""Red cells that suffice to judge the scale of an archive."""
 
 _TYPES = {
     "image": "string", "class": "string", "state": "string", "message": "string",
@@ -32,7 +32,7 @@ _TYPES = {
 
 
 def part_file(out: Path, table: str, number: int) -> Path:
-    """Where a part's rows of `table` (CELLS or IMAGES) lie."""
+    """The file with a part's rows of `table` (CELLS or IMAGES)."""
     return out / table / f"part-{number:06d}.parquet"
 
 
@@ -59,12 +59,12 @@ def _write_table(path: Path, rows: Iterator[Sequence[Any]], types: dict[str, str
 
 
 def finished(out: Path) -> set[int]:
-    """Numbers of the parts that are done."""
+    """The numbers of the parts that are done."""
     return set(_numbered(out / IMAGES))
 
 
 def tidy(out: Path, planned: Collection[int]) -> None:
-    """Remove what is of no part of the plan, of half a part, or half a file: left by what was killed."""
+    """Remove files of parts that are not planned or not finished, as a killed command leaves them."""
     whole = finished(out) & set(planned)
     for table in (IMAGES, CELLS):  # in this order: without the images' file a part is not done
         for number, path in _numbered(out / table).items():
@@ -79,7 +79,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 
 def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...], tiling: Tiling) -> Summary:
-    """Add up these parts, one at a time."""
+    """The summary of these parts, read one at a time."""
     from pyarrow import parquet
 
     summary, sizes = Summary(class_names), RedCellSizes()
