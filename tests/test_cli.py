@@ -21,7 +21,7 @@ from ssdlib.detector.weights import build_model
 from ssdlib.evaluation.tables import results_text, text_table
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.draw import annotate
-from ssdlib.inference.job import ROWS_TOLD, Summary
+from ssdlib.inference.job import MAX_ROWS, Summary
 from ssdlib.runs import lookup
 
 COMMANDS = (
@@ -278,23 +278,23 @@ def test_tables():
 def test_table_of_counts():
     few, many = Summary(("WBC", "RBC")), Summary(("WBC", "RBC"))
     assert counts_text(few) == "no image could be read"
-    for number in range(ROWS_TOLD + 1):
+    for number in range(MAX_ROWS + 1):
         many.add(f"{number}.jpg", (1, number))
-        if number < ROWS_TOLD:
+        if number < MAX_ROWS:
             few.add(f"{number}.jpg", (1, number))
     short, long = counts_text(few), counts_text(many)
-    assert len(short.splitlines()) == ROWS_TOLD + 4 and "more" not in short
-    assert len(long.splitlines()) == ROWS_TOLD // 2 + 5 and "... 51 more" in long
+    assert len(short.splitlines()) == MAX_ROWS + 4 and "more" not in short
+    assert len(long.splitlines()) == MAX_ROWS // 2 + 5 and "... 51 more" in long
     assert long.splitlines()[-1].split() == ["all", "101", "101", "5,050"]
 
 
 def test_many_failures_are_counted_and_the_first_are_named():
     summary = Summary(("WBC",))
-    for number in range(ROWS_TOLD + 2):
+    for number in range(MAX_ROWS + 2):
         summary.add_failure(f"{number}.jpg is damaged")
     text = failures_text(summary)
     assert text.startswith("102 of 102 images could not be read:\n  0.jpg is damaged\n")
-    assert "... 2 more" in text.splitlines()[-1] and len(text.splitlines()) == ROWS_TOLD + 2
+    assert "... 2 more" in text.splitlines()[-1] and len(text.splitlines()) == MAX_ROWS + 2
 
 
 @pytest.mark.parametrize(

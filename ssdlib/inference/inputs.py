@@ -52,7 +52,7 @@ class ImageTask:
 
 
 def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
-    """Size in bytes and time of the last change in nanoseconds; None if it is not there.
+    """A file's size in bytes and time of the last change in nanoseconds; None if it is not there.
 
     A file that differs in either is taken for another one.
     """

@@ -1,7 +1,7 @@
-"""The job behind `ssdlib detect`: many images, some of them damaged or large, stopped and gone on with.
+"""The job behind `ssdlib detect`: many images, some damaged or large; it can be stopped and resumed.
 
-Images are taken in groups of a batch, the unit of going on: a group that was not finished is done again as a
-whole, so that each image is computed in the same batch, to the same bits, however often the job was stopped.
+Images are taken in groups of a batch. A group that was not finished is done again as a whole, so that each
+image is computed in the same batch, to the same bits, however often the job was stopped.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ssdlib.inference.results import (
 )
 from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, detect_image
 
-ROWS_TOLD = 100
-"""Images that a `Summary` speaks of one by one; all are in the tables."""
+MAX_ROWS = 100
+"""The most images that a `Summary` holds one by one; all are in the tables."""
 RED_CELL_UM = 7.5
 """Diameter of a red cell on a dried smear, in micrometers: 7 to 8."""
 _ENOUGH_CELLS = 20
@@ -40,22 +40,22 @@ _PLAUSIBLE = (0.7, 1.4)
 
 @dataclass(frozen=True)
 class DetectJob:
-    """What to do with which images."""
+    """The images of a job, what decides its results, and where they are written."""
 
     tasks: Sequence[ImageTask]
     thresholds: Mapping[str, float]
-    """Least score of each class; other names than the predictor's are refused."""
+    """Score threshold of each class; other names than the predictor's are refused."""
     tiling: Tiling = field(default_factory=Tiling)
     out: Path | None = None
     """Folder for everything `formats` name, and for the journal; without it nothing is kept."""
     formats: Sequence[str] = ()
-    """Of `ssdlib.inference.results.FORMATS`."""
+    """Names from `ssdlib.inference.results.FORMATS`."""
     json_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the results, such as the weights' SHA-256: plain values for JSON."""
 
     def settings(self) -> dict[str, Any]:
-        """All that must be the same for going on."""
+        """All that must be the same for the job to be resumed."""
         return {
             **self.identity,
             "threshold": dict(self.thresholds),
@@ -67,34 +67,34 @@ class DetectJob:
 
 @dataclass
 class Summary:
-    """How a job went, in as much memory for a million images as for a hundred."""
+    """The outcome of a job, of the same size for a million images as for a hundred."""
 
     class_names: tuple[str, ...]
     images: int = 0
-    """That could be read."""
+    """The number of images that could be read."""
     counts: list[int] = field(default_factory=list)
-    """Cells of each class in all of them."""
+    """The number of cells of each class in all of them."""
     rows: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    """Image and its counts, of the first `ROWS_TOLD`."""
+    """The first `MAX_ROWS` images with their counts."""
     unreadable: int = 0
     failures: list[str] = field(default_factory=list)
-    """Why, of the first `ROWS_TOLD`."""
+    """The reasons for the first `MAX_ROWS` of them."""
     resumed: int = 0
-    """Images that an earlier call had done."""
+    """The number of images that an earlier call had done."""
     scale_warning: str = ""
 
     def add(self, image: str, counts: Sequence[int]) -> None:
-        """An image that could be read."""
+        """Count an image that could be read."""
         self.images += 1
         before = self.counts or [0] * len(counts)
         self.counts = [total + count for total, count in zip(before, counts, strict=True)]
-        if len(self.rows) < ROWS_TOLD:
+        if len(self.rows) < MAX_ROWS:
             self.rows.append((image, tuple(counts)))
 
     def add_failure(self, message: str) -> None:
-        """An image that could not."""
+        """Count an image that could not be read."""
         self.unreadable += 1
-        if len(self.failures) < ROWS_TOLD:
+        if len(self.failures) < MAX_ROWS:
             self.failures.append(message)
 
 
@@ -121,10 +121,10 @@ def parse_thresholds(text: str, class_names: Sequence[str]) -> dict[str, float]:
 def run_detection(
     predictor: Detector, job: DetectJob, *, restart: bool = False, progress: bool = True
 ) -> Summary:
-    """Do the images that are not done yet, then write tables of all; an unreadable image stops nothing.
+    """The summary of a job, after doing the images that are not done yet and writing tables of all.
 
-    Raises ConfigError if `job.out` holds results of other settings (unless `restart`), and SsdError where
-    something cannot be written; what is finished stays finished.
+    An unreadable image stops nothing. Raises ConfigError if `job.out` holds results of other settings (unless
+    `restart`), and SsdError where something cannot be written; what is finished stays finished.
     """
     with tempfile.TemporaryDirectory(prefix="ssdlib-detect-") as scratch:
         folder = Path(scratch) if job.out is None else job.out / "job"
@@ -143,7 +143,7 @@ def run_detection(
 
 
 def _finish(predictor: Detector, job: DetectJob, journal: Journal, progress: bool) -> int:
-    """Do what is not done; returns the number of images that were."""
+    """The number of images that had been done, after doing the others."""
     groups = in_groups(job.tasks, predictor.batch_size)
     groups = [group for group in groups if not all(task in journal for task in group)]
     resumed = len(job.tasks) - sum(map(len, groups))
@@ -227,16 +227,16 @@ def _red_cell_sides(record: Record) -> np.ndarray:
 
 
 class RedCellSizes:
-    """Whether red cells come at the size known from training: a histogram, whatever the number of cells."""
+    """Histograms of the sizes of red cells, to see whether they are those of training."""
 
     def __init__(self) -> None:
         self._seen = np.zeros(1000, np.int64)
-        """Sides as the network sees them, in pixels of the training field."""
+        """Sides in the network's input, in pixels of the training field."""
         self._original = np.zeros(4000, np.int64)
 
     @property
     def count(self) -> int:
-        """Red cells so far."""
+        """The number of red cells so far."""
         return int(self._seen.sum())
 
     def add(self, sides: np.ndarray, tile: tuple[int, int]) -> None:
@@ -246,7 +246,7 @@ class RedCellSizes:
             np.add.at(histogram, np.minimum(scaled.astype(int), len(histogram) - 1), 1)
 
     def warning(self) -> str:
-        """Empty where too few cells were found, or cells of a plausible size."""
+        """A warning of implausible sizes; empty for plausible ones and for too few cells."""
         if self.count < _ENOUGH_CELLS:
             return ""
         seen, original = _median(self._seen), _median(self._original)

@@ -1,4 +1,4 @@
-"""Images in, `Detections` out, as fast as the machine allows."""
+"""Predictors: images in, `Detections` out, read ahead in threads and computed in batches."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def _several(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
 
 
 def _load(image: ImageLike) -> _Loaded:
-    """Read (if it is a file) and resize one image."""
+    """The image, read if it is a file, and resized."""
     name = "" if isinstance(image, np.ndarray) else str(image)
     rgb = image if isinstance(image, np.ndarray) else read_image(image)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:

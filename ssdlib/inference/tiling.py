@@ -1,4 +1,4 @@
-"""Fields larger than those in training: cut into overlapping tiles, joined without counting twice.
+"""Tiling: fields larger than those in training are cut into overlapping tiles, and every cell counts once.
 
 A tile covers what a training image covers and is then squeezed to 300 x 300 as a training image is, so cells
 come at the size the network knows. Every cell smaller than the overlap lies whole in at least one tile.
