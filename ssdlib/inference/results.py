@@ -24,13 +24,8 @@ from ssdlib.inference.draw import annotate
 from ssdlib.inference.inputs import ImageTask
 from ssdlib.inference.interop import FRAME_COLUMNS, to_cell
 
-FORMATS = {
-    "pictures": "pictures/: the images with boxes, classes and scores",
-    "csv": "cells.csv, a row for each cell, and images.csv, a row for each image",
-    "json": "cells.json",
-    "coco": "coco/: labels.json and data/, a data set to correct and train on",
-    "voc": "voc/: Annotations/ and JPEGImages/, the same in Pascal VOC layout",
-}
+FORMATS = ("pictures", "csv", "json", "coco", "voc")
+"""What `detect --format` takes; docs/detect.md says which files each one is."""
 DEFAULT_FORMATS = ("pictures", "csv", "json")
 
 DONE, UNREADABLE = "done", "unreadable"
