@@ -340,7 +340,7 @@ def detect(
     from ssdlib.common.files import sha256_of
     from ssdlib.inference.engines import class_names_of, open_predictor
     from ssdlib.inference.inputs import find_images, listed_paths
-    from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection, thresholds_of
+    from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
     from ssdlib.inference.results import DEFAULT_FORMATS, parse_formats
     from ssdlib.inference.tiling import Tiling
 
@@ -354,16 +354,16 @@ def detect(
     chosen = parse_formats(formats) if formats is not None else DEFAULT_FORMATS
     if formats is not None and out is None:
         raise ConfigError("--format says what to write into a folder: name one with --out")
-    by_class = parse_thresholds(threshold)
+    path = _weights(weights)
+    thresholds = parse_thresholds(threshold, class_names_of(path))
     tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
     tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
-    path = _weights(weights)
-    thresholds = thresholds_of(by_class, class_names_of(path))
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
     settings = {"precision": precision, "batch_size": batch, "score_threshold": min(thresholds.values())}
     if cluster:
-        from ssdlib.tools.cluster.cluster import ArchiveJob, run_archive
+        from ssdlib.tools.cluster.cluster import run_archive
+        from ssdlib.tools.cluster.worker import ArchiveJob
 
         job = DetectJob(tasks, thresholds, tiling, out, identity=identity)
         archive = ArchiveJob(job, engine, path, part_images, {**settings, "device": device}, workers)

@@ -1,4 +1,4 @@
-"""Detections painted into the pixels of the image, for files rather than figures."""
+"""Detections drawn into the pixels of an image, for files rather than figures; the color of each class."""
 
 from __future__ import annotations
 

@@ -1,35 +1,21 @@
-"""What runs the network, chosen by name: one function gives a predictor whatever the engine."""
+"""Engines, the programs that run the network: `open_predictor` gives a predictor on any of them by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.detector.model_file import read_metadata
-from ssdlib.inference.detections import Detections
-from ssdlib.inference.predictor import ImageLike, Predictor
+from ssdlib.inference.detections import Detector
+from ssdlib.inference.predictor import Predictor
 
 ENGINES = ("torch", "onnx", "onnx-int8")
 """Names that `open_predictor` knows."""
 
 
-class Engine(Protocol):
-    """What every predictor offers; `ssdlib.inference.predictor.Predictor` is one."""
-
-    class_names: tuple[str, ...]
-    """Without background."""
-    batch_size: int
-    score_threshold: float
-
-    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
-        """Detections of each image in order, in pixels of that image; `images` may be endless."""
-        ...
-
-
-def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
-    """The weights in the file `weights`, run by `engine`, one of `ENGINES`.
+def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Detector:
+    """A predictor with the weights in the file `weights`, run by `engine`, one of `ENGINES`.
 
     The onnx engines export the weights on first use (`ssdlib.inference.onnx.engine.cached_onnx`), or take a
     ready .onnx file. `settings` are those of `ssdlib.inference.predictor.Predictor` (device, precision,
@@ -44,13 +30,16 @@ def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Engine:
         raise ConfigError(f"{weights} is an ONNX file, which the engine torch cannot run: use --engine onnx")
     if engine == "torch":
         return Predictor.from_checkpoint(weights, **settings)
-    from ssdlib.inference.onnx.engine import open_onnx  # an extra, and slow to import
+    from ssdlib.inference.onnx.engine import OnnxPredictor  # an extra, and slow to import
 
-    return open_onnx(file_for(engine, weights), int8=engine == "onnx-int8", **settings)
+    predictor = OnnxPredictor(file_for(engine, weights), **settings)
+    if engine == "onnx-int8" and predictor.precision != "int8":
+        raise ConfigError(f"{weights} is {predictor.precision}: use --engine onnx, or export with --int8")
+    return predictor
 
 
 def file_for(engine: str, weights: str | Path) -> Path:
-    """The file that an engine runs, for handing it on: .onnx files for the onnx engines, made on first use.
+    """The file that an engine runs: for the onnx engines an .onnx file, made from the weights on first use.
 
     Raises what `open_predictor` raises for them.
     """
@@ -62,7 +51,7 @@ def file_for(engine: str, weights: str | Path) -> Path:
 
 
 def class_names_of(weights: str | Path) -> tuple[str, ...]:
-    """The classes that weights or an .onnx file find, without making a network of them.
+    """The class names in the header of a weights file or an .onnx file.
 
     Raises CheckpointError that names the file if it cannot be read.
     """

@@ -1,4 +1,4 @@
-"""Which images are meant: files, folders, patterns, lists; and a name for what is written about each."""
+"""The images of a detect job: found from files, folders, patterns and lists, and read ahead in threads."""
 
 from __future__ import annotations
 
@@ -7,28 +7,32 @@ import os
 import re
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
+import torch
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.runtime import need_extra
-from ssdlib.data.images import IMAGE_SUFFIXES, image_size, read_image
+from ssdlib.data.images import IMAGE_SUFFIXES, image_size
 
 PIXELS_AHEAD = 64_000_000
-"""Decoded before their turn at most (192 MB), so that large fields do not fill the memory."""
+"""The most that is decoded before its turn (192 MB), so that large fields do not fill the memory."""
+
+Source = TypeVar("Source")
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
 class ImageTask:
-    """One image to look at."""
+    """One image to detect cells in."""
 
     path: Path
     name: str
-    """Where its picture goes below the output folder, without ending: no two tasks share one in any case."""
+    """Path of its picture below the output folder, without ending: no two tasks share one in any case."""
 
     @property
     def shown(self) -> str:
@@ -37,7 +41,7 @@ class ImageTask:
 
     @property
     def suffix(self) -> str:
-        """Ending of its annotated picture."""
+        """The ending of the file name of its picture with boxes."""
         suffix = self.path.suffix.lower()
         return suffix if suffix in (".jpg", ".jpeg", ".png") else ".png"
 
@@ -48,7 +52,7 @@ class ImageTask:
 
 
 def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
-    """Size in bytes and time of the last change in nanoseconds; None if it is not there.
+    """A file's size in bytes and time of the last change in nanoseconds; None if it is not there.
 
     A file that differs in either is taken for another one.
     """
@@ -62,7 +66,7 @@ def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
 def find_images(
     paths: Sequence[str | Path], out: Path | None = None, *, listed: Iterable[str] = ()
 ) -> list[ImageTask]:
-    """Every file given, each image anywhere inside a folder given, what a pattern such as `a/**/*.tif` meets.
+    """Tasks for each file given, each image inside a folder given, and what a pattern (`a/**/*.tif`) matches.
 
     `listed` are paths from lists, where a missing file is only found out (and said) when it is read.
     What lies inside `out` is passed over in folders and patterns: an earlier call wrote it. Raises DataError
@@ -154,7 +158,7 @@ def _refuse_output(path: Path, out: Path | None) -> None:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
-    """`name` without ending, in letters that every system takes; a second one of the same name gets a number.
+    """`name` without ending, in letters that every system takes; a number makes a second one differ.
 
     Case is no difference (it is none on Windows and macOS), nor is the folder: `a/b` and `a--b` share an id.
     """
@@ -168,35 +172,43 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 def read_ahead(
-    paths: Iterable[Path], *, ahead: int, pixels: int = PIXELS_AHEAD
-) -> Iterator[np.ndarray | DataError]:
-    """Each image, in order, or why it cannot be read; decoded in threads before its turn.
+    load: Callable[[Source], Loaded],
+    sources: Iterable[Source],
+    *,
+    ahead: int,
+    pixels: Callable[[Source], int] = lambda _: 0,
+    most_pixels: int = PIXELS_AHEAD,
+) -> Iterator[Loaded | DataError]:
+    """What `load` gives for each source, in order, or its DataError; computed in threads before its turn.
 
-    At most `ahead` images wait, and fewer where they hold more than `pixels` together.
+    At most `ahead` wait at a time, and fewer where by `pixels` they hold more than `most_pixels` together.
     """
-    with ThreadPoolExecutor(2, "ssdlib-decode") as pool:
-        waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
-        held, source = 0, iter(paths)
-        following = next(source, None)
-        while following is not None or waiting:
-            while following is not None and len(waiting) < ahead:
-                cost = _pixels_of(following)
-                if waiting and held + cost > pixels:
+    pool = ThreadPoolExecutor(torch.get_num_threads(), "ssdlib-read")
+    waiting: deque[tuple[int, Future[Loaded]]] = deque()
+    held, remaining, end = 0, iter(sources), object()
+    try:
+        following = next(remaining, end)
+        while following is not end or waiting:
+            while following is not end and len(waiting) < ahead:
+                cost = pixels(following)
+                if waiting and held + cost > most_pixels:
                     break
-                waiting.append((cost, pool.submit(read_image, following)))
+                waiting.append((cost, pool.submit(load, following)))
                 held += cost
-                following = next(source, None)
+                following = next(remaining, end)
             cost, future = waiting.popleft()
             held -= cost
             try:
-                image = future.result()
+                loaded = future.result()
             except DataError as error:
-                image = error
-            yield image
+                loaded = error
+            yield loaded
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _pixels_of(path: Path) -> int:
-    """From the header; 0 for what will be refused anyway."""
+def pixels_of(path: Path) -> int:
+    """The number of pixels by the file's header; 0 for what cannot be read."""
     try:
         width, height = image_size(path)
     except DataError:

@@ -1,7 +1,7 @@
-"""The job behind `ssdlib detect`: many images, some of them damaged or large, stopped and gone on with.
+"""The job behind `ssdlib detect`: many images, some damaged or large; it can be stopped and resumed.
 
-Images are taken in groups of a batch, the unit of going on: a group that was not finished is done again as a
-whole, so that each image is computed in the same batch, to the same bits, however often the job was stopped.
+Images are taken in groups of a batch. A group that was not finished is done again as a whole, so that each
+image is computed in the same batch, to the same bits, however often the job was stopped.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ import numpy as np
 from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, DataError
-from ssdlib.inference.detections import Detections
-from ssdlib.inference.engines import Engine
-from ssdlib.inference.inputs import ImageTask, read_ahead
+from ssdlib.data.images import read_image
+from ssdlib.inference.detections import DEFAULT_THRESHOLD, Detections, Detector, class_thresholds
+from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
+from ssdlib.inference.journal import Journal, open_journal
 from ssdlib.inference.results import (
     DONE,
     UNREADABLE,
-    Journal,
     Record,
-    open_journal,
     save_pictures,
     write_json_list,
     write_tables,
 )
-from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, View, crop, merge
+from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, detect_image
 
-DEFAULT_THRESHOLD = 0.5
-ROWS_TOLD = 100
-"""Images that a `Summary` speaks of one by one; all are in the tables."""
+MAX_ROWS = 100
+"""The most images that a `Summary` holds one by one; all are in the tables."""
 RED_CELL_UM = 7.5
 """Diameter of a red cell on a dried smear, in micrometers: 7 to 8."""
 _ENOUGH_CELLS = 20
@@ -42,22 +40,22 @@ _PLAUSIBLE = (0.7, 1.4)
 
 @dataclass(frozen=True)
 class DetectJob:
-    """What to do with which images."""
+    """The images of a job, what decides its results, and where they are written."""
 
     tasks: Sequence[ImageTask]
     thresholds: Mapping[str, float]
-    """Least score of each class; other names than the predictor's are refused."""
+    """Score threshold of each class; other names than the predictor's are refused."""
     tiling: Tiling = field(default_factory=Tiling)
     out: Path | None = None
     """Folder for everything `formats` name, and for the journal; without it nothing is kept."""
     formats: Sequence[str] = ()
-    """Of `ssdlib.inference.results.FORMATS`."""
+    """Names from `ssdlib.inference.results.FORMATS`."""
     json_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the results, such as the weights' SHA-256: plain values for JSON."""
 
     def settings(self) -> dict[str, Any]:
-        """All that must be the same for going on."""
+        """All that must be the same for the job to be resumed."""
         return {
             **self.identity,
             "threshold": dict(self.thresholds),
@@ -69,72 +67,64 @@ class DetectJob:
 
 @dataclass
 class Summary:
-    """How a job went, in as much memory for a million images as for a hundred."""
+    """The outcome of a job, of the same size for a million images as for a hundred."""
 
     class_names: tuple[str, ...]
     images: int = 0
-    """That could be read."""
+    """The number of images that could be read."""
     counts: list[int] = field(default_factory=list)
-    """Cells of each class in all of them."""
+    """The number of cells of each class in all of them."""
     rows: list[tuple[str, tuple[int, ...]]] = field(default_factory=list)
-    """Image and its counts, of the first `ROWS_TOLD`."""
+    """The first `MAX_ROWS` images with their counts."""
     unreadable: int = 0
     failures: list[str] = field(default_factory=list)
-    """Why, of the first `ROWS_TOLD`."""
+    """The reasons for the first `MAX_ROWS` of them."""
     resumed: int = 0
-    """Images that an earlier call had done."""
+    """The number of images that an earlier call had done."""
     scale_warning: str = ""
 
     def add(self, image: str, counts: Sequence[int]) -> None:
-        """An image that could be read."""
+        """Count an image that could be read."""
         self.images += 1
         before = self.counts or [0] * len(counts)
         self.counts = [total + count for total, count in zip(before, counts, strict=True)]
-        if len(self.rows) < ROWS_TOLD:
+        if len(self.rows) < MAX_ROWS:
             self.rows.append((image, tuple(counts)))
 
     def add_failure(self, message: str) -> None:
-        """An image that could not."""
+        """Count an image that could not be read."""
         self.unreadable += 1
-        if len(self.failures) < ROWS_TOLD:
+        if len(self.failures) < MAX_ROWS:
             self.failures.append(message)
 
 
-def parse_thresholds(text: str) -> dict[str, float]:
-    """`0.5`, or `WBC=0.4,RBC=0.6`; the key "" is for the classes that are not named.
+def parse_thresholds(text: str, class_names: Sequence[str]) -> dict[str, float]:
+    """The threshold of each class, from `0.5`, `WBC=0.4,RBC=0.6` (others have the default) or `0.3,WBC=0.4`.
 
-    Raises ConfigError for anything else, and for numbers outside 0 to 1.
+    Raises ConfigError for anything else, for other classes, and for numbers outside 0 to 1.
     """
-    found: dict[str, float] = {}
+    given: dict[str, float] = {}
     for part in text.split(","):
-        name, _, number = part.rpartition("=")
+        name, equals, number = (word.strip() for word in part.rpartition("="))
         try:
-            value = float(number)
-        except ValueError:
-            value = -1.0
-        if not 0 <= value <= 1 or ("=" in part) != bool(name.strip()) or name.strip() in found:
-            raise ConfigError(f"--threshold takes 0.5 or WBC=0.4,RBC=0.6, numbers from 0 to 1, not {text!r}")
-        found[name.strip()] = value
-    return {"": DEFAULT_THRESHOLD, **found}
-
-
-def thresholds_of(parsed: Mapping[str, float], class_names: Sequence[str]) -> dict[str, float]:
-    """The threshold of each class. Raises ConfigError for a class that the weights do not know."""
-    unknown = [name for name in parsed if name and name not in class_names]
-    if unknown:
-        raise ConfigError(
-            f"--threshold names {', '.join(unknown)}; the weights find {', '.join(class_names)}"
-        )
-    return {name: parsed.get(name, parsed[""]) for name in class_names}
+            if bool(name) != bool(equals) or name in given:
+                raise ValueError
+            given[name] = float(number)
+        except ValueError as error:
+            raise ConfigError(
+                f"--threshold takes 0.5 or WBC=0.4,RBC=0.6, numbers from 0 to 1, not {text!r}"
+            ) from error
+    general = given.pop("", DEFAULT_THRESHOLD)
+    return class_thresholds({**dict.fromkeys(class_names, general), **given}, class_names)
 
 
 def run_detection(
-    predictor: Engine, job: DetectJob, *, restart: bool = False, progress: bool = True
+    predictor: Detector, job: DetectJob, *, restart: bool = False, progress: bool = True
 ) -> Summary:
-    """Do the images that are not done yet, then write tables of all; an unreadable image stops nothing.
+    """The summary of a job, after doing the images that are not done yet and writing tables of all.
 
-    Raises ConfigError if `job.out` holds results of other settings (unless `restart`), and SsdError where
-    something cannot be written; what is finished stays finished.
+    An unreadable image stops nothing. Raises ConfigError if `job.out` holds results of other settings (unless
+    `restart`), and SsdError where something cannot be written; what is finished stays finished.
     """
     with tempfile.TemporaryDirectory(prefix="ssdlib-detect-") as scratch:
         folder = Path(scratch) if job.out is None else job.out / "job"
@@ -148,32 +138,32 @@ def run_detection(
                 um = job.tiling.um_per_pixel
                 write_tables(job.out, records, predictor.class_names, job.formats, um)
             if job.json_file is not None:
-                write_json_list(job.json_file, records)
+                write_json_list(job.json_file, records())
             return _summary(records(), predictor.class_names, resumed)
 
 
-def _finish(predictor: Engine, job: DetectJob, journal: Journal, progress: bool) -> int:
-    """Do what is not done; returns the number of images that were."""
+def _finish(predictor: Detector, job: DetectJob, journal: Journal, progress: bool) -> int:
+    """The number of images that had been done, after doing the others."""
     groups = in_groups(job.tasks, predictor.batch_size)
     groups = [group for group in groups if not all(task in journal for task in group)]
     resumed = len(job.tasks) - sum(map(len, groups))
     with tqdm(total=len(job.tasks), initial=resumed, unit="img", disable=not progress) as bar:
-        for look in look_at(predictor, groups, job.thresholds, job.tiling):
-            if job.out is not None and look.image is not None:
-                look.record["copy"] = save_pictures(look.task, look.image, look.found, job.out, job.formats)
-            journal.append(look.task, look.record)
+        for seen in detect_images(predictor, groups, job.thresholds, job.tiling):
+            if job.out is not None and seen.image is not None:
+                seen.record["copy"] = save_pictures(seen.task, seen.image, seen.found, job.out, job.formats)
+            journal.append(seen.task, seen.record)
             bar.update(1)
     return resumed
 
 
 def in_groups(tasks: Sequence[ImageTask], size: int) -> list[Sequence[ImageTask]]:
-    """As many images at once as a batch holds."""
+    """The tasks in groups of a batch."""
     return [tasks[start : start + size] for start in range(0, len(tasks), size)]
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen in one image: `image` (H, W, 3) and `found` are None if it could not be read."""
+class DetectedImage:
+    """One image with its detections: `image` (H, W, 3) and `found` are None if it could not be read."""
 
     task: ImageTask
     record: Record
@@ -181,46 +171,40 @@ class Look:
     found: Detections | None = None
 
 
-def look_at(
-    predictor: Engine, groups: Sequence[Sequence[ImageTask]], thresholds: Mapping[str, float], tiling: Tiling
-) -> Iterator[Look]:
-    """Each image, those of a group in any order, decoded before its turn; `found` is above `thresholds`."""
-    images = read_ahead((task.path for group in groups for task in group), ahead=2 * predictor.batch_size)
+def detect_images(
+    predictor: Detector,
+    groups: Sequence[Sequence[ImageTask]],
+    thresholds: Mapping[str, float],
+    tiling: Tiling,
+) -> Iterator[DetectedImage]:
+    """Each image with its detections above `thresholds`, those of a group in any order.
+
+    Images of a group that are not tiled are computed in one batch, tiled ones by themselves.
+    """
+
+    def detected(task: ImageTask, image: np.ndarray, found: Detections) -> DetectedImage:
+        sure = replace(found, image=task.shown).above(thresholds)
+        tiles = tiling.tiles(*found.image_size)
+        left, top, right, bottom = tiles[0]
+        more = {"tiles": len(tiles), "view": [right - left, bottom - top], "copy": None}
+        return DetectedImage(task, {"state": DONE, **sure.to_dict(), **more}, image, sure)
+
+    paths = (task.path for group in groups for task in group)
+    images = read_ahead(read_image, paths, ahead=2 * predictor.batch_size, pixels=pixels_of)
     for group in groups:
-        for task, image, views, found in _detect_group(predictor, group, images, tiling):
-            if isinstance(found, DataError):
-                yield Look(task, {"image": task.shown, "state": UNREADABLE, "message": str(found)})
+        whole: list[tuple[ImageTask, np.ndarray]] = []
+        for task in group:
+            image = next(images)
+            if isinstance(image, DataError):
+                record = {"image": task.shown, "state": UNREADABLE, "message": str(image)}
+                yield DetectedImage(task, record)
+            elif tiling.is_one_tile(image.shape[1], image.shape[0]):
+                whole.append((task, image))
             else:
-                sure = replace(found, image=task.shown).above(thresholds)
-                yield Look(task, _record(sure, views), image, sure)
-
-
-def _record(found: Detections, views: Sequence[View]) -> Record:
-    left, top, right, bottom = views[0]
-    seen = {"tiles": len(views), "view": [right - left, bottom - top], "copy": None}
-    return {"state": DONE, **found.to_dict(), **seen}
-
-
-def _detect_group(
-    predictor: Engine, group: Sequence[ImageTask], images: Iterator[np.ndarray | DataError], tiling: Tiling
-) -> Iterator[tuple[ImageTask, np.ndarray | None, list[View], Detections | DataError]]:
-    """Each image of a group with its detections: those of one view in one batch, tiled ones by themselves."""
-    whole: list[tuple[ImageTask, np.ndarray]] = []
-    for task in group:
-        image = next(images)
-        if isinstance(image, DataError):
-            yield task, None, [], image
-            continue
-        height, width = image.shape[:2]
-        views = tiling.views(width, height)
-        if views == [(0, 0, width, height)]:
-            whole.append((task, image))
-            continue
-        parts = list(predictor.stream(crop(image, view) for view in views))
-        yield task, image, views, merge(parts, views, (width, height))
-    found = predictor.stream([image for _, image in whole])
-    for (task, image), detections in zip(whole, found, strict=True):
-        yield task, image, [(0, 0, *detections.image_size)], detections
+                yield detected(task, image, detect_image(predictor, image, tiling))
+        results = predictor.stream([image for _, image in whole])
+        for (task, image), found in zip(whole, results, strict=True):
+            yield detected(task, image, found)
 
 
 def _summary(records: Iterator[Record], class_names: tuple[str, ...], resumed: int) -> Summary:
@@ -243,26 +227,26 @@ def _red_cell_sides(record: Record) -> np.ndarray:
 
 
 class RedCellSizes:
-    """Whether red cells come at the size known from training: a histogram, whatever the number of cells."""
+    """Histograms of the sizes of red cells, to see whether they are those of training."""
 
     def __init__(self) -> None:
         self._seen = np.zeros(1000, np.int64)
-        """Sides as the network sees them, in pixels of the training field."""
+        """Sides in the network's input, in pixels of the training field."""
         self._original = np.zeros(4000, np.int64)
 
     @property
     def count(self) -> int:
-        """Red cells so far."""
+        """The number of red cells so far."""
         return int(self._seen.sum())
 
-    def add(self, sides: np.ndarray, view: tuple[int, int]) -> None:
-        """Square roots of boxes' areas, in pixels of an image whose views have this width and height."""
-        across, down = (training / seen for training, seen in zip(TRAINING_FIELD, view, strict=True))
+    def add(self, sides: np.ndarray, tile: tuple[int, int]) -> None:
+        """Count cells with these sides, in pixels, of an image with tiles of this width and height."""
+        across, down = (training / side for training, side in zip(TRAINING_FIELD, tile, strict=True))
         for histogram, scaled in ((self._original, sides), (self._seen, sides * (across * down) ** 0.5)):
             np.add.at(histogram, np.minimum(scaled.astype(int), len(histogram) - 1), 1)
 
     def warning(self) -> str:
-        """Empty where too few cells were found, or cells of a plausible size."""
+        """A warning of implausible sizes; empty for plausible ones and for too few cells."""
         if self.count < _ENOUGH_CELLS:
             return ""
         seen, original = _median(self._seen), _median(self._original)

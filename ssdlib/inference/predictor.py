@@ -1,12 +1,11 @@
-"""Images in, `Detections` out, as fast as the machine allows."""
+"""Predictors: images in, `Detections` out, read ahead in threads and computed in batches."""
 
 from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Iterable, Iterator, Sized
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -24,12 +23,10 @@ from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.transforms import resize_to
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
-from ssdlib.detector.model_file import load_model
+from ssdlib.detector.model_file import load_model, shipped_weights
 from ssdlib.detector.nms import detect_objects
-from ssdlib.inference.detections import Detections
-
-ImageLike = str | Path | np.ndarray
-"""A file, or (H, W, 3) uint8 RGB."""
+from ssdlib.inference.detections import Detections, ImageLike
+from ssdlib.inference.inputs import read_ahead
 
 
 @dataclass(frozen=True)
@@ -42,11 +39,12 @@ class _Loaded:
 
 
 class ImageDetector(ABC):
-    """Images of any size in, `Detections` out: reading ahead, batches and NMS. `raw` runs the network.
+    """A base of predictors: images of any size in, `Detections` out; `raw` runs the network.
 
     `score_threshold`, `iou_threshold` (of NMS) and `top_k` (detections an image at most) are those of
-    `ssdlib.detector.nms.detect_objects`; `priors` (P, 4) are the network's. Raises ConfigError for impossible
-    ones.
+    `ssdlib.detector.nms.detect_objects`; `priors` (P, 4) are the network's. The default `score_threshold`
+    keeps what an evaluation's precision-recall curve needs: to count cells, give 0.5 or take what is
+    `Detections.above(0.5)`. Raises ConfigError for impossible settings.
     """
 
     def __init__(
@@ -77,32 +75,23 @@ class ImageDetector(ABC):
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
 
-    def stream(self, images: Iterable[ImageLike]) -> Iterator[Detections]:
-        """Detections of each image (a file or an RGB array), in order, in pixels of that image.
+    def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Detections]:
+        """The detections of each image (a file or an RGB array), in order, in pixels of that image.
 
         The next images are decoded and resized in threads while the network runs, and few are held at a time,
         so `images` may be endless. Raises DataError for an image that cannot be read, after the detections of
         the batches before it.
         """
-        if isinstance(images, str | Path | np.ndarray):
-            images = [images]
-        source = iter(images)
-        with ThreadPoolExecutor(torch.get_num_threads(), "ssdlib-read") as readers:
-            waiting = deque(readers.submit(_load, item) for item in islice(source, 2 * self.batch_size))
-            try:
-                while waiting:
-                    count = min(self.batch_size, len(waiting))
-                    batch = [waiting.popleft().result() for _ in range(count)]
-                    waiting.extend(readers.submit(_load, item) for item in islice(source, count))
-                    yield from self._detect_batch(batch)
-            finally:
-                for future in waiting:
-                    future.cancel()
+        with closing(read_ahead(_load, _several(images), ahead=2 * self.batch_size)) as loaded:
+            while batch := list(islice(loaded, self.batch_size)):
+                for image in batch:
+                    if isinstance(image, DataError):
+                        raise image
+                yield from self._detect_batch(batch)
 
-    def detect(self, images: Iterable[ImageLike], progress: bool = False) -> list[Detections]:
-        """`stream` to its end, with a progress bar on stderr if wanted."""
-        if isinstance(images, str | Path | np.ndarray):
-            images = [images]
+    def detect(self, images: ImageLike | Iterable[ImageLike], progress: bool = False) -> list[Detections]:
+        """The detections of each image as a list, as `stream` finds them; a progress bar goes to stderr."""
+        images = _several(images)
         total = len(images) if isinstance(images, Sized) else None
         return list(tqdm(self.stream(images), "detect", total, unit="img", disable=not progress))
 
@@ -130,7 +119,7 @@ class ImageDetector(ABC):
 
 
 class Predictor(ImageDetector):
-    """A trained network ready to look at images of any size.
+    """A trained PyTorch network that detects objects in images of any size.
 
     It works on a copy of `model` with BatchNorm folded into the convolutions, so later training of `model`
     does not show here. `settings` are those of `ImageDetector`. Raises ConfigError for impossible ones.
@@ -152,9 +141,13 @@ class Predictor(ImageDetector):
         self._model = _for_inference(model, self.device, self.precision)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, **settings: Any) -> Self:
-        """From a file of `ssdlib.detector.weights.save_model`. Raises CheckpointError that names the file."""
-        return cls(load_model(path), **settings)
+    def from_checkpoint(cls, path: str | Path | None = None, **settings: Any) -> Self:
+        """A predictor with the weights in a file of `ssdlib.detector.model_file.save_model`, or, without a
+        path, with the shipped ones, which find blood cells.
+
+        Raises CheckpointError that names the file.
+        """
+        return cls(load_model(shipped_weights() if path is None else path), **settings)
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
@@ -191,8 +184,12 @@ def _for_inference(model: SSD300, device: torch.device, precision: str) -> SSD30
     return model
 
 
+def _several(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
+    return [images] if isinstance(images, ImageLike) else images
+
+
 def _load(image: ImageLike) -> _Loaded:
-    """Read (if it is a file) and resize one image."""
+    """The image, read if it is a file, and resized."""
     name = "" if isinstance(image, np.ndarray) else str(image)
     rgb = image if isinstance(image, np.ndarray) else read_image(image)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:

@@ -1,4 +1,4 @@
-"""Fields larger than those in training: cut into overlapping tiles, joined without counting twice.
+"""Tiling: fields larger than those in training are cut into overlapping tiles, and every cell counts once.
 
 A tile covers what a training image covers and is then squeezed to 300 x 300 as a training image is, so cells
 come at the size the network knows. Every cell smaller than the overlap lies whole in at least one tile.
@@ -7,10 +7,10 @@ come at the size the network knows. Every cell smaller than the overlap lies who
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.inference.detections import Detections
+from ssdlib.inference.detections import Detections, Detector
 
 TRAINING_FIELD = (640, 480)
-"""Width and height in pixels of BCCD's images, of which every one is one view of the network."""
+"""Width and height in pixels of BCCD's images, of which every one is one tile."""
 
 TRAINING_RED_CELL = 104
 """Median side, sqrt(width * height) in pixels, of the 1,785 red cells of BCCD's train clear of the border."""
@@ -35,31 +35,24 @@ OVERLAP = 160
 MARGIN = 16
 """Training pixels: a box nearer to a tile's edge may be of a cut cell; clearances so near count as equal."""
 
+MERGE_IOU = 0.45
+"""Boxes of two tiles that overlap more are of one cell."""
+
 _TOLERANCE = {"known": 1.1, "guessed": 1.4}
-"""A field at most so many times the training field is one view: all but exact where the scale is known, and
+"""A field at most so many times the training field is one tile: all but exact where the scale is known, and
 generous where it is only guessed."""
 
 
-class TileDetector(Protocol):
-    """What finds the cells in a tile: any predictor of `ssdlib.inference.engines`."""
-
-    batch_size: int
-
-    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
-        """The detections of each (H, W, 3) uint8 RGB array, in order, in its pixels."""
-        ...
-
-
-View = tuple[int, int, int, int]
+Tile = tuple[int, int, int, int]
 """xyxy in pixels of the original; it may reach beyond the right and lower border of a small image."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """When and how to cut. Raises ConfigError for impossible settings."""
+    """When and how images are cut into tiles. Raises ConfigError for impossible settings."""
 
     mode: str | int = "auto"
-    """auto; off: every image is one view; N: tiles N pixels wide and 3/4 N high, whatever the scale."""
+    """auto; off: every image is one tile; N: tiles N pixels wide and 3/4 N high, whatever the scale."""
     um_per_pixel: float | None = None
     """Micrometers per pixel of the images; None if unknown, which auto takes for the training scale."""
 
@@ -72,16 +65,16 @@ class Tiling:
                 f"to 0.5 (in training a pixel is {TRAINING_UM_PER_PIXEL}, and a red cell 7 to 8 micrometers)"
             )
 
-    def tile(self) -> tuple[int, int]:
+    def tile_size(self) -> tuple[int, int]:
         """(width, height) of a tile in pixels of the original."""
         if isinstance(self.mode, int):
             return self.mode, round(self.mode * 0.75)
         shrink = TRAINING_UM_PER_PIXEL / (self.um_per_pixel or TRAINING_UM_PER_PIXEL)
         return round(TRAINING_FIELD[0] * shrink), round(TRAINING_FIELD[1] * shrink)
 
-    def views(self, width: int, height: int) -> list[View]:
-        """What the network is to look at, row by row; one view, the whole image, where that will do."""
-        tile = self.tile()
+    def tiles(self, width: int, height: int) -> list[Tile]:
+        """The tiles of an image, row by row; a single one, the whole image, where that will do."""
+        tile = self.tile_size()
         if self.mode == "off" or self._near_enough(width / tile[0], height / tile[1]):
             return [(0, 0, width, height)]
         lefts, tops = (
@@ -90,8 +83,12 @@ class Tiling:
         )
         return [(left, top, left + tile[0], top + tile[1]) for top in tops for left in lefts]
 
+    def is_one_tile(self, width: int, height: int) -> bool:
+        """Whether the network sees the image as it is, neither cut nor padded."""
+        return self.tiles(width, height) == [(0, 0, width, height)]
+
     def _near_enough(self, across: float, down: float) -> bool:
-        """Whether a whole image, so many tiles wide and high, may be squeezed into one view."""
+        """Whether a whole image, so many tiles wide and high, may be squeezed into one tile."""
         if self.mode == "auto" and self.um_per_pixel is None:
             return max(across, down) <= _TOLERANCE["guessed"]  # a smaller image may be a closer look
         most = _TOLERANCE["known"]
@@ -106,9 +103,9 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
     return [round(number * (length - tile) / last) for number in range(last + 1)]
 
 
-def crop(image: np.ndarray, view: View) -> np.ndarray:
-    """The pixels of a view, (H, W, 3) uint8; beyond the image, the median color of the image's border."""
-    left, top, right, bottom = view
+def crop(image: np.ndarray, tile: Tile) -> np.ndarray:
+    """The pixels of a tile, (H, W, 3) uint8; beyond the image, the median color of the image's border."""
+    left, top, right, bottom = tile
     inside = image[top:bottom, left:right]
     if inside.shape[:2] == (bottom - top, right - left):
         return inside
@@ -119,15 +116,8 @@ def crop(image: np.ndarray, view: View) -> np.ndarray:
     return canvas
 
 
-def merge(
-    found: Sequence[Detections],
-    views: Sequence[View],
-    image_size: tuple[int, int],
-    image: str = "",
-    *,
-    iou_threshold: float = 0.45,
-) -> Detections:
-    """The detections of an image from those of its views: one box for each cell.
+def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[int, int]) -> Detections:
+    """The detections of an image from those of its tiles: one box for each cell.
 
     Three steps. A box is left to the tile that sees it best: it goes if another tile has it at least `MARGIN`
     further inside, so what a tile cuts is reported by the neighbor that has the whole. Parts of a cell too
@@ -135,25 +125,25 @@ def merge(
     """
     width, height = image_size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-    margin = MARGIN * (views[0][2] - views[0][0]) / TRAINING_FIELD[0]
-    tiles = torch.tensor(views, dtype=torch.float32).reshape(-1, 4)
+    margin = MARGIN * (tiles[0][2] - tiles[0][0]) / TRAINING_FIELD[0]
+    frames = torch.tensor(tiles, dtype=torch.float32)  # (T, 4)
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for number, one in enumerate(found):
-        boxes = one.boxes + tiles[number, [0, 1, 0, 1]]
-        # A padded view may find something in its padding.
+        boxes = one.boxes + frames[number, [0, 1, 0, 1]]
+        # A padded tile may find something in its padding.
         inside = ((boxes[:, :2] + boxes[:, 2:]) / 2 < limits[2:]).all(dim=1)
         boxes = boxes.minimum(limits)
-        keep = inside & ~_better_elsewhere(boxes, number, tiles, limits, margin)
+        keep = inside & ~_better_elsewhere(boxes, number, frames, limits, margin)
         owner = torch.full((int(keep.sum()),), number)
         kept.append((boxes[keep], one.scores[keep], one.labels[keep], owner))
     boxes, scores, labels, owner = (torch.cat(parts) for parts in zip(*kept, strict=True))
-    boxes, scores, labels = _join_parts(boxes, scores, labels, tiles[owner], limits, margin)
-    best = batched_nms(boxes, scores, labels, iou_threshold)
-    return Detections(boxes[best], scores[best], labels[best], image_size, found[0].class_names, image)
+    boxes, scores, labels = _join_parts(boxes, scores, labels, frames[owner], limits, margin)
+    best = batched_nms(boxes, scores, labels, MERGE_IOU)
+    return Detections(boxes[best], scores[best], labels[best], image_size, found[0].class_names)
 
 
 def detect_image(
-    predictor: TileDetector,
+    predictor: Detector,
     image: np.ndarray,
     tiling: Tiling,
     *,
@@ -165,16 +155,16 @@ def detect_image(
     `on_tiles` is called with the number of tiles done and of all, first with 0, and ends the work if it
     raises; `turn` is entered while the network works on a batch, so that several callers can take turns.
     """
-    height, width = image.shape[:2]
-    views = tiling.views(width, height)
+    size = image.shape[1], image.shape[0]
+    tiles = tiling.tiles(*size)
     found: list[Detections] = []
-    on_tiles(0, len(views))
-    while len(found) < len(views):
-        batch = views[len(found) : len(found) + predictor.batch_size]
+    on_tiles(0, len(tiles))
+    while len(found) < len(tiles):
+        batch = tiles[len(found) : len(found) + predictor.batch_size]
         with turn():
-            found += predictor.stream(crop(image, view) for view in batch)
-        on_tiles(len(found), len(views))
-    return found[0] if views == [(0, 0, width, height)] else merge(found, views, (width, height))
+            found += predictor.stream(crop(image, tile) for tile in batch)
+        on_tiles(len(found), len(tiles))
+    return found[0] if tiling.is_one_tile(*size) else merge(found, tiles, size)
 
 
 def _gaps(boxes: Tensor, tiles: Tensor, limits: Tensor) -> Tensor:

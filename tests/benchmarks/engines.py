@@ -21,7 +21,7 @@ from ssdlib.detector.weights import build_model
 from ssdlib.inference.engines import open_predictor
 from ssdlib.inference.onnx.engine import cached_onnx
 from ssdlib.inference.onnx.export import load_onnx, save_onnx
-from ssdlib.inference.onnx.quantization import calibration_images, quantize
+from ssdlib.inference.onnx.quantization import quantize
 from tests.benchmarks.suites import TORCHVISION, WHOLE, Bench, prefer_background, torchvision_detection
 from tests.benchmarks.timing import Timings
 
@@ -108,8 +108,8 @@ def _files(bench: Bench, width: float) -> dict[str, Path]:
         save_model(model, weights)
     plain = cached_onnx(weights, folder=bench.folder)
     int8 = bench.folder / f"width-{width:g}-int8.onnx"
-    images = calibration_images(bench.source.dataset("train"), CALIBRATED_ON)
-    save_onnx(quantize(load_onnx(plain), images, f"{len(images)} smears"), int8)
+    train = bench.source.dataset("train")
+    save_onnx(quantize(load_onnx(plain), train, "smears", count=CALIBRATED_ON), int8)
     return {"torch": weights, "onnx": plain, "onnx-int8": int8}
 
 

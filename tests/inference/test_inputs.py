@@ -9,8 +9,8 @@ import pytest
 from pyarrow import parquet
 
 from ssdlib.common.errors import DataError
-from ssdlib.data.images import write_image
-from ssdlib.inference.inputs import find_images, listed_paths, read_ahead
+from ssdlib.data.images import read_image, write_image
+from ssdlib.inference.inputs import find_images, listed_paths, pixels_of, read_ahead
 
 
 @pytest.fixture
@@ -110,11 +110,11 @@ def test_a_name_that_is_no_utf8_can_be_shown(tmp_path):
 
 @pytest.mark.parametrize(("ahead", "pixels"), [(1, 10**9), (4, 10**9), (4, 0), (4, 250)])
 def test_reading_ahead_keeps_the_order_and_names_the_damaged(tmp_path, ahead, pixels):
-    assert list(read_ahead([], ahead=ahead, pixels=pixels)) == []
+    assert list(read_ahead(read_image, [], ahead=ahead)) == []
     paths = [tmp_path / f"{number}.png" for number in range(6)]
     for number, path in enumerate(paths):
         write_image(path, np.full((10, 10, 3), number, np.uint8))
     paths[3].write_bytes(b"nothing")
-    found = list(read_ahead(paths, ahead=ahead, pixels=pixels))
+    found = list(read_ahead(read_image, paths, ahead=ahead, pixels=pixels_of, most_pixels=pixels))
     assert isinstance(found[3], DataError) and "3.png" in str(found[3])
     assert [int(image[0, 0, 0]) for number, image in enumerate(found) if number != 3] == [0, 1, 2, 4, 5]

@@ -27,8 +27,9 @@ from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.inputs import find_images
-from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection, thresholds_of
-from ssdlib.inference.results import FORMATS, Journal, parse_formats
+from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
+from ssdlib.inference.journal import Journal
+from ssdlib.inference.results import FORMATS, parse_formats
 from ssdlib.inference.tiling import Tiling
 from tests.spawned import Process, command
 
@@ -193,25 +194,26 @@ def test_thresholds_are_those_of_the_class(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("0.3", {"": 0.3}),
-        ("WBC=0.4,RBC=0.6", {"": 0.5, "WBC": 0.4, "RBC": 0.6}),
-        ("0.3, WBC = 0.4", {"": 0.3, "WBC": 0.4}),
-        ("a=b=1", {"": 0.5, "a=b": 1.0}),
-        *((wrong, None) for wrong in ("", "x", "2", "-0.1", "nan", "=0.5", "WBC=", "0.1,0.2", "WBC=1,WBC=0")),
+        ("0.3", (0.3, 0.3, 0.3)),
+        ("WBC=0.4,RBC=0.6", (0.4, 0.6, 0.5)),
+        ("0.3, WBC = 0.4", (0.4, 0.3, 0.3)),
     ],
 )
 def test_thresholds_as_written(text, expected):
-    if expected is None:
-        with pytest.raises(ConfigError, match="--threshold takes"):
-            parse_thresholds(text)
-    else:
-        assert parse_thresholds(text) == expected
+    assert parse_thresholds(text, NAMES) == dict(zip(NAMES, expected, strict=True))
 
 
-def test_thresholds_for_each_class():
-    assert thresholds_of({"": 0.5, "RBC": 0.6}, NAMES) == {"WBC": 0.5, "RBC": 0.6, "Platelets": 0.5}
-    with pytest.raises(ConfigError, match=r"names Giraffe; the weights find WBC, RBC, Platelets"):
-        thresholds_of({"": 0.5, "Giraffe": 0.6}, NAMES)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "--threshold takes") for text in ("", "x", "=0.5", "WBC=", "0.1,0.2", "WBC=1,WBC=0")),
+        *((text, r"must be in \[0, 1\]") for text in ("2", "-0.1", "nan", "WBC=7")),
+        ("Giraffe=0.6", "one for each of WBC, RBC, Platelets"),
+    ],
+)
+def test_thresholds_that_cannot_be(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_thresholds(text, NAMES)
 
 
 @pytest.mark.parametrize("text", ["", ",", "csv,pdf"])
@@ -236,9 +238,9 @@ def test_going_on_does_only_what_is_left(fields, tmp_path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"identity": {"weights": "b"}}, "weights was a, is b"),
+        ({"identity": {"weights": "b"}}, "weights was 'a', is 'b'"),
         ({"tiling": Tiling(um_per_pixel=0.1)}, "um_per_pixel was None, is 0.1"),
-        ({"tiling": Tiling("off")}, "tile was auto, is off"),
+        ({"tiling": Tiling("off")}, "tile was 'auto', is 'off'"),
     ],
 )
 def test_other_settings_are_refused_until_told_to_start_anew(fields, tmp_path, change, what):

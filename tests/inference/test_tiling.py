@@ -43,14 +43,14 @@ NAMES = ("WBC", "RBC")
     ],
 )
 def test_how_many_views(tiling, size, count):
-    views = tiling.views(*size)
+    views = tiling.tiles(*size)
     assert len(views) == count
     if count == 1 and tiling.mode != 320:
         assert views == [(0, 0, *size)]
 
 
 def test_a_small_field_of_known_scale_is_padded_instead_of_enlarged():
-    views = Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL).views(300, 200)
+    views = Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL).tiles(300, 200)
     assert views == [(0, 0, 640, 480)]
     image = np.full((200, 300, 3), (10, 20, 30), np.uint8)
     image[50:60, 50:60] = 255
@@ -62,15 +62,15 @@ def test_a_small_field_of_known_scale_is_padded_instead_of_enlarged():
 @pytest.mark.parametrize("size", [(897, 480), (1000, 1000), (641, 2000), (2592, 1944), (5000, 300)])
 @pytest.mark.parametrize("tiling", [Tiling(), Tiling(320), Tiling(um_per_pixel=0.05)])
 def test_views_cover_every_pixel_and_overlap_enough(tiling, size):
-    views = tiling.views(*size)
+    views = tiling.tiles(*size)
     seen = np.zeros(size[::-1], bool)
     for left, top, right, bottom in views:
-        assert left >= 0 and top >= 0 and (right - left, bottom - top) == tiling.tile()
+        assert left >= 0 and top >= 0 and (right - left, bottom - top) == tiling.tile_size()
         seen[top:bottom, left:right] = True
     assert seen.all()
-    needed = OVERLAP * tiling.tile()[0] / 640
+    needed = OVERLAP * tiling.tile_size()[0] / 640
     for axis in (0, 1):
-        starts, tile = sorted({view[axis] for view in views}), tiling.tile()[axis]
+        starts, tile = sorted({view[axis] for view in views}), tiling.tile_size()[axis]
         assert all(tile - (after - before) >= needed - 1 for before, after in pairwise(starts))
 
 
@@ -102,8 +102,8 @@ def find(
     image = np.zeros((*size[::-1], 3), np.uint8)
     for left, top, right, bottom, name in blocks:
         image[top:bottom, left:right] = (255, 0, 0) if name == "RBC" else (0, 0, 255)
-    views, rng = tiling.views(*size), np.random.default_rng(0)
-    return merge([see(crop(image, view), rng, jitter) for view in views], views, size, "field")
+    views, rng = tiling.tiles(*size), np.random.default_rng(0)
+    return merge([see(crop(image, view), rng, jitter) for view in views], views, size)
 
 
 def assert_found(found: Detections, blocks: list[tuple[int, int, int, int, str]], atol: float) -> None:
@@ -121,7 +121,7 @@ def test_nothing_found_is_no_detections():
 def test_a_cell_is_counted_once_wherever_it_lies():
     """Cells of 12 to 310 pixels anywhere, many too large for the overlap; each tile sees its part."""
     rng, size = np.random.default_rng(0), (1600, 1120)
-    views = Tiling().views(*size)
+    views = Tiling().tiles(*size)
     for _ in range(500):
         side = int(rng.integers(12, 310))
         corner = rng.integers(0, np.array(size) - side)
@@ -153,7 +153,7 @@ def test_scale_changes_tiles_not_the_boxes():
 
 
 def test_what_is_found_in_the_padding_is_dropped_and_boxes_end_with_the_image():
-    views = Tiling(um_per_pixel=0.072).views(300, 200)
+    views = Tiling(um_per_pixel=0.072).tiles(300, 200)
     found = Detections([[10, 10, 320, 90], [400, 10, 450, 60]], [0.9, 0.8], [1, 2], (640, 480), NAMES)
     assert merge([found], views, (300, 200)).boxes.tolist() == [[10, 10, 300, 90]]
 
@@ -173,8 +173,8 @@ def test_a_big_smear_is_counted_as_its_four_parts_are(big_smear):
     image, smears, truth, labels = big_smear
     predictor = Predictor.from_checkpoint(SHIPPED, device="cpu", precision="fp32", score_threshold=0.5)
     parts = predictor.detect([smear.image for smear in smears])
-    views = Tiling().views(1280, 960)
-    found = merge(list(predictor.stream(crop(image, view) for view in views)), views, (1280, 960), "big")
+    views = Tiling().tiles(1280, 960)
+    found = merge(list(predictor.stream(crop(image, view) for view in views)), views, (1280, 960))
     red = found.boxes[found.labels == 2]
     apart = sum(part.counts()["RBC"] for part in parts)
     assert abs(len(red) - apart) <= 0.06 * apart, "cells cut by the joints of the smears are all that differs"

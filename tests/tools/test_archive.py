@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,12 @@ from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.engines import class_names_of, file_for
 from ssdlib.inference.inputs import find_images
+from ssdlib.inference.job import DetectJob
 from ssdlib.inference.tiling import Tiling
-from ssdlib.tools.cluster.cluster import Crew, choose_crew, noted_address, reach
+from ssdlib.tools.cluster.cluster import WorkerPool, choose_pool, noted_address, reach
 from ssdlib.tools.cluster.parts import CELLS, IMAGES, finished, part_file, summarize, tidy, write_part
-from ssdlib.tools.cluster.plan import Plan, make_plan
-from ssdlib.tools.cluster.worker import MOST_ATTEMPTS, Assignment, Worker
+from ssdlib.tools.cluster.plan import PLAN, Plan, make_plan
+from ssdlib.tools.cluster.worker import ATTEMPTS, MOST_ATTEMPTS, ArchiveJob, Worker
 
 NAMES = ("WBC", "RBC", "Platelets")
 
@@ -189,21 +189,23 @@ def engine(request, monkeypatch, weights) -> tuple[str, Path]:
 
 
 @pytest.fixture
-def worker(engine, fields, tmp_path) -> Worker:
-    name, file = engine
-    make_plan(tmp_path / "plan.parquet", find_images([str(fields)]), 5)
-    (tmp_path / "attempts").mkdir()
-    thresholds = dict.fromkeys(NAMES, 0.1)
-    told = Assignment(
-        tmp_path / "out",
-        tmp_path / "plan.parquet",
-        tmp_path / "attempts",
-        name,
-        file.name,
-        {"batch_size": 2, "score_threshold": 0.1, "precision": "fp32"},
-        thresholds,
-    )
-    return Worker(told, file.read_bytes())
+def make_worker(engine, tmp_path):
+    """A worker for the plan of a folder, cut into parts."""
+
+    def make(fields: Path | str, part_images: int) -> Worker:
+        out = tmp_path / "out"
+        make_plan(out / PLAN, find_images([str(fields)]), part_images)
+        (out / ATTEMPTS).mkdir(exist_ok=True)
+        settings = {"batch_size": 2, "score_threshold": 0.1, "precision": "fp32"}
+        job = ArchiveJob(DetectJob((), dict.fromkeys(NAMES, 0.1), out=out), *engine, part_images, settings)
+        return Worker(job, engine[1].read_bytes(), 1, Path.cwd())
+
+    return make
+
+
+@pytest.fixture
+def worker(make_worker, fields) -> Worker:
+    return make_worker(fields, 5)
 
 
 def batch(number: int, row_group: int | None = None) -> dict[str, np.ndarray]:
@@ -232,13 +234,14 @@ def test_the_onnx_engines_are_handed_on_as_onnx_files(engine, weights):
     assert class_names_of(file) == NAMES
 
 
-def test_relative_paths_are_meant_from_where_the_command_was_given(worker, fields, tmp_path, monkeypatch):
+def test_relative_paths_are_meant_from_where_the_command_was_given(
+    make_worker, fields, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
-    make_plan(tmp_path / "plan.parquet", find_images(["fields"]), 3)
-    told = replace(worker._told, folder=Path.cwd())
+    worker = make_worker("fields", 3)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    Worker(told, worker._weights)(batch(9, row_group=0))
+    worker(batch(9, row_group=0))
     images = pd.read_parquet(part_file(tmp_path / "out", IMAGES, 9))
     assert list(images["state"]) == ["done"] * 3 and images["image"][0].startswith("fields/")
 
@@ -252,7 +255,7 @@ def test_a_part_that_is_done_is_not_done_again(worker, tmp_path):
 
 
 def test_a_part_that_ends_its_worker_each_time_is_given_up(worker, tmp_path):
-    (tmp_path / "attempts" / "part-000001").write_bytes(b"." * MOST_ATTEMPTS)
+    (tmp_path / "out" / ATTEMPTS / "part-000001").write_bytes(b"." * MOST_ATTEMPTS)
     assert worker(batch(0))["error"].tolist() == [""]
     (error,) = worker(batch(1))["error"]
     assert "part 1 was begun 4 times" in error and "SmearImage_0000" in error
@@ -265,25 +268,25 @@ def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict:
 @pytest.mark.parametrize(
     ("nodes", "workers", "gpu", "expected"),
     [
-        ([node(2)], None, True, Crew(2, 1, 0)),
-        ([node(0), node(4), node(8)], None, True, Crew(12, 1, 0)),
-        ([node(4), node(8, alive=False)], None, True, Crew(4, 1, 0)),
-        ([node(4)], 3, True, Crew(3, 1, 0)),
-        ([], 3, True, Crew(3, 1, 0)),
-        ([node(16, 1)], None, True, Crew(1, 16, 1)),
-        ([node(16, 4), node(8, 1), node(64)], None, True, Crew(5, 4, 1)),
-        ([node(1, 4)], None, True, Crew(4, 1, 1)),
-        ([node(16, 4)], None, False, Crew(16, 1, 0)),
+        ([node(2)], None, True, WorkerPool(2, 1, 0)),
+        ([node(0), node(4), node(8)], None, True, WorkerPool(12, 1, 0)),
+        ([node(4), node(8, alive=False)], None, True, WorkerPool(4, 1, 0)),
+        ([node(4)], 3, True, WorkerPool(3, 1, 0)),
+        ([], 3, True, WorkerPool(3, 1, 0)),
+        ([node(16, 1)], None, True, WorkerPool(1, 16, 1)),
+        ([node(16, 4), node(8, 1), node(64)], None, True, WorkerPool(5, 4, 1)),
+        ([node(1, 4)], None, True, WorkerPool(4, 1, 1)),
+        ([node(16, 4)], None, False, WorkerPool(16, 1, 0)),
     ],
 )
-def test_a_crew_for_a_cluster(nodes, workers, gpu, expected):
-    assert choose_crew(nodes, workers, gpu=gpu) == expected
+def test_a_pool_of_workers_for_a_cluster(nodes, workers, gpu, expected):
+    assert choose_pool(nodes, workers, gpu=gpu) == expected
 
 
 @pytest.mark.parametrize("nodes", [[], [node(0)], [node(4, alive=False)]])
 def test_a_cluster_without_anything_is_refused(nodes):
     with pytest.raises(ConfigError, match="no machine"):
-        choose_crew(nodes, None, gpu=True)
+        choose_pool(nodes, None, gpu=True)
 
 
 @pytest.mark.parametrize(

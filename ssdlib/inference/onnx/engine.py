@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ssdlib.common.errors import CheckpointError, ConfigError, DataError
 from ssdlib.common.files import sha256_of
 from ssdlib.common.runtime import need_extra
 from ssdlib.config import BCCD_CLASSES
-from ssdlib.data import source as bccd
+from ssdlib.data.source import DataSource, extra_smears, resolve
 from ssdlib.detector.model import IMAGE_SIZE
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.onnx.export import (
@@ -28,24 +28,22 @@ from ssdlib.inference.onnx.export import (
     save_onnx,
     with_nms,
 )
-from ssdlib.inference.onnx.quantization import IMAGES, calibration_images, quantize
+from ssdlib.inference.onnx.quantization import IMAGES, quantize
 from ssdlib.inference.predictor import ImageDetector
 
 if TYPE_CHECKING:
     import onnx
 
-    from ssdlib.data.dataset import DetectionDataset
-
 EXPORT_VERSION = 1
-"""Raise it when export or quantization changes: cached files of before are then not used."""
+"""To be raised when export or quantization changes, so that files cached before are not used."""
 
 
 class OnnxPredictor(ImageDetector):
-    """A file of `ssdlib export` (without NMS inside) ready to look at images of any size.
+    """A network in a file of `ssdlib export` (without NMS inside) that detects objects in images of any size.
 
-    `threads` of the network, as many as PyTorch's unless given; `settings` are those of
-    `ssdlib.inference.predictor.ImageDetector`. Raises CheckpointError that names the file if it cannot be
-    used, ConfigError for impossible settings or without the extra.
+    It has as many threads as PyTorch; `settings` are those of `ssdlib.inference.predictor.ImageDetector`.
+    Raises CheckpointError that names the file if it cannot be used, ConfigError for impossible settings or
+    without the extra.
     """
 
     def __init__(
@@ -54,12 +52,11 @@ class OnnxPredictor(ImageDetector):
         *,
         device: str | torch.device = "auto",
         precision: str = "auto",
-        threads: int | None = None,
         **settings: Any,
     ) -> None:
         if str(device) not in ("auto", "cpu"):
             raise ConfigError(f"ONNX Runtime runs on the CPU here, not on {device}: use --engine torch there")
-        self._session = _open_session(Path(path), threads or torch.get_num_threads())
+        self._session = _open_session(Path(path))
         header = OnnxHeader.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
         if header.outputs != RAW:
             raise CheckpointError(
@@ -77,14 +74,14 @@ class OnnxPredictor(ImageDetector):
         return locs, logits
 
 
-def _open_session(path: Path, threads: int) -> Any:
+def _open_session(path: Path) -> Any:
     need_extra("onnx", "onnxruntime")
     import onnxruntime as ort
 
     if not path.is_file():
         raise CheckpointError(f"there is no {path}: make it with `ssdlib export --out {path}`")
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     # Threads that wait for the next layer by spinning would take the cores from those that decode images.
@@ -95,19 +92,8 @@ def _open_session(path: Path, threads: int) -> Any:
         raise CheckpointError(f"{path} cannot be run: {error}. Export the weights again.") from error
 
 
-def open_onnx(path: Path, *, int8: bool = False, **settings: Any) -> OnnxPredictor:
-    """A predictor from an .onnx file.
-
-    Raises CheckpointError for files that cannot be used, ConfigError if int8 is asked of an fp32 file.
-    """
-    predictor = OnnxPredictor(path, **settings)
-    if int8 and predictor.precision != "int8":
-        raise ConfigError(f"{path} is {predictor.precision}: use --engine onnx, or export with --int8")
-    return predictor
-
-
 def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path | None = None) -> Path:
-    """The weights as a raw ONNX file in `folder` (data/cache/onnx), made now if it is not there.
+    """The path of the weights as a raw ONNX file in `folder` (data/cache/onnx), made now if it is not there.
 
     The name holds the hash of the weights, so changed weights are exported anew. int8 is calibrated on BCCD's
     train images where BCCD is at hand (nothing is downloaded), else on synthetic smears; the name says which.
@@ -117,11 +103,11 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     if not Path(weights).is_file():
         raise CheckpointError(f"no weights at {weights}. Check the path.")
     stem = f"{sha256_of(weights)[:16]}-{EXPORT_VERSION}"
-    plain = folder / f"{stem}-fp32.onnx"
     if not int8:
-        return plain if plain.exists() else _make(plain, lambda: export_weights(weights))
-    bccd_data = _bccd_at_hand()
-    path = folder / f"{stem}-int8-{'bccd' if bccd_data else 'smears'}.onnx"
+        path = folder / f"{stem}-fp32.onnx"
+        return path if path.exists() else _save(path, export_weights(weights))
+    bccd = _bccd_at_hand()
+    path = folder / f"{stem}-int8-{'bccd' if bccd else 'smears'}.onnx"
     if path.exists():
         return path
     model = load_onnx(cached_onnx(weights, folder=folder))
@@ -132,37 +118,23 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
             "Say on which: ssdlib export --int8 --data FOLDER --weights ... --out model.onnx, then give "
             "--weights model.onnx"
         )
-    if bccd_data:
-        dataset, words = bccd_data.dataset("train"), "bccd train"
-    else:
-        dataset, words = bccd.extra_smears(IMAGES, progress=False), "smears train"
-    return _make(path, lambda: _quantize(model, dataset, words))
+    if bccd:
+        return _save(path, quantize(model, bccd.dataset("train"), "bccd train"))
+    return _save(path, quantize(model, extra_smears(IMAGES, progress=False), "smears train"))
 
 
-def _bccd_at_hand() -> bccd.DataSource | None:
+def _bccd_at_hand() -> DataSource | None:
     try:
-        return bccd.resolve("bccd", progress=False, download=False)
+        return resolve("bccd", progress=False, download=False)
     except DataError:
         return None
 
 
-def _make(path: Path, build: Callable[[], onnx.ModelProto]) -> Path:
-    model = build()
-    calibration = read_header(model).calibration
+def _save(path: Path, model: onnx.ModelProto) -> Path:
     save_onnx(model, path)
+    calibration = read_header(model).calibration
     print(f"made {path}, once{f', calibrated on {calibration}' if calibration else ''}", file=sys.stderr)
     return path
-
-
-def _quantize(
-    model: onnx.ModelProto,
-    dataset: DetectionDataset,
-    words: str,
-    count: int = IMAGES,
-    method: str = "minmax",
-) -> onnx.ModelProto:
-    images = calibration_images(dataset, count)
-    return quantize(model, images, f"{len(images)} images of {words}, {method}", method=method)
 
 
 @dataclass(frozen=True)
@@ -184,18 +156,19 @@ def export_file(
     progress: bool = False,
 ) -> None:
     """Write weights as ONNX: fp32, or int8 where there is a calibration; with NMS inside where `nms`, the
-    settings of `ssdlib.inference.onnx.export.with_nms`, is given. Raises SsdError for what cannot be read or
-    written."""
+    settings of `ssdlib.inference.onnx.export.with_nms`, is given.
+
+    Raises SsdError for what cannot be read or written.
+    """
     need_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     out = Path(out)
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out} is to be an ONNX file: let its name end in .onnx")
-    source = bccd.resolve(calibration.data, progress=progress) if calibration else None
+    source = resolve(calibration.data, progress=progress) if calibration else None
     model = load_onnx(cached_onnx(weights))
     if calibration and source:
-        dataset = source.dataset(calibration.split)
-        words = f"{source.kind} {calibration.split}"
-        model = _quantize(model, dataset, words, calibration.images, calibration.method)
+        dataset, name = source.dataset(calibration.split), f"{source.kind} {calibration.split}"
+        model = quantize(model, dataset, name, count=calibration.images, method=calibration.method)
     if nms is not None:
-        model = with_nms(model, make_priors(read_header(model).config.priors, IMAGE_SIZE), **nms)
+        model = with_nms(model, **nms)
     save_onnx(model, out)

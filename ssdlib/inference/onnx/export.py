@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.common.files import sha256_of, write_bytes
 from ssdlib.common.runtime import need_extra
 from ssdlib.config import ModelConfig
 from ssdlib.detector.boxes import MAX_LOG_RATIO
-from ssdlib.detector.model import IMAGE_SIZE, SSD300
-from ssdlib.detector.model_file import load_model, read_metadata
+from ssdlib.detector.model import IMAGE_SIZE
+from ssdlib.detector.model_file import load_model
+from ssdlib.detector.priors import make_priors
 from ssdlib.inference.predictor import fold_batch_norm
 
 if TYPE_CHECKING:
@@ -31,23 +31,22 @@ if TYPE_CHECKING:
 OPSET = 18
 FORMAT = "ssdlib-onnx-1"
 RAW, WITH_NMS = "raw", "nms"
-"""What a file puts out: locs and logits, or boxes, scores, labels and counts."""
+"""The outputs of a file: locs and logits, or boxes, scores, labels and counts."""
 CANDIDATES = 400
-"""Of each class, before NMS: the default of `ssdlib.detector.nms.detect_objects`."""
+"""Candidates of each class before NMS, as in `ssdlib.detector.nms.detect_objects`."""
 
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """What a file of ours says of itself."""
+    """The metadata of an .onnx file of ours."""
 
     config: ModelConfig
-    fingerprint: str
-    """SHA-256 of the weights' file."""
+    weights_sha256: str
     outputs: str
     """RAW or WITH_NMS."""
     precision: str
     """fp32 or int8."""
-    calibration: str | None
+    calibration: str | None = None
     """The images that int8 ranges were measured on."""
 
     def to_metadata(self) -> dict[str, str]:
@@ -56,7 +55,7 @@ class OnnxHeader:
             "format": FORMAT,
             "config": json.dumps(self.config.to_dict()),
             "class_names": json.dumps(list(self.config.class_names), ensure_ascii=False),
-            "weights_sha256": self.fingerprint,
+            "weights_sha256": self.weights_sha256,
             "outputs": self.outputs,
             "precision": self.precision,
             **({"calibration": self.calibration} if self.calibration else {}),
@@ -64,40 +63,25 @@ class OnnxHeader:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str], path: str | Path) -> OnnxHeader:
-        """The reverse. Raises CheckpointError that names `path` for a file that is not ours."""
+        """The header from such strings. Raises CheckpointError that names `path` for a file not of ours."""
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path} was not written by `ssdlib export`: export the weights again.")
         try:
-            return cls(
-                ModelConfig.from_dict(json.loads(metadata["config"])),
-                metadata["weights_sha256"],
-                metadata["outputs"],
-                metadata["precision"],
-                metadata.get("calibration"),
-            )
+            config = ModelConfig.from_dict(json.loads(metadata["config"]))
+            plain = {name: metadata[name] for name in ("weights_sha256", "outputs", "precision")}
         except (KeyError, json.JSONDecodeError, ConfigError) as error:
             raise CheckpointError(f"{path}: its metadata cannot be read ({error!r})") from error
+        return cls(config, **plain, calibration=metadata.get("calibration"))
 
 
 def export_weights(weights: str | Path) -> onnx.ModelProto:
-    """The network in a file of `save_model`, as `export_network` makes it, with its header.
+    """The network in a file of `save_model`, its BatchNorm folded, as `Predictor.raw` runs it:
+    images (N, 3, 300, 300) uint8 -> locs (N, P, 4), logits (N, P, C), for any N.
 
     Raises CheckpointError for weights that cannot be read, ConfigError without the extra.
     """
     need_extra("onnx", "onnx", "onnxscript")
-    read_metadata(weights)
     model = load_model(weights)
-    graph = export_network(model)
-    write_header(graph, OnnxHeader(model.config, sha256_of(weights), RAW, "fp32", None))
-    return graph
-
-
-def export_network(model: SSD300) -> onnx.ModelProto:
-    """images (N, 3, 300, 300) uint8 -> locs (N, P, 4), logits (N, P, C), for any N; BatchNorm folded.
-
-    The same input and outputs as `Predictor.raw`.
-    """
-    need_extra("onnx", "onnx", "onnxscript")
     example = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's own deprecations
@@ -113,6 +97,7 @@ def export_network(model: SSD300) -> onnx.ModelProto:
         )
     graph = program.model_proto
     _drop_traces(graph)
+    write_header(graph, OnnxHeader(model.config, sha256_of(weights), RAW, "fp32"))
     return graph
 
 
@@ -124,21 +109,21 @@ def _drop_traces(model: onnx.ModelProto) -> None:
         part.ClearField("doc_string")
 
 
-def write_header(model: onnx.ModelProto, header: OnnxHeader) -> None:
-    """Put the header into the file's metadata, in the place of any other."""
+def write_header(model: onnx.ModelProto, header: OnnxHeader, **more: str) -> None:
+    """Put the header, and `more`, into the file's metadata in the place of any other."""
     import onnx
 
     model.ClearField("metadata_props")
-    onnx.helper.set_model_props(model, header.to_metadata())
+    onnx.helper.set_model_props(model, {**header.to_metadata(), **more})
 
 
 def read_header(model: onnx.ModelProto, path: str | Path = "the model") -> OnnxHeader:
-    """Its header. Raises CheckpointError if it is not ours."""
+    """The header of a model. Raises CheckpointError if it is not ours."""
     return OnnxHeader.from_metadata({prop.key: prop.value for prop in model.metadata_props}, path)
 
 
 def save_onnx(model: onnx.ModelProto, path: str | Path) -> None:
-    """Check it against ONNX's rules and write it, atomically. Raises SsdError where the disk refuses."""
+    """Check a model against ONNX's rules and write it, atomically. Raises SsdError where the disk refuses."""
     import onnx
 
     onnx.checker.check_model(model, full_check=True)
@@ -146,7 +131,7 @@ def save_onnx(model: onnx.ModelProto, path: str | Path) -> None:
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:
-    """Read a file of `save_onnx`. Raises CheckpointError if it is missing, damaged or not ours."""
+    """The model in a file of `save_onnx`. Raises CheckpointError if it is missing, damaged or not ours."""
     need_extra("onnx", "onnx")
     import onnx
 
@@ -165,13 +150,12 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
 
 def with_nms(
     model: onnx.ModelProto,
-    priors_cxcywh: Tensor,
     *,
     score_threshold: float = 0.01,
     iou_threshold: float = 0.45,
     top_k: int = 200,
 ) -> onnx.ModelProto:
-    """Append what `detect_objects` (ssdlib.detector.nms) does to a raw model, fp32 or int8.
+    """A raw model, fp32 or int8, followed by what `detect_objects` (ssdlib.detector.nms) does.
 
     Outputs, T = top_k or fewer rows an image, best first: boxes (N, T, 4) fractional xyxy, scores (N, T),
     labels (N, T) int64 from 1, counts (N,) int64. Rows from an image's count on are zeros.
@@ -180,18 +164,10 @@ def with_nms(
 
     header = read_header(model)
     settings = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "top_k": top_k}
-    tail = _detection_graph(
-        priors_cxcywh,
-        header.config.num_classes - 1,
-        header.config.variances,
-        ir_version=model.ir_version,
-        **settings,
-    )
+    tail = _detection_graph(header.config, model.ir_version, **settings)
     tail = onnx.compose.add_prefix(tail, "detect/", rename_inputs=False, rename_outputs=False)
     merged = onnx.compose.merge_models(model, tail, io_map=[(name, name) for name in ("locs", "logits")])
-    merged.ClearField("metadata_props")
-    metadata = replace(header, outputs=WITH_NMS).to_metadata()
-    onnx.helper.set_model_props(merged, {**metadata, "nms": json.dumps(settings)})
+    write_header(merged, replace(header, outputs=WITH_NMS), nms=json.dumps(settings))
     return merged
 
 
@@ -250,26 +226,20 @@ https://github.com/onnx/onnx/blob/main/docs/Syntax.md"""
 
 
 def _detection_graph(
-    priors_cxcywh: Tensor,
-    classes: int,
-    variances: tuple[float, float],
-    *,
-    ir_version: int,
-    score_threshold: float,
-    iou_threshold: float,
-    top_k: int,
+    config: ModelConfig, ir_version: int, *, score_threshold: float, iou_threshold: float, top_k: int
 ) -> onnx.ModelProto:
     """locs (N, P, 4), logits (N, P, C) -> boxes, scores, labels, counts; see `with_nms`."""
     import onnx
 
-    centers, sizes = priors_cxcywh.cpu().float().split(2, dim=1)
-    candidates = min(CANDIDATES, len(priors_cxcywh))
+    centers, sizes = make_priors(config.priors, IMAGE_SIZE).split(2, dim=1)
+    classes = config.num_classes - 1
+    candidates = min(CANDIDATES, len(centers))
     rows = min(top_k, classes * candidates)
     floats = {
         "centers": centers.numpy(),
-        "center_steps": (sizes * variances[0]).numpy(),
+        "center_steps": (sizes * config.variances[0]).numpy(),
         "half_sizes": (sizes / 2).numpy(),
-        "size_step": variances[1],
+        "size_step": config.variances[1],
         "growth_limit": MAX_LOG_RATIO,
         "zero": 0.0,
         "one": 1.0,

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
 
     from ssdlib.data.dataset import DetectionDataset
 
-METHODS = ("minmax", "percentile", "entropy")
+METHODS = {"minmax": "MinMax", "percentile": "Percentile", "entropy": "Entropy"}
+"""Ways to choose a range, with ONNX Runtime's names: `minmax` takes all of the range seen, `percentile` all
+but the outermost 0.001 %, `entropy` the range that loses least information."""
 IMAGES = 48
-"""Looked at to calibrate."""
+"""The number of images for calibration, unless another is given."""
 AT_ONCE = 4
 """Images whose activations are held together: 0.2 GB each at the paper's width."""
-QUANTISED = ("Conv", "Relu", "MaxPool")
-KEPT_FLOAT: tuple[str, ...] = ("loc_heads.", "class_heads.")
+QUANTIZED = ("Conv", "Relu", "MaxPool")
+KEPT_FLOAT = ("loc_heads.", "class_heads.")
 """Weights whose convolutions stay in float, by the beginnings of their names."""
 
 
@@ -44,74 +46,61 @@ def calibration_images(dataset: DetectionDataset, count: int = IMAGES) -> np.nda
 
 def quantize(
     model: onnx.ModelProto,
-    images: np.ndarray,
-    calibration: str,
+    dataset: DetectionDataset,
+    name: str,
     *,
+    count: int = IMAGES,
     method: str = "minmax",
-    kept_float: tuple[str, ...] = KEPT_FLOAT,
 ) -> onnx.ModelProto:
-    """A raw fp32 model of `ssdlib.inference.onnx.export` in int8 (QDQ), with ranges measured on `images`.
+    """A raw fp32 model of `ssdlib.inference.onnx.export` in int8 (QDQ).
 
-    images (N, 3, 300, 300) uint8; `calibration` says in the file what they are. method: `minmax` takes the
-    whole range seen, `percentile` all but the outermost 0.001 %, `entropy` the range that loses least
-    information. Raises ConfigError for another method, for no images, or without the extra.
+    Ranges are measured by `method`, one of `METHODS`, on `count` images of the data set, which goes by `name`
+    in the file. Raises ConfigError for another method, no images, or without the extra.
     """
     need_extra("onnx", "onnx", "onnxruntime.quantization")
+    import onnx
     from onnxruntime import quantization as ort
 
-    methods = {
-        "minmax": ort.CalibrationMethod.MinMax,
-        "percentile": ort.CalibrationMethod.Percentile,
-        "entropy": ort.CalibrationMethod.Entropy,
-    }
-    if method not in methods:
+    if method not in METHODS:
         raise ConfigError(f"calibration must be one of {', '.join(METHODS)}, not {method!r}")
-    if not len(images):
+    if not len(dataset):
         raise ConfigError("int8 needs at least one image to measure ranges on")
-    header = read_header(model)
+    images = calibration_images(dataset, count)
+    calibration = f"{len(images)} images of {name}, {method}"
     images = images[: len(images) // AT_ONCE * AT_ONCE] if len(images) > AT_ONCE else images
     with tempfile.TemporaryDirectory(prefix="ssdlib-int8-") as folder, _quiet():
-        plain, prepared, quantized = (Path(folder) / f"{name}.onnx" for name in ("fp32", "prepared", "int8"))
+        plain, prepared, quantized = (Path(folder) / f"{stem}.onnx" for stem in ("fp32", "prepared", "int8"))
         plain.write_bytes(model.SerializeToString())
         # ONNX's own shape inference is enough here; the symbolic one stumbles over L2Norm's Expand.
         ort.quant_pre_process(plain, prepared, skip_symbolic_shape=True)
+        heads = [
+            node.name
+            for node in onnx.load_model(prepared).graph.node
+            if node.op_type == "Conv" and node.input[1].startswith(KEPT_FLOAT)
+        ]
         ort.quantize_static(
             prepared,
             quantized,
             _reader(images),
             quant_format=ort.QuantFormat.QDQ,
-            op_types_to_quantize=list(QUANTISED),
-            nodes_to_exclude=_kept_nodes(prepared, kept_float),
+            op_types_to_quantize=list(QUANTIZED),
+            nodes_to_exclude=heads,
             per_channel=True,
             activation_type=ort.QuantType.QUInt8,  # with QInt8 weights: what VNNI multiplies
             weight_type=ort.QuantType.QInt8,
-            calibrate_method=methods[method],
+            calibrate_method=ort.CalibrationMethod[METHODS[method]],
             extra_options={
                 "CalibStridedMinMax": min(AT_ONCE, len(images)),
                 "CalibTensorRangeSymmetric": False,
             },
         )
-        result = _load(quantized)
-    write_header(result, replace(header, precision="int8", calibration=calibration))
+        result = onnx.load_model(quantized)
+    write_header(result, replace(read_header(model), precision="int8", calibration=calibration))
     return result
 
 
-def _load(path: Path) -> onnx.ModelProto:
-    import onnx
-
-    return onnx.load_model(path)
-
-
-def _kept_nodes(path: Path, beginnings: tuple[str, ...]) -> list[str]:
-    return [
-        node.name
-        for node in _load(path).graph.node
-        if node.op_type == "Conv" and node.input[1].startswith(beginnings)
-    ]
-
-
 def _reader(images: np.ndarray) -> object:
-    """The images as ONNX Runtime asks for them: one by one, within a range that it sets."""
+    """A reader of the images one by one, within a range that ONNX Runtime sets."""
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
@@ -133,7 +122,7 @@ def _reader(images: np.ndarray) -> object:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's remarks on the root logger."""
+    """Silence the library's remarks on the root logger."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -65,7 +65,7 @@ def _scale_note(field: Field) -> str:
     """What a large image was taken for, where nobody said how large its pixels are."""
     if field.tiles == 1 or field.um_per_pixel is not None:
         return ""
-    wide, high = Tiling().tile()
+    wide, high = Tiling().tile_size()
     return (
         f'<p class="ssd-note" role="note">The scale of this image is not known: it was looked at '
         f"in tiles of {wide} × {high} pixels, which is right where a red cell is about {TRAINING_RED_CELL} "

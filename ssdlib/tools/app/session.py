@@ -69,7 +69,7 @@ class Field:
     @property
     def tiles(self) -> int:
         """How many views the network had."""
-        return len(Tiling(um_per_pixel=self.um_per_pixel).views(*self.detections.image_size))
+        return len(Tiling(um_per_pixel=self.um_per_pixel).tiles(*self.detections.image_size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,7 +332,7 @@ def look(
     network looks at a batch.
     """
     height, width = image.shape[:2]
-    views = Tiling(um_per_pixel=um_per_pixel).views(width, height)
+    views = Tiling(um_per_pixel=um_per_pixel).tiles(width, height)
     found: list[Detections] = []
     say(0, len(views))
     while len(found) < len(views):

@@ -1,4 +1,4 @@
-"""Ray Data hands the parts of an archive to workers all over a cluster, and again when one is lost.
+"""Detection on a Ray cluster: Ray Data hands the parts of an archive to workers, and again when one is lost.
 
 What goes through Ray are numbers of parts and, once, the weights: images are read and tables written where
 the network runs, on a file system that all machines share. https://docs.ray.io/en/latest/data/data.html
@@ -15,9 +15,9 @@ import socket
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,38 +26,21 @@ from tqdm import tqdm
 from ssdlib.common.errors import ConfigError, SsdError
 from ssdlib.common.runtime import MALLOC_SETTINGS, available_cores, need_extra
 from ssdlib.inference.engines import file_for
-from ssdlib.inference.job import DetectJob, Summary
-from ssdlib.inference.results import note_settings
+from ssdlib.inference.job import Summary
+from ssdlib.inference.journal import save_settings
 from ssdlib.tools.cluster.parts import finished, summarize, tidy
-from ssdlib.tools.cluster.plan import Plan, make_plan
-from ssdlib.tools.cluster.worker import Assignment, Worker
+from ssdlib.tools.cluster.plan import PLAN, Plan, make_plan
+from ssdlib.tools.cluster.worker import ATTEMPTS, ArchiveJob, Worker
 
 IN_FLIGHT = 2
-"""Parts given to a worker at once: one to do, and one so that it need not wait for the next."""
+"""Parts given to a worker at once: one to do and the next."""
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Of a cluster that is started here; Ray would take a third of the memory for what is not sent."""
+"""Object store of a cluster started here; little is sent, and Ray would take a third of the memory."""
 
 
 @dataclass(frozen=True)
-class ArchiveJob:
-    """What to do with which images, and by how many workers."""
-
-    detect: DetectJob
-    """Images, thresholds, tiling and folder; its `formats` are not used."""
-    engine: str
-    weights: Path
-    """Read once, here, and exported here for the onnx engines."""
-    part_images: int
-    """What a worker is given at a time."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ssdlib.inference.engines.open_predictor`; device is auto, cpu or cuda."""
-    workers: int | None = None
-    """Default: one for each GPU, or without any one for each CPU core, of the whole cluster."""
-
-
-@dataclass(frozen=True)
-class Crew:
-    """So many workers, each with so much of a machine."""
+class WorkerPool:
+    """The number of workers, and the CPU cores and GPUs of each."""
 
     workers: int
     cpus: int
@@ -69,7 +52,7 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
 
     Uses the cluster at RAY_ADDRESS, else one that runs on this machine, else starts one of this machine
     alone for as long as it takes. Raises ConfigError without the extra `ray`, for impossible settings, a
-    cluster that cannot be reached and a folder with results made otherwise, and SsdError where something
+    cluster that cannot be reached and a folder with results of other settings, and SsdError where something
     cannot be written; what is finished stays finished.
     """
     need_extra("ray", "pyarrow.parquet", "ray.data")
@@ -78,12 +61,11 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     folder = out / "job"
     if (folder / "journal.jsonl").exists():
         raise ConfigError(f"{out} holds results of detect without --engine-cluster: choose another --out")
-    plan_file = folder / "plan.parquet"
     if restart:
-        plan_file.unlink(missing_ok=True)
+        (out / PLAN).unlink(missing_ok=True)
         tidy(out, ())
-    note_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=plan_file.exists())
-    plan = make_plan(plan_file, job.detect.tasks, job.part_images)
+    save_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=(out / PLAN).exists())
+    plan = make_plan(out / PLAN, job.detect.tasks, job.part_images)
     tidy(out, plan.numbers)
     resumed = _finish(job, plan, out, progress)
     summary = summarize(out, plan.numbers, tuple(job.detect.thresholds), job.detect.tiling)
@@ -103,34 +85,28 @@ def _finish(job: ArchiveJob, plan: Plan, out: Path, progress: bool) -> int:
     if not todo:
         return resumed
     file = file_for(job.engine, job.weights)
-    attempts = out / "job" / "attempts"
-    shutil.rmtree(attempts, ignore_errors=True)
-    attempts.mkdir(parents=True)
+    shutil.rmtree(out / ATTEMPTS, ignore_errors=True)
+    (out / ATTEMPTS).mkdir(parents=True)
     with (
         _cluster() as ray,
         tqdm(total=sum(images.values()), initial=resumed, unit="img", disable=not progress) as bar,
     ):
         device = str(job.settings.get("device", "auto"))
-        crew = choose_crew(ray.nodes(), job.workers, gpu=job.engine == "torch" and device != "cpu")
-        if device.startswith("cuda") and not crew.gpus:
+        pool = choose_pool(ray.nodes(), job.workers, gpu=job.engine == "torch" and device != "cpu")
+        if device.startswith("cuda") and not pool.gpus:
             raise ConfigError("no machine of the cluster has a GPU: leave --device out")
         if progress:
-            each = "a GPU" if crew.gpus else "a core"
-            bar.write(f"Ray: {crew.workers} worker{'s' * (crew.workers > 1)}, {each} each", sys.stderr)
-        assignment = Assignment(
-            out,
-            plan.path,
-            attempts,
-            job.engine,
-            file.name,
-            {**job.settings, "device": "cuda" if crew.gpus else "cpu"},
-            job.detect.thresholds,
-            job.detect.tiling,
-            crew.cpus,
+            each = "a GPU" if pool.gpus else "a core"
+            bar.write(f"Ray: {pool.workers} worker{'s' * (pool.workers > 1)}, {each} each", sys.stderr)
+        given = replace(
+            job,
+            detect=replace(job.detect, tasks=(), out=out),
+            weights=file,
+            settings={**job.settings, "device": "cuda" if pool.gpus else "cpu"},
         )
-        for number in _hand_out(ray, todo, assignment, file.read_bytes(), crew):
+        for number in _hand_out(ray, todo, given, pool):
             bar.update(images[number])
-    shutil.rmtree(attempts, ignore_errors=True)
+    shutil.rmtree(out / ATTEMPTS, ignore_errors=True)
     return resumed
 
 
@@ -149,7 +125,7 @@ def reach(address: str) -> None:
 
 
 def noted_address() -> str:
-    """Where Ray noted that a cluster runs on this machine; it may be gone by now. Empty without one."""
+    """The address that Ray noted of a cluster on this machine, which may be gone; empty without one."""
     # Ray's own rule for its folder; were it to change, `ray.init` would find out for itself, only slowly.
     folder = os.environ.get("RAY_TMPDIR") or ("/tmp" if os.name == "posix" else tempfile.gettempdir())
     with suppress(OSError):
@@ -157,8 +133,8 @@ def noted_address() -> str:
     return ""
 
 
-def choose_crew(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) -> Crew:
-    """From `ray.nodes()`: a worker for each GPU with its share of that machine's cores, else for each core.
+def choose_pool(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) -> WorkerPool:
+    """A worker for each GPU, with its share of the machine's cores, or else for each core of `ray.nodes()`.
 
     Raises ConfigError if the cluster has neither.
     """
@@ -167,27 +143,25 @@ def choose_crew(nodes: list[dict[str, Any]], workers: int | None, *, gpu: bool) 
     if with_gpu:
         # What fits the machine with the fewest cores for a GPU fits on every one.
         cpus = min(int(machine.get("CPU", 0) // machine["GPU"]) for machine in with_gpu)
-        return Crew(workers or sum(int(machine["GPU"]) for machine in with_gpu), max(cpus, 1), 1)
+        return WorkerPool(workers or sum(int(machine["GPU"]) for machine in with_gpu), max(cpus, 1), 1)
     cores = sum(int(machine.get("CPU", 0)) for machine in machines)
     if not (workers or cores):
         raise ConfigError("the cluster has no machine with a free core or GPU: start some, or give --workers")
-    return Crew(workers or cores, 1, 0)
+    return WorkerPool(workers or cores, 1, 0)
 
 
-def _hand_out(
-    ray: Any, todo: list[dict[str, int]], assignment: Assignment, weights: bytes, crew: Crew
-) -> Iterator[int]:
-    """Numbers of parts as they are done. A lost worker's parts go to others, or to it when it is back."""
+def _hand_out(ray: Any, todo: list[dict[str, int]], job: ArchiveJob, pool: WorkerPool) -> Iterator[int]:
+    """The numbers of parts as they are done. A lost worker's parts go to others, or to it when it is back."""
     data = ray.data.from_items(todo, override_num_blocks=len(todo))
     done = data.map_batches(
         Worker,
-        fn_constructor_args=(assignment, weights),
+        fn_constructor_args=(job, job.weights.read_bytes(), pool.cpus, Path.cwd()),
         batch_size=1,
-        num_cpus=crew.cpus,
-        num_gpus=crew.gpus or None,
+        num_cpus=pool.cpus,
+        num_gpus=pool.gpus or None,
         runtime_env={"env_vars": MALLOC_SETTINGS},
         compute=ray.data.ActorPoolStrategy(
-            size=min(crew.workers, len(todo)), max_tasks_in_flight_per_actor=IN_FLIGHT
+            size=min(pool.workers, len(todo)), max_tasks_in_flight_per_actor=IN_FLIGHT
         ),
     )
     try:
@@ -201,8 +175,8 @@ def _hand_out(
         ) from error
 
 
-class _Told(io.TextIOBase):
-    """Takes the place of stdout, where Ray prints its reports: of a lost worker one line is enough."""
+class _LostWorkers(io.TextIOBase):
+    """A stdout for Ray's reports, of which only those of a lost worker are passed on, as one line."""
 
     def write(self, text: str) -> int:
         if re.search("worker died or was killed|has been marked dead", text):
@@ -212,16 +186,16 @@ class _Told(io.TextIOBase):
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
-    """Ray, connected, and quieter than it would be; its logs have the rest."""
+    """Ray, connected and quiet; its logs have what it would print."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
     import ray.data
 
-    with redirect_stdout(_Told()), warnings.catch_warnings():
+    with redirect_stdout(_LostWorkers()), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        with _hushed():
+        with _quiet_stderr():
             _connect(ray)
         try:
             logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -232,8 +206,8 @@ def _cluster() -> Iterator[Any]:
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
-    """Without what libraries in C++ say on stderr: here, at each start, how much they will say."""
+def _quiet_stderr() -> Iterator[None]:
+    """Silence what libraries in C++ write to stderr at each start."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -15,14 +15,14 @@ import numpy as np
 from ssdlib.common.files import atomic_open
 from ssdlib.inference.job import RedCellSizes, Summary
 from ssdlib.inference.results import DONE, Record, cell_rows, image_rows
-from ssdlib.inference.tiling import Tiling, View
+from ssdlib.inference.tiling import Tile, Tiling
 
 if TYPE_CHECKING:
     import pyarrow
 
 CELLS, IMAGES = "cells", "images"
 ENOUGH_RED_CELLS = 10_000
-"""For judging the scale of an archive."""
+"""Red cells that suffice to judge the scale of an archive."""
 
 _TYPES = {
     "image": "string", "class": "string", "state": "string", "message": "string",
@@ -32,7 +32,7 @@ _TYPES = {
 
 
 def part_file(out: Path, table: str, number: int) -> Path:
-    """Where a part's rows of `table` (CELLS or IMAGES) lie."""
+    """The file with a part's rows of `table` (CELLS or IMAGES)."""
     return out / table / f"part-{number:06d}.parquet"
 
 
@@ -41,10 +41,7 @@ def write_part(
 ) -> None:
     """Write both files of a part, each whole or not at all."""
 
-    def again() -> Iterator[Record]:
-        return iter(records)
-
-    cells, images = cell_rows(again, um_per_pixel), image_rows(again, class_names, um_per_pixel)
+    cells, images = cell_rows(records, um_per_pixel), image_rows(records, class_names, um_per_pixel)
     # Sizes of images are whole pixels, those of cells are not.
     _write_table(part_file(out, CELLS, number), cells, {**_TYPES, "width": "double", "height": "double"})
     _write_table(part_file(out, IMAGES, number), images, _TYPES)
@@ -62,12 +59,12 @@ def _write_table(path: Path, rows: Iterator[Sequence[Any]], types: dict[str, str
 
 
 def finished(out: Path) -> set[int]:
-    """Numbers of the parts that are done."""
+    """The numbers of the parts that are done."""
     return set(_numbered(out / IMAGES))
 
 
 def tidy(out: Path, planned: Collection[int]) -> None:
-    """Remove what is of no part of the plan, of half a part, or half a file: left by what was killed."""
+    """Remove files of parts that are not planned or not finished, as a killed command leaves them."""
     whole = finished(out) & set(planned)
     for table in (IMAGES, CELLS):  # in this order: without the images' file a part is not done
         for number, path in _numbered(out / table).items():
@@ -82,7 +79,7 @@ def _numbered(folder: Path) -> dict[int, Path]:
 
 
 def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...], tiling: Tiling) -> Summary:
-    """Add up these parts, one at a time."""
+    """The summary of these parts, read one at a time."""
     from pyarrow import parquet
 
     summary, sizes = Summary(class_names), RedCellSizes()
@@ -95,14 +92,14 @@ def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...], t
                 summary.add_failure(row["message"])
         if sizes.count < ENOUGH_RED_CELLS:
             sized = (row for row in images if row["state"] == DONE)
-            views = {row["image"]: tiling.views(row["width"], row["height"])[0] for row in sized}
-            _add_red_cells(sizes, parquet.read_table(part_file(out, CELLS, number)), views)
+            tiles = {row["image"]: tiling.tiles(row["width"], row["height"])[0] for row in sized}
+            _add_red_cells(sizes, parquet.read_table(part_file(out, CELLS, number)), tiles)
     summary.scale_warning = sizes.warning()
     return summary
 
 
-def _add_red_cells(sizes: RedCellSizes, cells: pyarrow.Table, views: Mapping[str, View]) -> None:
+def _add_red_cells(sizes: RedCellSizes, cells: pyarrow.Table, tiles: Mapping[str, Tile]) -> None:
     image, kind = np.asarray(cells["image"]), np.asarray(cells["class"])
     sides = np.sqrt(np.asarray(cells["width"]) * np.asarray(cells["height"]))
-    for name, (left, top, right, bottom) in views.items():
+    for name, (left, top, right, bottom) in tiles.items():
         sizes.add(sides[(kind == "RBC") & (image == name)], (right - left, bottom - top))

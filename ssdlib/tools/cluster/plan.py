@@ -1,4 +1,4 @@
-"""Which image is in which part: a Parquet file, a row group for each part, that a later call goes on from."""
+"""The plan of an archive: a Parquet file with a row group of images for each part, kept for going on."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from ssdlib.common.files import atomic_open
 from ssdlib.common.runtime import need_extra
 from ssdlib.inference.inputs import ImageTask, stamp_of
 
+PLAN = "job/plan.parquet"
+"""The plan's file in the output folder."""
 MISSING = (-1, -1)
 """Stamp of an image that is not there."""
 _READERS = 32
 """Stamps asked for at once: on a network file system each takes about a millisecond of waiting."""
 
 Stamp = tuple[int, int]
-"""Of `ssdlib.inference.inputs.stamp_of`."""
+"""What `ssdlib.inference.inputs.stamp_of` gives."""
 
 
 class Plan:
@@ -45,7 +47,7 @@ class Plan:
         return len(self.numbers)
 
     def stamps(self, row_group: int) -> dict[bytes, Stamp]:
-        """Each image of a part, as bytes of its path, with its stamp."""
+        """The stamp of each image of a part, by the bytes of its path."""
         columns = self._file.read_row_group(row_group).to_pydict()
         return dict(
             zip(columns["path"], zip(columns["size"], columns["changed_ns"], strict=True), strict=True)
@@ -56,13 +58,13 @@ class Plan:
         return [ImageTask(Path(os.fsdecode(path)), "") for path in self.stamps(row_group)]
 
     def images(self) -> dict[int, int]:
-        """Number of images of each part."""
+        """The number of images of each part."""
         metadata = self._file.metadata
         return {n: metadata.row_group(index).num_rows for index, n in enumerate(self.numbers)}
 
 
 def make_plan(path: Path, tasks: Iterable[ImageTask], size: int) -> Plan:
-    """Write the plan for these images at `path`, `size` of them a part, and read it.
+    """The plan for these images, `size` of them a part, written to `path`.
 
     A part of an earlier plan there keeps its number if all of its images are still meant and unchanged. Every
     other image, be it new, changed, or left over from a part that lost one, goes into a new part, with a

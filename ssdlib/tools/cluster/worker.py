@@ -1,4 +1,4 @@
-"""The detector at work on parts, in a process that Ray started somewhere."""
+"""A worker: the detector at work on parts, in a process that Ray started on some machine."""
 
 from __future__ import annotations
 
@@ -15,70 +15,73 @@ import numpy as np
 import torch
 
 from ssdlib.common.errors import SsdError
-from ssdlib.inference.engines import Engine, open_predictor
-from ssdlib.inference.job import in_groups, look_at
-from ssdlib.inference.tiling import Tiling
+from ssdlib.inference.detections import Detector
+from ssdlib.inference.engines import open_predictor
+from ssdlib.inference.job import DetectJob, detect_images, in_groups
 from ssdlib.tools.cluster.parts import IMAGES, part_file, write_part
-from ssdlib.tools.cluster.plan import Plan
+from ssdlib.tools.cluster.plan import PLAN, Plan
 
 MOST_ATTEMPTS = 4
-"""At one part, in one call: an image that kills whoever opens it is not tried for ever."""
+"""Attempts at one part in one call: an image that kills its worker is not tried for ever."""
+ATTEMPTS = "job/attempts"
+"""Folder in the output folder for counting how often a part was begun."""
 
 Row = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """What every worker is told; paths must mean the same on all machines."""
+class ArchiveJob:
+    """A detect job for the workers of a cluster."""
 
-    out: Path
-    plan: Path
-    attempts: Path
-    """Folder for counting how often a part was begun."""
+    detect: DetectJob
+    """Images, thresholds, tiling and folder; its `formats` are not used."""
     engine: str
-    weights_name: str
-    """File name; the bytes travel with Ray, so that no worker needs the file."""
+    weights: Path
+    """The file is read once, here, and exported here for the onnx engines."""
+    part_images: int
+    """The number of images in a part."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Of `ssdlib.inference.engines.open_predictor`."""
-    thresholds: Mapping[str, float] = field(default_factory=dict)
-    tiling: Tiling = field(default_factory=Tiling)
-    threads: int = 1
-    folder: Path = field(default_factory=Path.cwd)
-    """Where the command was given: what paths that are not absolute are relative to."""
+    """Settings of `ssdlib.inference.engines.open_predictor`; device is auto, cpu or cuda."""
+    workers: int | None = None
+    """The number of workers; default: one for each GPU, or without any for each CPU core, of the cluster."""
 
 
 class Worker:
-    """Computes the parts named in a batch; made once in each worker's process."""
+    """Computes the parts named in a batch; made once in each worker's process.
 
-    def __init__(self, assignment: Assignment, weights: bytes) -> None:
-        self._told, self._weights = assignment, weights
+    Paths in `job` must mean the same on all machines, relative ones from `folder`; `weights` are the bytes of
+    the file `job.weights`, which no worker needs.
+    """
+
+    def __init__(self, job: ArchiveJob, weights: bytes, threads: int, folder: Path) -> None:
+        self._job, self._weights, self._threads, self._folder = job, weights, threads, folder
 
     @cached_property
-    def _predictor(self) -> Engine:
+    def _predictor(self) -> Detector:
         with suppress(OSError):  # then its images will be missing, and said to be
-            os.chdir(self._told.folder)
-        torch.set_num_threads(self._told.threads)
+            os.chdir(self._folder)
+        torch.set_num_threads(self._threads)
         with tempfile.TemporaryDirectory(prefix="ssdlib-worker-") as folder:
-            file = Path(folder) / self._told.weights_name
+            file = Path(folder) / self._job.weights.name
             file.write_bytes(self._weights)
-            predictor = open_predictor(self._told.engine, file, **self._told.settings)
+            predictor = open_predictor(self._job.engine, file, **self._job.settings)
         self._weights = b""
         return predictor
 
     @cached_property
     def _plan(self) -> Plan:
-        return Plan(self._told.plan)
+        return Plan(self._job.detect.out / PLAN)
 
     def __call__(self, batch: Row) -> Row:
-        """Do the parts `number`, in the plan's `row_group`; returns those that are on disk, and errors.
+        """The parts of the batch with an error for each, empty where the part is on disk now.
 
-        Errors of the user's to mend are returned as text, since Ray would wrap them beyond recognition.
+        Errors that a user can mend are returned as text, since Ray would wrap them beyond recognition.
         """
         errors = []
         for number, row_group in zip(batch["number"].tolist(), batch["row_group"].tolist(), strict=True):
             try:
                 # It is there if another worker was lost after writing it, but before it could say so.
-                if not part_file(self._told.out, IMAGES, number).exists():
+                if not part_file(self._job.detect.out, IMAGES, number).exists():
                     self._do(number, row_group)
                 errors.append("")
             except SsdError as error:
@@ -86,23 +89,22 @@ class Worker:
         return {"number": batch["number"], "error": np.array(errors)}
 
     def _do(self, number: int, row_group: int) -> None:
-        told, predictor, tasks = self._told, self._predictor, self._plan.tasks(row_group)
-        if _begin(told.attempts / f"part-{number:06d}") > MOST_ATTEMPTS:
+        job, predictor, tasks = self._job.detect, self._predictor, self._plan.tasks(row_group)
+        if _begin(job.out / ATTEMPTS / f"part-{number:06d}") > MOST_ATTEMPTS:
             raise SsdError(
                 f"part {number} was begun {MOST_ATTEMPTS} times and ended its worker each time: one of its "
                 f"{len(tasks)} images, from {tasks[0].shown} to {tasks[-1].shown}, may need more memory than "
                 "a worker has. Everything else that is done stays done."
             )
         groups = in_groups(tasks, predictor.batch_size)
-        records = {
-            look.task: look.record for look in look_at(predictor, groups, told.thresholds, told.tiling)
-        }
+        images = detect_images(predictor, groups, job.thresholds, job.tiling)
+        records = {seen.task: seen.record for seen in images}
         in_order = [records[task] for task in tasks]
-        write_part(told.out, number, in_order, predictor.class_names, told.tiling.um_per_pixel)
+        write_part(job.out, number, in_order, predictor.class_names, job.tiling.um_per_pixel)
 
 
 def _begin(path: Path) -> int:
-    """Count one more attempt, a byte each; returns how many there are now."""
+    """The number of attempts, a byte each, after one more."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         os.write(descriptor, b".")
