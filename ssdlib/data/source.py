@@ -54,7 +54,7 @@ class DataSource:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the names and contents of all images, labels and lists of splits.
+        """SHA-256 over the names and contents of all images, labels and lists of splits, as they are now.
 
         It is the sum of the list that `sha256sum` prints of them in sorted order, so two copies with the
         same content agree wherever they lie. Computed once in a process while sizes and times stay the same.

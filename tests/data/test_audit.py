@@ -2,15 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 
+from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import audit as module
 from ssdlib.data import source as bccd
 from ssdlib.data.audit import audit
-from ssdlib.data.formats.voc import read_voc, write_voc
+from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image, write_image
 
 
@@ -179,9 +181,9 @@ def break_shifted(root, a, b):
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_each_fault_is_found_and_nothing_else(smears_copy, damage, kinds, severity, where):
-    source = bccd.open_folder(smears_copy)
     image_id, second, other = *ids(smears_copy, "train")[:2], ids(smears_copy, "test")[0]
     damage(smears_copy, image_id, other)
+    source = replace(bccd.open_folder(smears_copy), class_names=BCCD_CLASSES)
     result = audit(source)
     assert sorted(result.kinds()) == sorted(set(kinds))
     if kinds:
@@ -212,7 +214,6 @@ def test_the_audit_changes_nothing(smears_copy):
     assert damaged.fingerprint != before
     audit(damaged)
     assert damaged.fingerprint == bccd.open_folder(smears_copy).fingerprint
-    assert len(read_voc(paths(smears_copy, ids(smears_copy, "train")[0])[1]).boxes) == 0
 
 
 def test_very_many_images_are_not_compared_pairwise(smears_source, monkeypatch):
