@@ -61,9 +61,9 @@ def read_voc_folder(path: Path) -> LabeledFolder | None:
         _read_or_report(image_of(image_id), "error" if image_id in listed else "warning")
     used = {image.path for image in folder.images}
     for image_id in sorted(found.keys() - annotations.keys()):
-        if found[image_id] not in used:
+        if found[image_id] not in used or image_id in listed:
             image, severity = image_of(image_id), "error" if image_id in listed else "warning"
-            remedy = "Label it (an annotation without objects will do), or remove it, from ImageSets too."
+            remedy = "Label it (an empty annotation will do), or remove it and its line in ImageSets."
             image.report("image_without_annotation", severity, f"{image.path} has no annotation.", remedy)
             image.complete = False
     for image_id in sorted(listed - annotations.keys() - found.keys()):
@@ -122,7 +122,7 @@ def _read_or_report(image: LabeledImage, severity: str) -> None:
         image.complete = image.path.is_file()
     if not image.complete:
         message = f"{image.label_file} has no image: there is no {image.path} (or .png, .tif, ...)."
-        remedy = "Restore the image, or remove the annotation, from ImageSets too."
+        remedy = "Restore the image, or remove the annotation and its line in ImageSets."
         image.report("annotation_without_image", severity, message, remedy)
 
 
