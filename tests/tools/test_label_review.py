@@ -8,6 +8,7 @@ import pytest
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.data import source as bccd
 from ssdlib.data.formats.voc import read_objects, read_tree
+from ssdlib.data.writers import write_layout
 from ssdlib.inference.detections import Detections
 from ssdlib.tools.label_errors import review
 from ssdlib.tools.label_errors.correct import PROPOSED, apply_decisions, write_overlay
@@ -191,6 +192,30 @@ def test_accepted_suspects_are_put_right_in_a_copy(decisions, source, tmp_path):
     assert len(copy.dataset("all")) == 2
     assert json.loads((copy.folder / "corrections.json").read_text())["changes"] == counts
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
+def test_labels_of_other_layouts_are_corrected_in_a_voc_copy(source, tmp_path, layout):
+    labels = [[("RBC", A), ("RBC", B)], [("RBC", A)], [("RBC", A)], [("WBC", C)]]
+    plain = folder_of(tmp_path / "plain", {f"field{k}": found for k, found in enumerate(labels)})
+    source = bccd.open_folder(write_layout(plain, tmp_path / layout, layout))
+    dataset = source.dataset("all")
+    detections = [
+        found(*[(name, 0.9, box) for name, box in found_there], image=sample.image_id)
+        for found_there, sample in zip([[("RBC", A), ("WBC", B)], *labels[1:]], dataset.samples, strict=True)
+    ]
+    issues = find_issues(dataset, detections)
+    assert [(s.image, s.action, s.object) for s in issues] == [("field0", "rename", 2)]
+    assert crop_of(issues[0]).shape[2] == 3
+    assert write_overlay(issues, tmp_path / "overlay") == 1
+    overlay = read_objects(tmp_path / "overlay/Annotations/field0.xml")
+    assert [name for name, _ in overlay] == ["RBC", "RBC", "WBC"]
+    write_decisions(tmp_path / "d.json", source, issues)
+    ReviewSession(tmp_path / "d.json", source).decide("accept")
+    assert apply_decisions(source, tmp_path / "d.json", tmp_path / "copy")["rename"] == 1
+    copy = bccd.open_folder(tmp_path / "copy")
+    assert copy.labels.by_id["field0"].names == ["RBC", "WBC"]
+    assert copy.labels.splits == source.labels.splits
 
 
 def test_only_what_was_accepted_changes(decisions, source, tmp_path):
