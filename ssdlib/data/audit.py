@@ -14,8 +14,8 @@ import torch
 from torchvision.ops import box_iou
 
 from ssdlib.common.tables import Table
-from ssdlib.data import download
-from ssdlib.data.duplicates import MAX_IMAGES, Picture, near_duplicates, overlapping_fields, read_pictures
+from ssdlib.data import download, duplicates
+from ssdlib.data.duplicates import Picture, find_pairs, read_pictures
 from ssdlib.data.formats.records import Finding, LabeledImage
 from ssdlib.data.source import DataSource
 from ssdlib.data.splits import SPLITS
@@ -157,43 +157,18 @@ def _class_findings(classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
 
 
 def _copies(pictures: dict[str, Picture], split_of: dict[str, str], progress: bool) -> Iterator[Finding]:
-    """Pairs of images that show the same: bit for bit, nearly, or in part."""
-    ids = sorted(pictures)
-    exact = defaultdict(list)
-    for image_id in ids:
-        exact[pictures[image_id].digest].append(image_id)
-    seen = set()
-    for group in exact.values():
-        for pair in itertools.combinations(group, 2):
-            seen.add(pair)
-            yield _pair("duplicate_image", pair, split_of, "the same picture, pixel for pixel")
-    for a, b, distance in near_duplicates(ids, pictures):
-        if (a, b) not in seen:
-            seen.add((a, b))
-            yield _pair(
-                "near_duplicate", (a, b), split_of, f"nearly the same picture ({distance} of 256 bits)"
-            )
-    if len(ids) > MAX_IMAGES:
-        message = f"overlapping fields were not looked for: more than {MAX_IMAGES} images."
+    """Images that show the same cells; a warning where they are in different splits."""
+    for (a, b), (kind, what) in find_pairs(pictures, progress=progress).items():
+        first, second = split_of.get(a, "no split"), split_of.get(b, "no split")
+        message = f"{a} ({first}) and {b} ({second}) show {what}"
+        if first != second and "no split" not in (first, second):
+            remedy = "Put both into one split for an honest score."
+            yield Finding(kind, "warning", a, f"{message}: a leak between splits.", remedy)
+        else:
+            yield Finding(kind, "info", a, f"{message}.")
+    if len(pictures) > duplicates.MAX_IMAGES:
+        message = f"overlapping fields were not looked for: more than {duplicates.MAX_IMAGES} images."
         yield Finding("not_checked", "info", "", message)
-        return
-    for a, b, correlation, dx, dy in overlapping_fields(ids, pictures, progress):
-        if (a, b) not in seen:
-            what = f"the same cells, moved by about {dx}, {dy} pixels (correlation {correlation:.2f})"
-            yield _pair("overlapping_fields", (a, b), split_of, what)
-
-
-def _pair(kind: str, pair: tuple[str, str], split_of: dict[str, str], what: str) -> Finding:
-    a, b = pair
-    first, second = split_of.get(a, "no split"), split_of.get(b, "no split")
-    leak = first != second and "no split" not in (first, second)
-    return Finding(
-        kind,
-        "warning" if leak else "info",
-        a,
-        f"{a} ({first}) and {b} ({second}) show {what}" + (": a leak between splits." if leak else "."),
-        "Put both into one split for an honest score." if leak else "",
-    )
 
 
 def _count(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssdlib.config import BCCD_CLASSES
-from ssdlib.data import audit as module
+from ssdlib.data import duplicates
 from ssdlib.data import source as bccd
 from ssdlib.data.audit import audit
 from ssdlib.data.formats.voc import write_voc
@@ -217,7 +217,7 @@ def test_the_audit_changes_nothing(smears_copy):
 
 
 def test_very_many_images_are_not_compared_pairwise(smears_source, monkeypatch):
-    monkeypatch.setattr(module, "MAX_IMAGES", 3)
+    monkeypatch.setattr(duplicates, "MAX_IMAGES", 3)
     assert audit(smears_source).kinds() == {"not_checked": 1}
 
 

@@ -42,12 +42,12 @@ def read_coco_folder(root: Path) -> LabeledFolder | None:
     looked for beside the file, in the folder, in images, data, and in the split's folder of these. None if
     there is no COCO file. Raises DataError for one that is damaged as a whole.
     """
-    files = _json_files(root)
+    files = _coco_files(root)
     if not files:
         return None
-    folder = LabeledFolder("coco", root, (), [], files)
-    for file in files:
-        _read_file(file, folder)
+    folder = LabeledFolder("coco", root, (), [], list(files))
+    for file, content in files.items():
+        _read_file(file, content, folder)
     if not folder.images:
         raise DataError(f"{', '.join(map(str, files))}: no image is listed. Export the labels anew.")
     listed = {image.path for image in folder.images}
@@ -58,25 +58,26 @@ def read_coco_folder(root: Path) -> LabeledFolder | None:
     return folder
 
 
-def _json_files(root: Path) -> list[Path]:
-    """COCO files directly in the folder, in annotations, and in the splits' folders.
+def _coco_files(root: Path) -> dict[Path, Any]:
+    """The content of the COCO files directly in the folder, in annotations, and in the splits' folders.
 
     Anything named like one must be one; of others, those with images and annotations are.
     """
-    folders = [root, root / "annotations", *(root / word for word in SPLIT_WORDS)]
-    found = [file for folder in folders if folder.is_dir() for file in sorted(folder.glob("*.json"))]
-    return [file for file in found if _is_coco(file)]
-
-
-def _is_coco(file: Path) -> bool:
-    named = file.name.startswith(("_annotations.coco", "instances_")) or file.parent.name == "annotations"
-    if file.name.startswith(("captions_", "person_keypoints_", "panoptic_", "image_info_")):
-        return False
-    try:
-        content = read_json(file)
-    except SsdError:
-        return named
-    return named or (isinstance(content, dict) and {"images", "annotations", "categories"} <= content.keys())
+    places = [root, root / "annotations", *(root / word for word in SPLIT_WORDS)]
+    found = {}
+    for file in (file for place in places if place.is_dir() for file in sorted(place.glob("*.json"))):
+        if file.name.startswith(("captions_", "person_keypoints_", "panoptic_", "image_info_")):
+            continue
+        named = file.name.startswith(("_annotations.coco", "instances_")) or file.parent.name == "annotations"
+        try:
+            content = read_json(file, hint="A COCO annotation file is needed.")
+        except SsdError as error:
+            if named:
+                raise DataError(str(error)) from error
+            continue
+        if named or (isinstance(content, dict) and content.keys() >= {*_KEYS}):
+            found[file] = content
+    return found
 
 
 def _split_of(file: Path, root: Path) -> tuple[str | None, str]:
@@ -106,12 +107,8 @@ def _finder(file: Path, root: Path, word: str) -> Callable[[str], Path]:
 # --- one file --------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, folder: LabeledFolder) -> None:
+def _read_file(path: Path, content: Any, folder: LabeledFolder) -> None:
     """Add the images and classes of one COCO file to the folder."""
-    try:
-        content = read_json(path, hint="A COCO annotation file is needed.")
-    except SsdError as error:
-        raise DataError(str(error)) from error
     shown = relative(path, folder.root)
     split, word = _split_of(path, folder.root)
     find = _finder(path, folder.root, word)
