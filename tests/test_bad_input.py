@@ -22,8 +22,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 from ssdlib.__main__ import main
 from ssdlib.common import paths
 from ssdlib.config import ModelConfig
-from ssdlib.data.formats.voc import read_voc, write_voc
+from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image
+from ssdlib.data.source import open_folder
 from ssdlib.detector.model_file import load_model, save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.evaluation import evaluate
@@ -140,10 +141,10 @@ ERRORS = [
     ("unknown class", lambda r: misspell(r, NAME), "bccd " + TRAIN,
      [f"{NAME}.xml has unknown class 'Rbc'", "known are WBC, RBC, Platelets", "Correct the name"], 1),
     ("unknown class", lambda r: misspell(r, NAME), "bccd " + CHECK,
-     ["class 'Rbc' is unknown", "known are WBC, RBC, Platelets", f"{NAME}.xml"], 1),
+     ["unknown class 'Rbc'", "known are WBC, RBC, Platelets", f"{NAME}.xml"], 1),
     ("misspelt class", lambda r: misspell(r, VAL), CHECK, ["class 'Rbc' is in train", "misspelt"], 0),
     ("image without a label file", lambda r: annotation(r).unlink(), TRAIN,
-     [f"{NAME}.jpg has no annotation", "Label the image"], 1),
+     [f"{NAME}.jpg has no annotation", "Label it"], 1),
     ("image without a label file", lambda r: annotation(r).unlink(), CHECK,
      [f"{NAME}.jpg has no annotation", "Label it"], 1),
     ("label file without an image", lambda r: image(r).unlink(), TRAIN,
@@ -203,8 +204,8 @@ def test_what_is_repaired_trains_and_is_evaluated(ssdlib, smears_copy, damage, r
     damage(smears_copy)
     text, code = ssdlib(TRAIN, smears_copy)
     assert code == 0 and "weights: " in text
-    found = read_voc(annotation(smears_copy), (640, 480)).repairs
-    assert [repair.kind for repair in found] == repairs
+    found = open_folder(smears_copy).labels.by_id[NAME].findings
+    assert [finding.kind for finding in found] == repairs
 
 
 def test_odd_formats_are_detected_in_like_any_other(ssdlib, smears_copy, tmp_path):

@@ -1,1 +1,4 @@
-"""Images and annotations: read, checked, drawn, augmented and loaded. Nothing here knows the model."""
+"""Images and their labels: found, read in any common layout, checked, drawn, augmented and loaded.
+
+Nothing here knows the detector. Notebook 01 teaches it.
+"""

@@ -21,18 +21,15 @@ NEAR_DUPLICATE_BITS = 48
 """Two images whose 256-bit difference hashes differ in no more bits are the same picture. On BCCD one pair
 differs in 27 bits and no other in fewer than 82."""
 
-# Overlapping fields: see `overlapping_fields`.
-_COARSE, _FINE = (40, 30), (160, 120)
-
-_MIN_OVERLAP = 0.25
-
-_COARSE_CORRELATION = 0.8
-
-_FINE_CORRELATION = (
-    0.75  # on BCCD every candidate has at least 0.85; drawn smears, all different, at most 0.67
-)
-
 MAX_IMAGES = 1500
+"""Among more images, overlapping fields are not looked for: every pair is compared at every shift."""
+
+# See `_overlapping_fields`.
+_COARSE, _FINE = (40, 30), (160, 120)
+_MIN_OVERLAP = 0.25
+_COARSE_CORRELATION = 0.8
+_FINE_CORRELATION = 0.75
+"""On BCCD every candidate has at least 0.85; drawn smears, all different, at most 0.67."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,12 +77,26 @@ def same_fields(images: Mapping[str, Path], *, progress: bool = False) -> list[t
 
     What must not be parted when images are divided into folds. Damaged images are passed over.
     """
-    pictures, _ = read_pictures(images, progress=progress)
-    ids = sorted(pictures)
-    pairs = {(a, b) for a, b, _ in near_duplicates(ids, pictures)}
+    return sorted(find_pairs(read_pictures(images, progress=progress)[0], progress=progress))
+
+
+def find_pairs(
+    pictures: Mapping[str, Picture], *, progress: bool = False
+) -> dict[tuple[str, str], tuple[str, str]]:
+    """Each pair of ids whose images show the same cells, with the kind and, in words, what the two show.
+
+    The kinds are duplicate_image, near_duplicate and, among at most `MAX_IMAGES` images, overlapping_fields.
+    """
+    ids, pairs = sorted(pictures), {}
+    for a, b, distance in _near_duplicates(ids, pictures):
+        pairs[a, b] = ("near_duplicate", f"nearly the same picture ({distance} of 256 bits)")
+        if pictures[a].digest == pictures[b].digest:
+            pairs[a, b] = ("duplicate_image", "the same picture, pixel for pixel")
     if len(ids) <= MAX_IMAGES:
-        pairs |= {(a, b) for a, b, *_ in overlapping_fields(ids, pictures, progress)}
-    return sorted(pairs)
+        for a, b, correlation, dx, dy in _overlapping_fields(ids, pictures, progress):
+            what = f"the same cells, moved by about {dx}, {dy} pixels (correlation {correlation:.2f})"
+            pairs.setdefault((a, b), ("overlapping_fields", what))
+    return pairs
 
 
 def read_pictures(
@@ -100,7 +111,7 @@ def read_pictures(
     return {image_id: read[image_id] for image_id in read if image_id not in damaged}, damaged
 
 
-def near_duplicates(ids: Sequence[str], pictures: dict[str, Picture]) -> Iterator[tuple[str, str, int]]:
+def _near_duplicates(ids: Sequence[str], pictures: Mapping[str, Picture]) -> Iterator[tuple[str, str, int]]:
     """Pairs whose difference hashes (Krawetz 2013: is each pixel brighter than its left neighbor?) agree."""
     if not ids:
         return
@@ -112,8 +123,8 @@ def near_duplicates(ids: Sequence[str], pictures: dict[str, Picture]) -> Iterato
             yield ids[k], ids[k + 1 + j], int(distances[j])
 
 
-def overlapping_fields(
-    ids: Sequence[str], pictures: dict[str, Picture], progress: bool
+def _overlapping_fields(
+    ids: Sequence[str], pictures: Mapping[str, Picture], progress: bool
 ) -> Iterator[tuple[str, str, float, int, int]]:
     """Pairs of fields that share at least a quarter of their area, the stage having moved in between.
 

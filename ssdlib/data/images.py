@@ -52,24 +52,20 @@ def decode_image(content: bytes, path: Path) -> np.ndarray:
 
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels, upright, from the file's header. Raises DataError like `read_image`."""
-    path = Path(path)
-    try:
-        with path.open("rb") as stream, _open(stream, path) as image:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            return (height, width) if turned else (width, height)
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise _damaged(path, error) from error
+    (width, height), orientation = _header(Path(path))
+    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
 
 
 def is_turned(path: str | Path) -> bool:
     """Whether EXIF says that the picture is to be turned or mirrored. Raises DataError like `read_image`."""
-    path = Path(path)
+    return _header(Path(path))[1] in range(2, 9)
+
+
+def _header(path: Path) -> tuple[tuple[int, int], int]:
+    """Width and height as stored, and the EXIF orientation."""
     try:
         with path.open("rb") as stream, _open(stream, path) as image:
-            return image.getexif().get(_ORIENTATION, 1) in range(2, 9)
+            return image.size, image.getexif().get(_ORIENTATION, 1)
     except FileNotFoundError as error:
         raise _missing(path) from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:

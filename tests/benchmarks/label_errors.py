@@ -97,7 +97,7 @@ def damage_labels(
 
 
 def _edited_copy(source: DataSource, out: str | Path, edit: Callable[[etree._Element, Path], None]) -> None:
-    shutil.copytree(source.root, out)
+    shutil.copytree(source.folder, out)
     for file in sorted((Path(out) / "Annotations").glob("*.xml")):
         tree = read_tree(file)
         edit(tree, file)
@@ -181,12 +181,11 @@ def damage_found(
     """Average precision, ours and cleanlab's, of each kind of damage among the sound labels, and of all."""
     dataset = source.dataset("all")
     detections = [predictions[sample.image_id] for sample in dataset.samples]
-    issues = find_issues(source, dataset, detections, min_score=dict.fromkeys(KINDS, 0.0))
+    issues = find_issues(dataset, detections, min_score=dict.fromkeys(KINDS, 0.0))
     doubtful = ("badly_located", "no_detection", "other_class")
     ours = {(s.image, s.object): s.score for s in issues if s.kind in doubtful}
     pairings = [
-        pair(read_labels(sample, source.root / "Annotations" / f"{sample.image_id}.xml"), found)
-        for sample, found in zip(dataset.samples, detections, strict=True)
+        pair(read_labels(sample), found) for sample, found in zip(dataset.samples, detections, strict=True)
     ]
     theirs = second_opinions(pairings, dataset.class_names)
     keys, opinions = [], []
@@ -255,8 +254,8 @@ def measure(
         found = out_of_fold(source, out / "run", folds=folds, epochs=epochs, progress=progress)
         histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
         seconds = [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories]
-    issues = find_issues(source, source.dataset("all"), found, min_score=0.0)
-    listed = find_issues(source, source.dataset("all"), found)
+    issues = find_issues(source.dataset("all"), found, min_score=0.0)
+    listed = find_issues(source.dataset("all"), found)
     classes = {"all": None, **{name: name for name in source.class_names}}
     shutil.rmtree(out / "damaged", ignore_errors=True)
     damage = damage_labels(source, out / "damaged")

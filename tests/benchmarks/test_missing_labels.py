@@ -25,7 +25,7 @@ def dataset(*labels):
     for k, own in enumerate(labels):
         boxes = np.array([[number + j, 0, 300, 200] for j in range(len(own))], np.float32).reshape(-1, 4)
         number += len(own)
-        samples.append(Sample(f"i{k}", Path(f"i{k}.png"), 400, 300, boxes, np.array(own, np.int64), ()))
+        samples.append(Sample(f"i{k}", Path(f"i{k}.png"), 400, 300, boxes, np.array(own, np.int64)))
     return DetectionDataset(samples, NAMES)
 
 

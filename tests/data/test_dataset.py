@@ -9,7 +9,8 @@ from torchvision import tv_tensors
 
 from ssdlib.common.errors import DataError
 from ssdlib.data import dataset as module
-from ssdlib.data.dataset import DetectionDataset, ImageCache, Sample, label_array
+from ssdlib.data.dataset import DetectionDataset, ImageCache, Sample
+from ssdlib.data.formats.records import LabeledObject
 from ssdlib.data.images import write_image
 
 NAMES = ("WBC", "RBC", "Platelets")
@@ -22,7 +23,8 @@ def make(folder, labels_of_each, size=(24, 16), written=None):
         write_image(path, np.full((size[1], size[0], 3), k, np.uint8))
         boxes = np.array([[i, i, i + 5, i + 6] for i in range(len(labels))], np.float32).reshape(-1, 4)
         names = written or tuple(NAMES[label - 1] for label in labels)
-        samples.append(Sample(str(k), path, *size, boxes, np.array(labels, np.int64), names))
+        objects = tuple(LabeledObject(name, (0, 0, 5, 6), None, ()) for name in names)
+        samples.append(Sample(str(k), path, *size, boxes, np.array(labels, np.int64), objects))
     return DetectionDataset(samples, NAMES)
 
 
@@ -94,16 +96,6 @@ def test_subset(tmp_path):
     assert data.image_path(1).name == "1.png"
     with pytest.raises(DataError, match="empty"):
         data.subset(0)
-
-
-def test_labels_and_unknown_names(tmp_path):
-    assert label_array([], NAMES, tmp_path, "").shape == (0,)
-    assert label_array(["RBC", "WBC"], NAMES, tmp_path, "").tolist() == [2, 1]
-    with pytest.raises(DataError) as caught:
-        label_array(["RBC", "Rbc"], NAMES, tmp_path / "a.xml", "Correct it.")
-    assert str(caught.value).endswith(
-        "a.xml has unknown class 'Rbc'; known are WBC, RBC, Platelets. Correct it."
-    )
 
 
 def test_joined_keeps_the_order_and_the_transform_and_refuses_other_classes(tmp_path):

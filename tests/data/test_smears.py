@@ -11,8 +11,8 @@ import pytest
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.common.files import read_json
 from ssdlib.data import smears
-from ssdlib.data.formats.voc import read_voc
 from ssdlib.data.smears import HEIGHT, MARKER, WIDTH, draw_smear, write_dataset
+from ssdlib.data.source import open_folder
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +33,6 @@ def sizes(fields: list[smears.Smear], label: int) -> np.ndarray:
 # One field -----------------------------------------------------------------------------------------------
 
 
-def test_shapes_and_types(sixty):
-    for field in sixty:
-        assert field.image.shape == (HEIGHT, WIDTH, 3) and field.image.dtype == np.uint8
-        assert field.boxes.shape == (len(field.labels), 4) and field.boxes.dtype == np.float32
-        assert field.labels.dtype == np.int64
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
 def test_the_same_seed_gives_the_same_pixels_whatever_the_threads(seed, threads):
@@ -52,10 +45,6 @@ def test_the_same_seed_gives_the_same_pixels_whatever_the_threads(seed, threads)
         cv2.setNumThreads(before)
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
-
-
-def test_other_seeds_give_other_fields(sixty):
-    assert len({field.image.tobytes() for field in sixty}) == len(sixty)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +74,15 @@ def test_a_negative_seed_is_refused():
         draw_smear(-3)
 
 
-def test_boxes_lie_in_the_image_and_have_an_area(sixty):
-    boxes = np.concatenate([field.boxes for field in sixty])
-    assert (boxes[:, :2] >= 1).all()
-    assert (boxes[:, 2] <= WIDTH).all() and (boxes[:, 3] <= HEIGHT).all()
-    assert (boxes[:, 2:] - boxes[:, :2] >= 10).all()
-    assert (boxes == np.round(boxes)).all()
+def test_what_a_field_holds(sixty):
+    assert len({field.image.tobytes() for field in sixty}) == len(sixty)
+    for field in sixty:
+        assert field.image.shape == (HEIGHT, WIDTH, 3) and field.image.dtype == np.uint8
+        assert field.boxes.shape == (len(field.labels), 4) and field.boxes.dtype == np.float32
+        assert field.labels.dtype == np.int64
+        assert (field.boxes[:, :2] >= 1).all() and (field.boxes[:, 2:] <= (WIDTH, HEIGHT)).all()
+        assert (field.boxes[:, 2:] - field.boxes[:, :2] >= 10).all()
+        assert (field.boxes == np.round(field.boxes)).all()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +144,7 @@ def extent_of(dye: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", list(MAKERS))
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_box_fits_its_cell(name, seed):
     rng = np.random.default_rng(seed)
     cell = MAKERS[name](rng)
@@ -162,18 +154,6 @@ def test_a_box_fits_its_cell(name, seed):
     # A platelet fades away toward its edge, so its visible part is allowed to be smaller than the box.
     slack = 0.16 * (cell.box[2] - cell.box[0]) + 2 if name == "Platelets" else 5
     assert np.abs(drawn - cell.box).max() <= slack
-
-
-def test_nothing_is_drawn_outside_the_boxes():
-    for seed in range(10):
-        rng = np.random.default_rng(seed)
-        cells = smears._place_cells(rng, LOOK)
-        bare = np.ones((HEIGHT // 2, WIDTH // 2), bool)
-        for cell in cells:
-            left, top, right, bottom = (np.array(cell.box) + np.array([-8, -8, 8, 8])) / 2
-            bare[max(0, int(top)) : int(bottom) + 1, max(0, int(left)) : int(right) + 1] = False
-        dye = smears._stain(rng, LOOK, cells)
-        assert bare.any() and np.abs(dye[bare]).max() < 0.03
 
 
 def test_the_picture_is_empty_outside_the_boxes(sixty):
@@ -202,30 +182,16 @@ def test_every_box_has_its_cell(sixty):
     ("train", "val", "test"), [(0, 0, 0), (2, 0, 0), (0, 1, 1)], ids=["empty", "train only", "no train"]
 )
 def test_layout(tmp_path, train, val, test):
-    root = write_dataset(tmp_path / "deep" / "set", train=train, val=val, test=test, progress=False)
-    total = train + val + test
+    counts = {"train": train, "val": val, "test": test}
+    root = write_dataset(tmp_path / "deep" / "set", **counts, progress=False)
     lists = {path.stem: path.read_text().split() for path in (root / "ImageSets" / "Main").iterdir()}
-    assert {key: len(ids) for key, ids in lists.items()} == {
-        "train": train,
-        "val": val,
-        "test": test,
-        "trainval": train + val,
-    }
+    assert {key: len(ids) for key, ids in lists.items()} == {**counts, "trainval": train + val}
     names = sorted(lists["trainval"] + lists["test"])
-    assert names == [f"SmearImage_{i:05d}" for i in range(total)]
-    assert sorted(path.name for path in (root / "JPEGImages").iterdir()) == [f"{n}.jpg" for n in names]
-    assert sorted(path.name for path in (root / "Annotations").iterdir()) == [f"{n}.xml" for n in names]
+    assert names == [f"SmearImage_{i:05d}" for i in range(train + val + test)]
+    for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")):
+        assert sorted(path.name for path in (root / folder).iterdir()) == [n + suffix for n in names]
+    assert read_json(root / MARKER) == {"version": smears.SMEARS_VERSION, "seed": 0, **counts}
     assert [path.name for path in root.parent.iterdir()] == ["set"]
-
-
-def test_marker_says_what_the_folder_holds(small_set):
-    assert read_json(small_set / MARKER) == {
-        "version": smears.SMEARS_VERSION,
-        "seed": 0,
-        "train": 3,
-        "val": 2,
-        "test": 1,
-    }
 
 
 def test_annotations_read_back_and_belong_to_their_images(small_set, monkeypatch, tmp_path):
@@ -239,11 +205,10 @@ def test_annotations_read_back_and_belong_to_their_images(small_set, monkeypatch
     again = write_dataset(tmp_path / "set", train=3, val=2, test=1, progress=False)
     for index, field in enumerate(drawn):
         name = f"SmearImage_{index:05d}"
-        annotation = read_voc(again / "Annotations" / f"{name}.xml")
-        np.testing.assert_array_equal(annotation.boxes, field.boxes)
-        assert annotation.names == tuple(smears.NAMES[label] for label in field.labels)
-        assert (annotation.width, annotation.height) == (WIDTH, HEIGHT)
-        assert annotation.filename == f"{name}.jpg" and not annotation.repairs
+        labeled = open_folder(again).labels.by_id[name]
+        np.testing.assert_array_equal(labeled.boxes, field.boxes)
+        assert labeled.names == [smears.NAMES[label] for label in field.labels]
+        assert (labeled.width, labeled.height, labeled.findings) == (WIDTH, HEIGHT, [])
         stored = cv2.imread(str(again / "JPEGImages" / f"{name}.jpg"))[..., ::-1].astype(int)
         assert np.abs(stored - field.image).mean() < 3
         for part in (f"Annotations/{name}.xml", f"JPEGImages/{name}.jpg"):
@@ -254,8 +219,7 @@ def test_a_set_with_the_fourth_class_says_so_and_is_another_set(small_set, tmp_p
     options = {"train": 3, "val": 2, "test": 1, "progress": False}
     root = write_dataset(tmp_path / "set", **options, fourth_class=True)
     assert read_json(root / MARKER) == {**read_json(small_set / MARKER), "fourth_class": "Echinocyte"}
-    names = {name for path in (root / "Annotations").iterdir() for name in read_voc(path).names}
-    assert names == set(smears.NAMES[1:])
+    assert set(open_folder(root).class_names) == set(smears.NAMES[1:])
     with pytest.raises(DataError, match="holds other smears"):
         write_dataset(root, **options)
 
@@ -273,9 +237,7 @@ def test_a_complete_set_is_left_alone(small_set, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt, OSError(28, "No space left on device"), ValueError("x")]
-)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
     calls = []
 
@@ -286,60 +248,38 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
         return draw_smear(seed)
 
     monkeypatch.setattr(smears, "draw_smear", fail_at_third)
-    expected = (
-        SsdError if isinstance(error, OSError) else type(error) if isinstance(error, Exception) else error
-    )
-    with pytest.raises(expected):
+    with pytest.raises(SsdError if isinstance(error, OSError) else error):
         write_dataset(tmp_path / "set", train=4, val=0, test=0, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_a_killed_run_leaves_is_not_taken_for_a_set(tmp_path, small_set):
-    (tmp_path / ".set.0badcafe.partial" / "JPEGImages").mkdir(parents=True)
-    root = write_dataset(tmp_path / "set", train=1, val=0, test=0, progress=False)
-    assert len(list((root / "JPEGImages").iterdir())) == 1
+def write_one(root: Path, **options) -> Path:
+    return write_dataset(root, **{"train": 1, "val": 0, "test": 0, "progress": False} | options)
 
 
-def damage_nothing_else(root: Path) -> None:
+def put_a_photo(root: Path) -> None:
+    root.mkdir()
     (root / "photo.jpg").write_bytes(b"mine")
 
 
-def damage_marker(root: Path) -> None:
-    write_dataset(root, train=1, val=0, test=0, progress=False)
-    (root / MARKER).write_text("{")
-
-
-def damage_images(root: Path) -> None:
-    write_dataset(root, train=1, val=0, test=0, progress=False)
-    next((root / "JPEGImages").iterdir()).unlink()
-
-
-def damage_annotations(root: Path) -> None:
-    write_dataset(root, train=1, val=0, test=0, progress=False)
-    next((root / "Annotations").iterdir()).unlink()
-
-
-def other_contents(root: Path) -> None:
-    write_dataset(root, train=1, val=0, test=0, seed=5, progress=False)
-
-
 @pytest.mark.parametrize(
-    "prepare", [damage_nothing_else, damage_marker, damage_images, damage_annotations, other_contents]
+    "prepare",
+    [
+        lambda root: root.write_text("a file"),
+        put_a_photo,
+        lambda root: (write_one(root) / MARKER).write_text("{"),
+        lambda root: next((write_one(root) / "JPEGImages").iterdir()).unlink(),
+        lambda root: next((write_one(root) / "Annotations").iterdir()).unlink(),
+        lambda root: write_one(root, seed=5),
+    ],
+    ids=["a file", "something else", "marker", "image", "annotation", "other smears"],
 )
 def test_a_folder_that_is_not_this_set_is_refused_and_kept(tmp_path, prepare):
-    root = tmp_path / "set"
-    root.mkdir()
-    prepare(root)
-    before = sorted(root.rglob("*"))
+    prepare(root := tmp_path / "set")
+    before = sorted(tmp_path.rglob("*"))
     with pytest.raises(SsdError, match="set"):
-        write_dataset(root, train=1, val=0, test=0, progress=False)
-    assert sorted(root.rglob("*")) == before
-
-
-def test_a_file_in_the_way_is_refused(tmp_path):
-    (tmp_path / "set").write_text("a file")
-    with pytest.raises(DataError, match="exists and is not"):
-        write_dataset(tmp_path / "set", train=1, val=0, test=0, progress=False)
+        write_one(root)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_two_writers_at_once_agree(tmp_path, monkeypatch):
@@ -347,15 +287,15 @@ def test_two_writers_at_once_agree(tmp_path, monkeypatch):
 
     def slow(seed):
         monkeypatch.undo()
-        write_dataset(root, train=1, val=0, test=0, progress=False)  # the other process gets there first
+        write_one(root)  # the other process gets there first
         return draw_smear(seed)
 
     monkeypatch.setattr(smears, "draw_smear", slow)
-    assert write_dataset(root, train=1, val=0, test=0, progress=False) == root
+    assert write_one(root) == root
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-@pytest.mark.parametrize("wrong", [{"train": -1}, {"val": -1}, {"test": -2}, {"seed": -1}])
+@pytest.mark.parametrize("wrong", [{"test": -2}, {"seed": -1}])
 def test_negative_numbers_are_refused(tmp_path, wrong):
     with pytest.raises(ConfigError, match="0 or more"):
         write_dataset(tmp_path / "set", progress=False, **wrong)

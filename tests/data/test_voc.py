@@ -4,18 +4,22 @@ import numpy as np
 import pytest
 
 from ssdlib.common.errors import DataError
+from ssdlib.data.formats.records import LabeledImage
 from ssdlib.data.formats.voc import MAX_XML_BYTES, read_voc, write_voc
-
-NO_BOXES = np.zeros((0, 4))
+from ssdlib.data.images import write_image
 
 
 def annotation(path, boxes, names=None, **kw):
     file = path / "field.xml"
-    values = {"width": 640, "height": 480} | kw
-    write_voc(
-        file, boxes=np.array(boxes, np.float32).reshape(-1, 4), names=names or ["RBC"] * len(boxes), **values
-    )
+    write_voc(file, boxes=boxes, names=names or ["RBC"] * len(boxes), **{"width": 640, "height": 480} | kw)
     return file
+
+
+def read(file):
+    """What is read of an annotation and of the image beside it, if there is one."""
+    image = LabeledImage(file.with_suffix(".png"), file)
+    read_voc(image)
+    return image
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,7 @@ def annotation(path, boxes, names=None, **kw):
         ([[5, 5, 5, 5], [1, 1, 2, 2]], [[1, 1, 2, 2]], ["point_box"]),
         ([[5, 5, 5, 50]], [], ["point_box"]),
         ([[-3, 5, 10, 20]], [[0, 5, 10, 20]], ["box_outside"]),
+        ([[-0.04, 5, 10, 20]], [[0, 5, 10, 20]], []),
         ([[600, 400, 700, 500]], [[600, 400, 640, 480]], ["box_outside"]),
         ([[700, 500, 800, 600]], [], ["box_outside"]),
         ([[30, 40, 10, 20]], [[10, 20, 30, 40]], ["swapped_corners"]),
@@ -35,38 +40,29 @@ def annotation(path, boxes, names=None, **kw):
     ],
 )
 def test_boxes_are_repaired_and_every_repair_is_noted(tmp_path, boxes, kept, kinds):
-    read = read_voc(annotation(tmp_path, boxes))
-    assert read.boxes.dtype == np.float32
-    assert read.boxes.tolist() == kept
-    assert [repair.kind for repair in read.repairs] == kinds
-    assert len(read.names) == len(kept)
-    assert len(read.written_names) == len(boxes)
+    image = read(annotation(tmp_path, boxes))
+    assert image.boxes.dtype == np.float32
+    assert image.boxes.tolist() == np.array(kept, np.float32).reshape(-1, 4).tolist()
+    assert [finding.kind for finding in image.findings] == kinds
+    assert all(str(image.label_file) in finding.remedy for finding in image.findings)
+    assert [list(o.written) for o in image.objects] == boxes
+    assert [kind for o in image.objects for kind in o.repairs] == kinds
 
 
 def test_round_trip(tmp_path):
-    file = annotation(tmp_path, [[1, 2, 30, 40], [5, 6, 7, 8]], ["WBC", "a <b> & ü"])
-    read = read_voc(file)
-    assert (read.image_id, read.filename, read.width, read.height) == ("field", "field.jpg", 640, 480)
-    assert read.names == ("WBC", "a <b> & ü")
-    assert read.path == file
+    image = read(annotation(tmp_path, [[1, 2, 30, 40], [5, 6, 7, 8]], ["WBC", "a <b> & ü"]))
+    assert (image.width, image.height, image.names) == (640, 480, ["WBC", "a <b> & ü"])
 
 
-def test_the_image_wins_over_the_size_in_the_file(tmp_path):
-    file = annotation(tmp_path, [[10, 10, 50, 50], [300, 100, 400, 200]])
-    read = read_voc(file, (320, 240))
-    assert (read.width, read.height) == (320, 240)
-    assert read.boxes.tolist() == [[10, 10, 50, 50], [300, 100, 320, 200]]
-    assert [repair.kind for repair in read.repairs] == ["size_mismatch", "box_outside"]
-    assert "640 x 480" in str(read.repairs[0])
-    assert "320 x 240" in str(read.repairs[0])
-
-
-def test_an_annotation_without_size_takes_the_images(tmp_path):
-    file = tmp_path / "a.xml"
-    file.write_text("<annotation/>")
-    assert read_voc(file).width == 0
-    read = read_voc(file, (8, 6))
-    assert (read.width, read.height, read.filename) == (8, 6, "")
+@pytest.mark.parametrize(("stated", "said"), [((640, 480), "640 x 480"), ((0, 0), "no size")])
+def test_the_image_wins_over_the_size_in_the_file(tmp_path, stated, said):
+    file = annotation(tmp_path, [[10, 10, 50, 50], [300, 100, 400, 200]], width=stated[0], height=stated[1])
+    write_image(tmp_path / "field.png", np.zeros((240, 320, 3), np.uint8))
+    image = read(file)
+    assert (image.width, image.height) == (320, 240)
+    assert image.boxes.tolist() == [[10, 10, 50, 50], [300, 100, 320, 200]]
+    assert [finding.kind for finding in image.findings] == ["size_mismatch", "box_outside"]
+    assert f"states {said}, the image is 320 x 240" in image.findings[0].message
 
 
 BOMB = (
@@ -118,7 +114,7 @@ def test_broken_and_hostile_files_are_refused_by_name(tmp_path, content, complai
     else:
         file.write_bytes(content)
     with pytest.raises(DataError) as caught:
-        read_voc(file)
+        read(file)
     assert complaint in str(caught.value)
     assert "bad.xml" in str(caught.value)
     assert "the secret" not in str(caught.value)
@@ -126,13 +122,13 @@ def test_broken_and_hostile_files_are_refused_by_name(tmp_path, content, complai
 
 def test_missing_and_huge_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no annotation .*none\.xml"):
-        read_voc(tmp_path / "none.xml")
+        read(tmp_path / "none.xml")
     with (tmp_path / "huge.xml").open("wb") as file:
         file.truncate(MAX_XML_BYTES + 1)  # sparse: takes no room
     with pytest.raises(DataError, match=r"huge\.xml is larger"):
-        read_voc(tmp_path / "huge.xml")
+        read(tmp_path / "huge.xml")
 
 
 def test_names_and_boxes_must_agree_when_writing(tmp_path):
     with pytest.raises(ValueError, match="zip"):
-        write_voc(tmp_path / "a.xml", width=1, height=1, boxes=NO_BOXES, names=["RBC"])
+        write_voc(tmp_path / "a.xml", width=1, height=1, boxes=[], names=["RBC"])

@@ -20,7 +20,6 @@ from ssdlib.__main__ import main
 from ssdlib.common.errors import ConfigError, SsdError
 from ssdlib.config import ModelConfig
 from ssdlib.data import source as bccd
-from ssdlib.data.formats.coco import read_coco
 from ssdlib.data.images import read_image, write_image
 from ssdlib.data.smears import draw_smear
 from ssdlib.detector.model_file import save_model
@@ -124,11 +123,8 @@ def test_everything_that_is_written(fields, tmp_path):
 def test_what_is_found_can_be_trained_on(fields, tmp_path, layout):
     out = tmp_path / "out"
     run(fields, out, layout)
-    if layout == "voc":
-        source = bccd.open_folder(out / "voc")
-        dataset, names = source.dataset("all"), source.class_names
-    else:
-        dataset, names = read_coco(out / "coco/labels.json", out / "coco/data"), NAMES
+    source = bccd.open_folder(out / layout)
+    dataset, names = source.dataset("all"), source.class_names
     samples = {sample.image_id: sample for sample in dataset.samples}
     assert set(samples) == {"deep--two", "empty", "one", "three"}
     assert [len(samples[name].boxes) for name in sorted(samples)] == [2, 0, 1, 3]

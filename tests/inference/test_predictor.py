@@ -250,7 +250,7 @@ def dataset(folder, class_names=("WBC", "RBC", "Platelets"), count=3) -> Detecti
         write_image(path, PICTURES[index])
         width, height = SIZES[index]
         boxes = np.array([[0, 0, width / 2, height / 2]], np.float32)
-        samples.append(Sample(f"field_{index}", path, width, height, boxes, np.array([2]), ("RBC",)))
+        samples.append(Sample(f"field_{index}", path, width, height, boxes, np.array([2])))
     return DetectionDataset(samples, class_names)
 
 

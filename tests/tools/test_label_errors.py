@@ -40,7 +40,7 @@ def issues_of(tmp_path):
         source = folder_of(tmp_path / "data", {"field": labels, "other": [("RBC", B)] * 3})
         dataset = source.dataset("all")
         known = found(("RBC", 0.9, B), image="other")
-        issues = find_issues(source, dataset, [detections, known], **options)
+        issues = find_issues(dataset, [detections, known], **options)
         return [s for s in issues if s.image == "field"]
 
     return find
@@ -143,7 +143,7 @@ def test_cuts_of_single_kinds(issues_of):
 def test_as_many_predictions_as_images(tmp_path):
     source = folder_of(tmp_path, {"field": [("RBC", A)]})
     with pytest.raises(DataError, match="1 images and 0 predictions"):
-        find_issues(source, source.dataset("all"), [])
+        find_issues(source.dataset("all"), [])
 
 
 def test_second_opinions_come_from_cleanlab_and_are_not_needed(issues_of, monkeypatch):
@@ -199,7 +199,8 @@ def test_copies_of_a_field_are_in_one_fold(smears_copy):
         (smears_copy / kind / f"SmearImage_copy.{suffix}").write_bytes(first.read_bytes())
     from ssdlib.data.duplicates import same_fields
 
-    assert same_fields(bccd.images_by_id(smears_copy)) == [("SmearImage_00000", "SmearImage_copy")]
+    fields = {image.image_id: image.path for image in bccd.open_folder(smears_copy).labels.images}
+    assert same_fields(fields) == [("SmearImage_00000", "SmearImage_copy")]
     assert same_fields({}) == []
 
 
@@ -341,7 +342,7 @@ def test_removed_labels_are_found_again(judged_smears, tmp_path):
     removed = hide_labels(whole, tmp_path / "hidden", share=0.15, seed=0)
     source = bccd.open_folder(tmp_path / "hidden")
     detections = [predictions[image_id] for image_id in source.split_ids("all")]
-    issues = find_issues(source, source.dataset("all"), detections)
+    issues = find_issues(source.dataset("all"), detections)
     result = found_again(issues, removed, "RBC")
     assert result["removed"] >= 30
     assert result["precision"] >= 0.9
@@ -386,7 +387,7 @@ def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys):
     source = folder_of(tmp_path / "data", {"field": [("RBC", A)], "empty": []})
     before = source.fingerprint
     write_json(tmp_path / "p/all.json", [found(("WBC", 0.9, B)).to_dict(), found(image="empty").to_dict()])
-    data, out = ["--data", str(source.root)], tmp_path / "out"
+    data, out = ["--data", str(source.folder)], tmp_path / "out"
     assert (
         main(["data", "label-errors", *data, "--predictions", str(tmp_path / "p"), "--out", str(out), "-q"])
         == 0

@@ -8,6 +8,7 @@ import pytest
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.data import source as bccd
 from ssdlib.data.formats.voc import read_objects, read_tree
+from ssdlib.data.writers import write_layout
 from ssdlib.inference.detections import Detections
 from ssdlib.tools.label_errors import review
 from ssdlib.tools.label_errors.correct import PROPOSED, apply_decisions, write_overlay
@@ -30,7 +31,7 @@ def source(tmp_path):
 def issues(source):
     """One to add, one to move, one to rename, one to remove, in the order of KINDS."""
     detections = found(("RBC", 0.9, MOVED), ("WBC", 0.8, B), ("Platelets", 0.7, PLATELET))
-    return find_issues(source, source.dataset("all"), [detections, found(image="other")])
+    return find_issues(source.dataset("all"), [detections, found(image="other")])
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_a_new_ranking_keeps_decisions(decisions, source, issues):
 
 
 def test_decisions_belong_to_their_data(decisions, source, issues):
-    (source.root / "Annotations/other.xml").write_text("<annotation/>")
+    (source.folder / "Annotations/other.xml").write_text("<annotation/>")
     with pytest.raises(DataError, match="made for other data"):
         read_decisions(decisions, source)
     with pytest.raises(DataError, match="made for other data"):
@@ -162,7 +163,7 @@ def test_the_widget_is_clicked_through(decisions, source, monkeypatch):
 
 def test_the_widget_says_what_went_wrong(decisions, source):
     widget = ReviewWidget(decisions)
-    for file in (source.root / "JPEGImages").iterdir():
+    for file in (source.folder / "JPEGImages").iterdir():
         file.write_bytes(b"")
     from ssdlib.tools.label_errors import pages
 
@@ -183,14 +184,38 @@ def test_accepted_suspects_are_put_right_in_a_copy(decisions, source, tmp_path):
     assert counts == {"add": 1, "remove": 1, "move": 1, "rename": 1}
     assert source.fingerprint == before
     copy = bccd.open_folder(tmp_path / "copy")
-    assert read_objects(copy.root / "Annotations/field.xml") == [
+    assert read_objects(copy.folder / "Annotations/field.xml") == [
         ("RBC", MOVED),
         ("WBC", B),
         ("Platelets", PLATELET),
     ]
     assert len(copy.dataset("all")) == 2
-    assert json.loads((copy.root / "corrections.json").read_text())["changes"] == counts
+    assert json.loads((copy.folder / "corrections.json").read_text())["changes"] == counts
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo"])
+def test_labels_of_other_layouts_are_corrected_in_a_voc_copy(source, tmp_path, layout):
+    labels = [[("RBC", A), ("RBC", B)], [("RBC", A)], [("RBC", A)], [("WBC", C)]]
+    plain = folder_of(tmp_path / "plain", {f"field{k}": found for k, found in enumerate(labels)})
+    source = bccd.open_folder(write_layout(plain, tmp_path / layout, layout))
+    dataset = source.dataset("all")
+    detections = [
+        found(*[(name, 0.9, box) for name, box in found_there], image=sample.image_id)
+        for found_there, sample in zip([[("RBC", A), ("WBC", B)], *labels[1:]], dataset.samples, strict=True)
+    ]
+    issues = find_issues(dataset, detections)
+    assert [(s.image, s.action, s.object) for s in issues] == [("field0", "rename", 2)]
+    assert crop_of(issues[0]).shape[2] == 3
+    assert write_overlay(issues, tmp_path / "overlay") == 1
+    overlay = read_objects(tmp_path / "overlay/Annotations/field0.xml")
+    assert [name for name, _ in overlay] == ["RBC", "RBC", "WBC"]
+    write_decisions(tmp_path / "d.json", source, issues)
+    ReviewSession(tmp_path / "d.json", source).decide("accept")
+    assert apply_decisions(source, tmp_path / "d.json", tmp_path / "copy")["rename"] == 1
+    copy = bccd.open_folder(tmp_path / "copy")
+    assert copy.labels.by_id["field0"].names == ["RBC", "WBC"]
+    assert copy.labels.splits == source.labels.splits
 
 
 def test_only_what_was_accepted_changes(decisions, source, tmp_path):
@@ -214,7 +239,7 @@ def test_a_corrected_copy_keeps_splits_and_notice(smears_source, smears_copy, tm
     detections = [
         Detections.empty((s.width, s.height), dataset.class_names, s.image_id) for s in dataset.samples
     ]
-    issues = find_issues(source, dataset, detections)
+    issues = find_issues(dataset, detections)
     write_decisions(tmp_path / "d.json", source, issues)
     ReviewSession(tmp_path / "d.json").decide("accept")
     assert apply_decisions(source, tmp_path / "d.json", tmp_path / "corrected")["remove"] == 1

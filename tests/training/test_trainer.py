@@ -46,7 +46,7 @@ def data(tmp_path_factory):
             image[y_min:y_max, x_min:x_max] = (160, 60, 90)
         path = folder / f"field-{k}.png"
         write_image(path, image)
-        samples.append(Sample(f"field-{k}", path, 64, 48, boxes, np.full(k, 2, dtype=np.int64), ("RBC",) * k))
+        samples.append(Sample(f"field-{k}", path, 64, 48, boxes, np.full(k, 2, dtype=np.int64)))
     return DetectionDataset(samples, TINY.class_names)
 
 

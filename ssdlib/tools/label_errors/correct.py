@@ -11,8 +11,10 @@ from lxml import etree
 
 from ssdlib.common.errors import DataError, SsdError
 from ssdlib.common.files import write_bytes, write_json
-from ssdlib.data.formats.voc import add_object, read_tree, set_box
+from ssdlib.data.formats.voc import add_object, read_tree, set_box, voc_bytes
+from ssdlib.data.images import image_size
 from ssdlib.data.source import DataSource
+from ssdlib.data.writers import copy_as_voc
 from ssdlib.tools.label_errors.rank import LabelIssue
 from ssdlib.tools.label_errors.review import read_decisions
 
@@ -21,7 +23,7 @@ PROPOSED = "proposed"
 
 
 def write_overlay(issues: Iterable[LabelIssue], folder: str | Path) -> int:
-    """Copies of the annotations with every proposed box added, marked <pose>proposed</pose>; how many files.
+    """Write VOC annotations with every proposed box added, marked <pose>proposed</pose>; returns how many.
 
     The labels in them are as they were: a moved or renamed one appears beside the old. What is in
     `folder/Annotations` from an earlier ranking is replaced.
@@ -29,23 +31,34 @@ def write_overlay(issues: Iterable[LabelIssue], folder: str | Path) -> int:
     annotations = Path(folder) / "Annotations"
     for old in annotations.glob("*.xml"):
         old.unlink()
-    by_file: dict[str, list[LabelIssue]] = {}
+    by_image: dict[str, list[LabelIssue]] = {}
     for issue in issues:
         if issue.proposed_box is not None:
-            by_file.setdefault(issue.annotation_path, []).append(issue)
-    for path, proposals in by_file.items():
-        root = read_tree(Path(path))
+            by_image.setdefault(issue.image, []).append(issue)
+    for image, proposals in by_image.items():
+        root = _tree(proposals[0])
         for issue in proposals:
             add_object(root, issue.proposed_class or issue.class_name, issue.proposed_box, PROPOSED)
-        write_bytes(annotations / Path(path).name, _bytes(root))
-    return len(by_file)
+        write_bytes(annotations / f"{image}.xml", _bytes(root))
+    return len(by_image)
+
+
+def _tree(issue: LabelIssue) -> etree._Element:
+    """The annotation of the issue's image; made of its labels where the data are COCO or YOLO."""
+    if (path := Path(issue.annotation_path)).suffix == ".xml":
+        return read_tree(path)
+    boxes, names = [box for _, box in issue.labels], [name for name, _ in issue.labels]
+    return etree.fromstring(
+        voc_bytes(Path(issue.image_path).name, *image_size(issue.image_path), boxes, names)
+    )
 
 
 def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) -> dict[str, int]:
     """Write a copy of the dataset with all accepted issues put right, and how many of each action were.
 
-    The copy has the annotations, images and splits; `ssdlib.data.source.open_folder` opens it. It is built
-    beside `out` and renamed when whole, and `corrections.json` in it says what was changed. Of two accepted
+    The copy has the annotations, images and splits in the layout of Pascal VOC, also where the data are COCO
+    or YOLO; `ssdlib.data.source.open_folder` opens it. It is built beside `out` and renamed when whole, and
+    `corrections.json` in it says what was changed. Of two accepted
     issues about one label, removing wins over moving, the first in the file over others. Raises DataError
     if `out` is not empty, if nothing was accepted, or if the decisions are about other data.
     """
@@ -58,7 +71,7 @@ def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) 
     temporary = out.parent / f".{out.name}.{uuid4().hex[:8]}.partial"
     try:
         temporary.mkdir(parents=True)
-        _copy(source.root, temporary)
+        copy_as_voc(source, temporary)
         counts = _correct_all(temporary / "Annotations", accepted)
         listed = [issue.to_dict() for issue in accepted]
         for item in listed:  # paths mean nothing elsewhere
@@ -76,15 +89,6 @@ def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) 
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return counts
-
-
-def _copy(root: Path, target: Path) -> None:
-    """What makes the folder a dataset. Real copies: a link edited in place would change the original."""
-    for name in ("Annotations", "JPEGImages", "ImageSets"):
-        if (root / name).is_dir():
-            shutil.copytree(root / name, target / name)
-    if (root / "smears.json").is_file():  # the notice that the data are drawn must travel
-        shutil.copy2(root / "smears.json", target)
 
 
 def _correct_all(annotations: Path, accepted: Sequence[LabelIssue]) -> dict[str, int]:

@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ssdlib.common.files import write_text
-from ssdlib.data.formats.voc import read_objects
 from ssdlib.data.images import encode_image, read_image, write_image
 from ssdlib.inference.draw import CLASS_COLORS
 from ssdlib.plots.style import INK, MUTED
@@ -38,7 +37,7 @@ _KEY = "amber: the label in doubt; green: what is proposed; thin: the other labe
 def crop_of(issue: LabelIssue, side: int = SIDE) -> np.ndarray:
     """A square (side, side, 3) uint8 RGB crop with the boxes drawn in, gray where the image ends.
 
-    Reads image and annotation; raises DataError that names the file if either is damaged.
+    Reads the image; raises DataError that names the file if it is damaged.
     """
     image = _image(issue.image_path)
     boxes = [box for box in (issue.box, issue.proposed_box) if box]
@@ -60,9 +59,8 @@ def crop_of(issue: LabelIssue, side: int = SIDE) -> np.ndarray:
         cv2.rectangle(canvas, low, high, _rgb(color), line, cv2.LINE_AA)
 
     thin, thick = max(1, side // 200), max(2, side // 90)
-    labels = _labels(issue.annotation_path)
-    classes = sorted({name for name, _ in labels} | {issue.class_name}, key=_class_order)
-    for name, box in labels:
+    classes = sorted({name for name, _ in issue.labels} | {issue.class_name}, key=_class_order)
+    for name, box in issue.labels:
         draw(box, _class_color(name, classes), thin)
     if issue.object is not None:
         draw(issue.box, DOUBTED, thick)
@@ -83,11 +81,6 @@ def _window(boxes: Sequence[Sequence[float]]) -> tuple[float, float, float]:
 @lru_cache(maxsize=128)
 def _image(path: str) -> np.ndarray:
     return read_image(path)
-
-
-@lru_cache(maxsize=128)
-def _labels(path: str) -> list[tuple[str, tuple[float, ...]]]:
-    return read_objects(path)
 
 
 def _class_order(name: str) -> tuple[int, str]:

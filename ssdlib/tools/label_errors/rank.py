@@ -10,7 +10,6 @@ import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +17,6 @@ import torch
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.data.formats.voc import Repair, read_objects, repair_box
 from ssdlib.data.source import DataSource
 from ssdlib.detector.boxes import iou
 from ssdlib.inference.detections import Detections
@@ -80,6 +78,9 @@ class LabelIssue:
     """How doubtful cleanlab finds the label, 0 to 1; None where it is not installed or there is no label."""
     image_path: str
     annotation_path: str
+    """The file with the image's labels: XML, COCO or YOLO."""
+    labels: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
+    """(class name, box as written) of every label of the image."""
 
     @property
     def evidence(self) -> str:
@@ -93,13 +94,10 @@ class LabelIssue:
             return f"two {self.class_name} labels overlap by {self.score:.2f}"
         return found if self.detector_class is None else f"{found}, IoU {self.detector_iou:.2f}"
 
-    def under(self, root: Path) -> Self:
-        """The same in a dataset that lies at `root` now."""
-        return replace(
-            self,
-            image_path=str(root / "JPEGImages" / Path(self.image_path).name),
-            annotation_path=str(root / "Annotations" / Path(self.annotation_path).name),
-        )
+    def under(self, source: DataSource) -> Self:
+        """The same issue with the paths that its image has in `source` now."""
+        image = source.labels.by_id[self.image]
+        return replace(self, image_path=str(image.path), annotation_path=str(image.label_file))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -115,7 +113,8 @@ class LabelIssue:
         try:
             boxes = {"box": tuple(values["box"])}
             boxes["proposed_box"] = tuple(values["proposed_box"]) if values["proposed_box"] else None
-            issue = cls(**{**values, **boxes})
+            labels = tuple((name, tuple(box)) for name, box in values.get("labels", ()))
+            issue = cls(**{**values, **boxes, "labels": labels})
         except (KeyError, TypeError) as error:
             raise DataError(f"not a issue as `ssdlib data issues` writes it: {error!r}") from error
         if issue.kind not in KINDS or issue.action not in ACTIONS:
@@ -155,14 +154,9 @@ class Pairing:
         return [d for d in range(len(self.detections)) if d not in taken and not covered[d]]
 
 
-def read_labels(sample: Sample, annotation: Path) -> list[Label]:
-    """Every object of an annotation file, those without an area too."""
-    labels = []
-    for number, (name, corners) in enumerate(read_objects(annotation), 1):
-        repairs: list[Repair] = []
-        box = repair_box(corners, sample.width, sample.height, name, repairs)
-        labels.append(Label(number, name, corners, box, tuple(repair.kind for repair in repairs)))
-    return labels
+def read_labels(sample: Sample) -> list[Label]:
+    """Every object of the label file, those without an area too."""
+    return [Label(number, *labeled) for number, labeled in enumerate(sample.objects, 1)]
 
 
 def pair(labels: Sequence[Label], detections: Detections) -> Pairing:
@@ -201,7 +195,6 @@ CUTS = {
 
 
 def find_issues(
-    source: DataSource,
     dataset: DetectionDataset,
     detections: Sequence[Detections],
     *,
@@ -217,10 +210,7 @@ def find_issues(
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
     cuts = _cuts(min_score)
-    images = [
-        _Image(sample, source.root / "Annotations" / f"{sample.image_id}.xml", found)
-        for sample, found in zip(dataset.samples, detections, strict=True)
-    ]
+    images = [_Image(sample, found) for sample, found in zip(dataset.samples, detections, strict=True)]
     opinions = second_opinions([image.pairing for image in images], dataset.class_names)
     for image, scores in zip(images, opinions, strict=True):
         image.opinions = scores
@@ -292,9 +282,9 @@ def _by_class(detections: Detections) -> np.ndarray:
 class _Image:
     """The issues of one image."""
 
-    def __init__(self, sample: Sample, annotation: Path, detections: Detections) -> None:
-        self.sample, self.annotation, self.detections = sample, annotation, detections
-        self.labels = read_labels(sample, annotation)
+    def __init__(self, sample: Sample, detections: Detections) -> None:
+        self.sample, self.detections = sample, detections
+        self.labels = read_labels(sample)
         self.pairing = pair(self.labels, detections)
         self.opinions: dict[int, float] = {}
 
@@ -399,7 +389,8 @@ class _Image:
             detector_iou=round(overlap, 4) if detection is not None else None,
             second_opinion=self.opinions.get(label.number) if label else None,
             image_path=str(self.sample.image_path),
-            annotation_path=str(self.annotation),
+            annotation_path=str(self.sample.label_file),
+            labels=tuple((label.name, label.written) for label in self.labels),
         )
 
 
@@ -423,12 +414,14 @@ def issues_csv(issues: Iterable[LabelIssue]) -> str:
     """One row for each issue; boxes as four columns."""
     stream = io.StringIO()
     corners = ("xmin", "ymin", "xmax", "ymax")
-    plain = [name for name in LabelIssue.__dataclass_fields__ if name not in ("box", "proposed_box")]
+    nested = ("box", "proposed_box", "labels")
+    plain = [name for name in LabelIssue.__dataclass_fields__ if name not in nested]
     fields = [*plain, *corners, *(f"proposed_{corner}" for corner in corners), "evidence"]
     writer = csv.DictWriter(stream, fields, lineterminator="\n")
     writer.writeheader()
     for issue in issues:
         row = issue.to_dict()
+        del row["labels"]
         box, proposed = row.pop("box"), row.pop("proposed_box") or [None] * 4
         row |= dict(zip(corners, box, strict=True))
         row |= {f"proposed_{corner}": side for corner, side in zip(corners, proposed, strict=True)}

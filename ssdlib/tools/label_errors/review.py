@@ -74,7 +74,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _check_data(path: Path, content: dict[str, Any], source: DataSource) -> None:
     if content.get("data", {}).get("fingerprint") != source.fingerprint:
         raise DataError(
-            f"{path} was made for other data than {source.root}, or these have changed since: its objects "
+            f"{path} was made for other data than {source.folder}, or these have changed since: its objects "
             "cannot be told apart by number any more. Look for issues again into another folder."
         )
 
@@ -97,7 +97,7 @@ class ReviewSession:
         wanted = None if kinds is None else set(kinds)
         self._order = [k for k, (s, _) in enumerate(pairs) if wanted is None or s.kind in wanted]
         found = [pairs[k][0] for k in self._order]
-        self._issues = [issue.under(source.root) for issue in found] if source else found
+        self._issues = [issue.under(source) for issue in found] if source else found
         self.position = next((p for p in range(len(self)) if self.decision(p) is None), len(self))
 
     def __len__(self) -> int:

@@ -55,7 +55,7 @@ def search(
             device=device,
             progress=progress,
         )
-    issues = find_issues(source, dataset, found, min_score=min_score)
+    issues = find_issues(dataset, found, min_score=min_score)
     # Decisions first: if they belong to other data, nothing else is overwritten.
     write_decisions(out / DECISIONS_FILE, source, issues)
     write_text(out / "issues.csv", issues_csv(issues))
