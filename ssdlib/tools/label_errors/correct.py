@@ -1,130 +1,96 @@
-"""Labels put right, always in a copy: an overlay of proposals, and a dataset with the accepted ones in it."""
+"""Corrected annotations, always in a copy: with proposed boxes added, or with the accepted issues corrected."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from uuid import uuid4
 
 from lxml import etree
 
-from ssdlib.common.errors import DataError, SsdError
-from ssdlib.common.files import write_bytes, write_json
-from ssdlib.data.formats.voc import add_object, read_tree, set_box
+from ssdlib.common.errors import DataError
+from ssdlib.common.files import new_folder, write_bytes, write_json
+from ssdlib.data.formats.voc import add_object, set_box
 from ssdlib.data.source import DataSource
-from ssdlib.tools.label_errors.rank import LabelIssue
+from ssdlib.tools.label_errors.labels import annotation_tree, tree_bytes
+from ssdlib.tools.label_errors.rank import ACTIONS, LabelIssue, grouped
 from ssdlib.tools.label_errors.review import read_decisions
 
 PROPOSED = "proposed"
 """<pose> of a box that nobody has accepted yet; VOC's own values are Left, Frontal, Unspecified and such."""
 
 
-def write_overlay(issues: Iterable[LabelIssue], folder: str | Path) -> int:
-    """Copies of the annotations with every proposed box added, marked <pose>proposed</pose>; how many files.
+def write_overlay(source: DataSource, issues: Iterable[LabelIssue], folder: str | Path) -> int:
+    """The number of annotations written to `folder/Annotations`: copies with the proposed boxes added.
 
-    The labels in them are as they were: a moved or renamed one appears beside the old. What is in
-    `folder/Annotations` from an earlier ranking is replaced.
+    A proposed box is marked <pose>proposed</pose>. The labels stay as they are: a moved or renamed one
+    appears beside the old. What an earlier ranking left in the folder is replaced.
     """
     annotations = Path(folder) / "Annotations"
     for old in annotations.glob("*.xml"):
         old.unlink()
-    by_file: dict[str, list[LabelIssue]] = {}
-    for issue in issues:
-        if issue.proposed_box is not None:
-            by_file.setdefault(issue.annotation_path, []).append(issue)
-    for path, proposals in by_file.items():
-        root = read_tree(Path(path))
-        for issue in proposals:
-            add_object(root, issue.proposed_class or issue.class_name, issue.proposed_box, PROPOSED)
-        write_bytes(annotations / Path(path).name, _bytes(root))
-    return len(by_file)
+    proposals = grouped((issue for issue in issues if issue.proposed_box), "image")
+    for image_id, members in proposals.items():
+        tree = annotation_tree(source, image_id)
+        for issue in members:
+            add_object(tree, issue.proposed_class, issue.proposed_box, PROPOSED)
+        write_bytes(annotations / f"{image_id}.xml", tree_bytes(tree))
+    return len(proposals)
 
 
 def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) -> dict[str, int]:
-    """Write a copy of the dataset with all accepted issues put right, and how many of each action were.
+    """How often each action was done in a corrected copy of the data set, which is written to `out`.
 
-    The copy has the annotations, images and splits; `ssdlib.data.source.open_folder` opens it. It is built
-    beside `out` and renamed when whole, and `corrections.json` in it says what was changed. Of two accepted
-    issues about one label, removing wins over moving, the first in the file over others. Raises DataError
-    if `out` is not empty, if nothing was accepted, or if the decisions are about other data.
+    The copy has the annotations, images and splits; `ssdlib.data.source.open_folder` opens it, and
+    `corrections.json` in it lists the changes. Of two accepted issues about one label, removing wins over the
+    others, then the first in the file. Raises DataError if `out` is not empty, if nothing was accepted, or if
+    the decisions are about other data.
     """
-    out = Path(out)
-    accepted = [s for s, decision in read_decisions(decisions, source) if decision == "accept"]
+    accepted = [issue for issue, decision in read_decisions(decisions, source) if decision == "accept"]
     if not accepted:
         raise DataError(f"nothing is accepted in {decisions}: the copy would be the same as the original.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} already holds something: name a new folder for the corrected copy.")
-    temporary = out.parent / f".{out.name}.{uuid4().hex[:8]}.partial"
-    try:
-        temporary.mkdir(parents=True)
-        _copy(source.root, temporary)
-        counts = _correct_all(temporary / "Annotations", accepted)
+    done: Counter[str] = Counter()
+    with new_folder(out) as folder:
+        _copy(source.root, folder)
+        for image_id, issues in grouped(accepted, "image").items():
+            tree = annotation_tree(source, image_id)
+            done.update(_correct(tree, issues))
+            write_bytes(folder / "Annotations" / f"{image_id}.xml", tree_bytes(tree))
+        changes = {action: done[action] for action in ACTIONS}
         listed = [issue.to_dict() for issue in accepted]
-        for item in listed:  # paths mean nothing elsewhere
-            del item["image_path"], item["annotation_path"]
-        about = {"of": source.describe(root=False), "changes": counts, "accepted": listed}
-        write_json(temporary / "corrections.json", about)
-        if out.exists():
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise SsdError(
-            f"cannot write {out}: {error.strerror or error}. Free some space or choose another folder; the "
-            "original is untouched."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return counts
+        about = {"of": source.describe(root=False), "changes": changes, "accepted": listed}
+        write_json(folder / "corrections.json", about)
+    return changes
 
 
 def _copy(root: Path, target: Path) -> None:
-    """What makes the folder a dataset. Real copies: a link edited in place would change the original."""
+    """What makes the folder a data set. Real copies: a link edited in place would change the original."""
     for name in ("Annotations", "JPEGImages", "ImageSets"):
         if (root / name).is_dir():
             shutil.copytree(root / name, target / name)
-    if (root / "smears.json").is_file():  # the notice that the data are drawn must travel
+    if (root / "smears.json").is_file():  # it says that the data are drawn
         shutil.copy2(root / "smears.json", target)
 
 
-def _correct_all(annotations: Path, accepted: Sequence[LabelIssue]) -> dict[str, int]:
-    counts = dict.fromkeys(("add", "remove", "move", "rename"), 0)
-    by_image: dict[str, list[LabelIssue]] = {}
-    for issue in accepted:
-        by_image.setdefault(issue.image, []).append(issue)
-    for image, issues in by_image.items():
-        path = annotations / f"{image}.xml"
-        root = read_tree(path)
-        for action in _correct(root, issues, path):
-            counts[action] += 1
-        write_bytes(path, _bytes(root))
-    return counts
-
-
-def _correct(root: etree._Element, issues: Sequence[LabelIssue], path: Path) -> Iterable[str]:
-    """Change one annotation's tree; the actions that were done."""
-    nodes = root.findall("object")
+def _correct(tree: etree._Element, issues: Sequence[LabelIssue]) -> Iterator[str]:
+    """Change one annotation, each label once at most, and give the actions that were done."""
+    nodes = tree.findall("object")
     changed: set[int] = set()
     for issue in sorted(issues, key=lambda issue: issue.action != "remove"):
+        if issue.object in changed:
+            continue
         if issue.action == "add":
-            add_object(root, issue.proposed_class or issue.class_name, issue.proposed_box or issue.box)
+            add_object(tree, issue.proposed_class, issue.proposed_box)
         else:
-            number = issue.object or 0
-            if not 1 <= number <= len(nodes):
-                raise DataError(f"{path} has no object {number}: it changed. Look for issues again.")
-            if number in changed:
-                continue
-            changed.add(number)
-            node = nodes[number - 1]
+            if not 1 <= issue.object <= len(nodes):
+                raise DataError(f"{issue.image} has no label {issue.object}: find the label errors again.")
+            changed.add(issue.object)
+            node = nodes[issue.object - 1]
             if issue.action == "remove":
-                root.remove(node)
+                tree.remove(node)
             elif issue.action == "rename":
                 node.find("name").text = issue.proposed_class
             else:
-                set_box(node.find("bndbox"), issue.proposed_box or issue.box)
+                set_box(node.find("bndbox"), issue.proposed_box)
         yield issue.action
-
-
-def _bytes(root: etree._Element) -> bytes:
-    etree.indent(root, "\t")
-    return etree.tostring(root, encoding="utf-8") + b"\n"
