@@ -3,9 +3,9 @@
     python -m tests.benchmarks.label_errors --out runs/label-errors-bench --json result.json
 
 Draws smears, whose labels are complete, removes a share of the labels at random, and looks for them as one
-would in a set of one's own: networks trained from nothing, each without the images of its fold, on the labels
-that are left. Then it moves, renames and invents some labels, and measures how well the score tells these from
-the others. What is finished in --out is not done again.
+would in a set of one's own: networks trained from nothing, each without the images of its fold, on the
+labels that are left. Then it moves, renames and invents some labels, and measures how well the score tells
+these from the others. What is finished in --out is not done again.
 With --judge shipped the detections are those of the shipped weights, which never saw these smears: the best
 case.
 """
@@ -35,9 +35,9 @@ from ssdlib.detector.boxes import iou
 from ssdlib.detector.model_file import shipped_weights
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
-from ssdlib.tools.label_errors import rank
 from ssdlib.tools.label_errors.folds import SCORE_FLOOR, FoldSettings, out_of_fold
 from ssdlib.tools.label_errors.labels import read_labels
+from ssdlib.tools.label_errors.rank import CUTS as LISTED
 from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, find_label_issues
 
 Box = Sequence[float]
@@ -242,7 +242,7 @@ def measure(
         histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
         seconds = [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories]
     dataset = source.dataset("all")
-    issues = find_label_issues(source, dataset, found, cuts={**rank.CUTS, "unlabeled": 0.0})
+    issues = find_label_issues(source, dataset, found, cuts={**LISTED, "unlabeled": 0.0})
     listed = find_label_issues(source, dataset, found)
     classes = {"all": None, **{name: name for name in source.class_names}}
     shutil.rmtree(out / "damaged", ignore_errors=True)

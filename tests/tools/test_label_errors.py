@@ -242,7 +242,7 @@ def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
     ("kind", "classes", "smears"),
     [("bccd", BCCD_CLASSES, True), ("smears", BCCD_CLASSES, False), ("voc", ("cell",), False)],
 )
-def test_smears_join_the_training_for_bccd_s_classes_alone(tmp_path, kind, classes, smears):
+def test_drawn_smears_are_added_to_real_cells_of_their_classes_alone(tmp_path, kind, classes, smears):
     source = bccd.DataSource(kind, tmp_path, classes, synthetic=kind == "smears")
     recipe = FoldSettings(epochs=3, overrides={"recipe.batch_size": 5}).profile(source).recipe
     assert bool(recipe.smears) == smears

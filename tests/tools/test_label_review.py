@@ -259,7 +259,7 @@ def test_a_contact_sheet_has_a_crop_for_each_issue(issues, source):
     dataset = source.dataset("all")
     empty, sheet = contact_sheet([], dataset, "none"), contact_sheet(issues, dataset, "some")
     assert empty.shape == sheet.shape
-    amber = (sheet == ImageColor.getrgb(pages.DOUBTED)).all(axis=2).any(axis=0)
-    shown = [k for k in range(pages.COLUMNS) if amber[k * 212 + 12 : (k + 1) * 212].any()]
-    assert shown == [1, 2, 3]  # the first of the four has no label to doubt
+    amber, green = ((sheet == ImageColor.getrgb(c)).all(axis=2) for c in (pages.DOUBTED, pages.PROPOSED))
+    marked = (amber | green).any(axis=0)
+    assert [k for k in range(pages.COLUMNS) if marked[k * 212 + 12 : (k + 1) * 212].any()] == [0, 1, 2, 3]
     assert contact_sheet(issues * 2, dataset, "more").shape[0] > sheet.shape[0]

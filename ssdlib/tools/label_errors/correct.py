@@ -1,4 +1,4 @@
-"""Corrected annotations, always in a copy: with proposed boxes added, or with the accepted issues corrected."""
+"""Corrected annotations, always in a copy: with proposed boxes added, or accepted issues corrected."""
 
 from __future__ import annotations
 

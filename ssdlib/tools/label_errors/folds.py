@@ -52,9 +52,8 @@ class FoldSettings:
 
     def profile(self, source: DataSource) -> Profile:
         """The recipe, seed and precision of each fold's training. Raises ConfigError for an unknown name."""
-        recipe = RECIPES["scratch" if self.init == "scratch" else "finetune"].replace(
-            initial_weights=self.init
-        )
+        base = RECIPES["scratch" if self.init == "scratch" else "finetune"]
+        recipe = base.replace(initial_weights=self.init)
         if source.synthetic or source.class_names != BCCD_CLASSES:
             # More smears by the same generator, all labeled, would be knowledge that no real set has.
             recipe = recipe.replace(smears=0)
@@ -173,8 +172,8 @@ def _plan(
         stored = read_json(path, hint="Remove it and run again.")
         if changes := differences(stored.get("asked", {}), asked):
             raise ConfigError(
-                f"{out} was made with other settings: {'; '.join(changes)}. Choose another --out, or give the "
-                "same settings."
+                f"{out} was made with other settings: {'; '.join(changes)}. Choose another --out, or give "
+                "the same settings."
             )
         return stored["images"]
     images = {sample.image_id: sample.image_path for sample in dataset.samples}

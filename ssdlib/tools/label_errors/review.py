@@ -114,8 +114,8 @@ class ReviewSession:
     def decide(self, decision: str) -> LabelIssue | None:
         """Decide on the current issue, save, and go to the next, which is returned (None at the end).
 
-        With nothing left to decide it does nothing. Raises ConfigError for an unknown decision, SsdError where
-        it cannot be saved: then it is not taken either.
+        With nothing left to decide it does nothing. Raises ConfigError for an unknown decision, SsdError
+        where it cannot be saved: then it is not taken either.
         """
         if decision not in DECISIONS:
             raise ConfigError(f"there is no decision {decision!r}; choose one of {', '.join(DECISIONS)}")
