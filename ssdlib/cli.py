@@ -435,7 +435,7 @@ def data_fetch(quiet: Quiet = False) -> None:
     from ssdlib.data import source as bccd
 
     source = bccd.resolve("bccd", progress=not quiet)
-    print(f"BCCD: {source.root}\nfingerprint: {source.fingerprint}")
+    print(f"BCCD: {source.folder}\nfingerprint: {source.fingerprint}")
 
 
 @data_app.command("check", epilog="Example: python -m ssdlib data check --data my_cells/ --json audit.json")

@@ -5,48 +5,29 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from ssdlib.common.errors import DataError
+from ssdlib.common.tables import Table
 from ssdlib.data import download
-from ssdlib.data.duplicates import (
-    MAX_IMAGES,
-    Picture,
-    near_duplicates,
-    overlapping_fields,
-    read_pictures,
-)
-from ssdlib.data.formats import layouts
-from ssdlib.data.formats.voc import VocAnnotation, read_voc
-from ssdlib.data.images import image_size
-from ssdlib.data.source import SPLITS, DataSource, annotation_files, find_image, images_by_id, read_splits
+from ssdlib.data.duplicates import MAX_IMAGES, Picture, near_duplicates, overlapping_fields, read_pictures
+from ssdlib.data.formats.records import Finding, LabeledImage
+from ssdlib.data.source import DataSource
+from ssdlib.data.splits import SPLITS
 
 DUPLICATE_BOX_IOU = 0.9
 """Two boxes of one image that overlap this much mark one cell twice."""
 
 
-_REPAIRS = ("point_box", "box_outside", "swapped_corners", "size_mismatch")
+_UNLABELED = {"damaged_annotation", "image_without_annotation", "missing_file", "missing_image"}
+"""Findings of images of whose labels nothing can be said."""
+
 _SEVERITIES = ("error", "warning", "info")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One thing worth knowing. Errors stop training, warnings distort results, infos are neither."""
-
-    kind: str
-    severity: str
-    image_id: str
-    """Empty where it concerns the whole dataset."""
-    message: str
-    remedy: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,142 +67,74 @@ class Audit:
     def to_text(self) -> str:
         """The whole account as lines to print."""
         names = list(self.box_sizes)
-        lines = [f"{'split':<10}{'images':>8}" + "".join(f"{name:>12}" for name in names)]
-        for split, counts in self.classes.items():
-            row = "".join(f"{counts[name]:>12}" for name in names)
-            lines.append(f"{split:<10}{self.images[split]:>8}{row}")
+        rows = [
+            [split, str(self.images[split]), *(str(counts[name]) for name in names)]
+            for split, counts in self.classes.items()
+        ]
+        lines = [Table(["split", "images", *names], rows).to_text()]
         lines += ["image sizes: " + ", ".join(f"{w} x {h} ({n})" for w, h, n in self.image_sizes), ""]
         for finding in self.findings:
             where = f" {finding.image_id}:" if finding.image_id else ""
-            lines.append(
-                f"{finding.severity:<8}{finding.kind}:{where} {finding.message} {finding.remedy}".rstrip()
-            )
+            lines.append(f"{finding.severity:<8}{finding.kind}:{where} {finding}")
         return "\n".join(lines)
 
 
 def audit(source: DataSource, *, progress: bool = False) -> Audit:
-    """Read every file of a dataset and report. Damage is listed, never raised, and nothing is changed."""
-    findings: list[Finding] = []
-    splits = _splits(source, findings)
-    images = images_by_id(source.root)
-    annotations = _read_annotations(source, images, findings)
-    pictures, damaged = read_pictures(images, progress=progress)
-    findings += [Finding("damaged_image", "error", image_id, str(why)) for image_id, why in damaged.items()]
-    found = list(_file_findings(source, splits, images, annotations))
-    for annotation in annotations.values():
-        found += _annotation_findings(annotation, source.class_names)
-    if converted := layouts.read_marker(source.root):
-        # What is wrong with labels was noted of the file that their owner can mend.
-        noted = converted.notes
-        findings += [Finding(n.kind, n.severity, where, n.message, n.remedy) for where, n in noted]
-        found = [f for f in found if f.kind not in _REPAIRS and f.image_id not in converted.errors]
-    findings += found
+    """Read every image of a dataset and report. Damage is listed, never raised, and nothing is changed."""
+    images, splits = source.labels.images, source.labels.splits
+    listed = set(itertools.chain.from_iterable(splits.values()))
+    paths = {image.image_id: image.path for image in images if image.path.is_file()}
+    pictures, damaged = read_pictures(paths, progress=progress)
+    findings = list(source.labels.findings)
+    labeled = {image.image_id: image for image in images if not _UNLABELED & {f.kind for f in image.findings}}
+    for image in images:
+        findings += image.findings
+        if image.image_id in damaged and all(f.kind != "damaged_image" for f in image.findings):
+            why = str(damaged[image.image_id])
+            findings.append(Finding("damaged_image", "error", image.image_id, why))
+        if image.complete and image.image_id not in listed:
+            remedy = "Add it to one to make use of it."
+            findings.append(Finding("in_no_split", "info", image.image_id, "no split lists it.", remedy))
+        if image.image_id in labeled:
+            findings += _label_findings(source, image)
     split_of = {image_id: split for split in ("train", "val", "test") for image_id in splits[split]}
-    findings += _split_findings(splits, split_of, annotations)
+    findings += _split_findings(splits, split_of)
     findings += _copies(pictures, split_of, progress)
     if source.kind == "bccd":
+        remedy = "Download BCCD anew to compare results."
         findings += [
-            Finding(
-                "differs_from_published", "info", "", line + ".", "Download BCCD anew to compare results."
-            )
-            for line in download.differences(source.root)
+            Finding("differs_from_published", "info", "", f"{line}.", remedy)
+            for line in download.differences(source.folder)
         ]
-    groups = {**{split: splits[split] for split in SPLITS}, "all": list(annotations)}
-    classes = {split: _count(ids, annotations, source.class_names) for split, ids in groups.items()}
+    groups = {**{split: splits[split] for split in SPLITS}, "all": list(labeled)}
+    classes = {split: _count(ids, labeled, source.class_names) for split, ids in groups.items()}
     findings += _class_findings(classes)
-    order = {severity: rank for rank, severity in enumerate(_SEVERITIES)}
     sizes = Counter(picture.size for picture in pictures.values())
     return Audit(
         source=source.describe(),
         images={split: len(ids) for split, ids in groups.items()},
         classes=classes,
         image_sizes=tuple((*size, count) for size, count in sizes.most_common()),
-        box_sizes=_box_sizes(annotations, source.class_names),
-        findings=tuple(sorted(findings, key=lambda finding: order[finding.severity])),
+        box_sizes=_box_sizes(images, source.class_names),
+        findings=tuple(sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))),
     )
 
 
-def _splits(source: DataSource, findings: list[Finding]) -> dict[str, list[str]]:
-    try:
-        return read_splits(source.root)
-    except DataError as error:
-        findings.append(Finding("bad_split", "error", "", str(error)))
-        return {split: [] for split in SPLITS}
-
-
-def _read_annotations(
-    source: DataSource, images: dict[str, Path], findings: list[Finding]
-) -> dict[str, VocAnnotation]:
-    annotations = {}
-    for file in annotation_files(source.root):
-        size = None
-        if file.stem in images:
-            with suppress(DataError):  # a damaged image is a finding of its own
-                size = image_size(images[file.stem])
-        try:
-            annotations[file.stem] = read_voc(file, size)
-        except DataError as error:
-            findings.append(Finding("damaged_annotation", "error", file.stem, str(error)))
-    return annotations
-
-
-def _file_findings(
-    source: DataSource,
-    splits: dict[str, list[str]],
-    images: dict[str, Path],
-    annotations: dict[str, VocAnnotation],
-) -> Iterator[Finding]:
-    labeled = {file.stem for file in annotation_files(source.root)}
-    listed = set(itertools.chain.from_iterable(splits.values()))
-    used = set()
-    for annotation in annotations.values():
-        try:
-            used.add(find_image(source.root, annotation, images).stem)
-        except DataError as error:
-            severity = "error" if annotation.image_id in listed else "warning"
-            yield Finding("annotation_without_image", severity, annotation.image_id, str(error))
-    for image_id in sorted(set(images) - labeled - used):
-        severity = "error" if image_id in listed else "warning"
-        yield Finding(
-            "image_without_annotation",
-            severity,
-            image_id,
-            f"{images[image_id]} has no annotation.",
-            "Label it (an annotation without objects will do), or remove it.",
-        )
-    for image_id in sorted(listed - labeled - set(images)):
-        message = "a split lists it, but there is neither image nor annotation."
-        yield Finding(
-            "missing_file", "error", image_id, message, "Restore them, or take it out of the split."
-        )
-    for image_id in sorted(labeled & set(images) - listed):
-        yield Finding(
-            "in_no_split", "info", image_id, "no split lists it.", "Add it to one to make use of it."
-        )
-
-
-def _annotation_findings(annotation: VocAnnotation, class_names: Sequence[str]) -> Iterator[Finding]:
-    image_id = annotation.image_id
-    for name in sorted(set(annotation.written_names) - set(class_names)):
-        message = f"class {name!r} is unknown; known are {', '.join(class_names)}."
-        yield Finding("unknown_class", "error", image_id, message, f"Correct {annotation.path}.")
-    for repair in annotation.repairs:
-        yield Finding(
-            repair.kind, "warning", image_id, f"{repair}.", f"To mend it for good, edit {annotation.path}."
-        )
-    if not annotation.written_names:
-        yield Finding("no_objects", "info", image_id, "no object is labeled: it teaches background only.")
-    boxes = torch.from_numpy(annotation.boxes)
+def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding]:
+    """What is odd about the objects of an image, once they are repaired."""
+    yield from source.unknown_classes(image)
+    if not image.objects and image.error is None:
+        message = "no object is labeled: it teaches background only."
+        yield Finding("no_objects", "info", image.image_id, message)
+    boxes, names = torch.from_numpy(image.boxes), image.names
     for a, b in (box_iou(boxes, boxes).triu(1) >= DUPLICATE_BOX_IOU).nonzero().tolist():
-        kind = "duplicate_box" if annotation.names[a] == annotation.names[b] else "contradicting_boxes"
-        corners = ", ".join(f"{value:g}" for value in annotation.boxes[b])
-        message = f"{annotation.names[a]} and {annotation.names[b]} mark the same place, [{corners}]."
-        yield Finding(kind, "warning", image_id, message, "Delete one of the two.")
+        kind = "duplicate_box" if names[a] == names[b] else "contradicting_boxes"
+        corners = ", ".join(f"{value:g}" for value in image.boxes[b])
+        message = f"{names[a]} and {names[b]} mark the same place, [{corners}]."
+        yield Finding(kind, "warning", image.image_id, message, "Delete one of the two.")
 
 
-def _split_findings(
-    splits: dict[str, list[str]], split_of: dict[str, str], annotations: dict[str, VocAnnotation]
-) -> Iterator[Finding]:
+def _split_findings(splits: dict[str, list[str]], split_of: dict[str, str]) -> Iterator[Finding]:
     for split in ("train", "val", "test"):
         if not splits[split]:
             yield Finding("empty_split", "error", "", f"split {split} is empty.", "List some images in it.")
@@ -284,19 +197,16 @@ def _pair(kind: str, pair: tuple[str, str], split_of: dict[str, str], what: str)
 
 
 def _count(
-    ids: Sequence[str], annotations: dict[str, VocAnnotation], class_names: Sequence[str]
+    ids: Sequence[str], images: Mapping[str, LabeledImage], class_names: Sequence[str]
 ) -> dict[str, int]:
-    names = (annotations[image_id].written_names for image_id in ids if image_id in annotations)
-    counts = Counter(itertools.chain.from_iterable(names))
+    counts = Counter(o.name for image_id in ids if image_id in images for o in images[image_id].objects)
     return {name: counts[name] for name in class_names}
 
 
-def _box_sizes(
-    annotations: dict[str, VocAnnotation], class_names: Sequence[str]
-) -> dict[str, dict[str, float]]:
+def _box_sizes(images: Sequence[LabeledImage], class_names: Sequence[str]) -> dict[str, dict[str, float]]:
     sides = defaultdict(list)
-    for annotation in annotations.values():
-        for name, box in zip(annotation.names, annotation.boxes, strict=True):
+    for image in images:
+        for name, box in zip(image.names, image.boxes, strict=True):
             sides[name].append(box[2:] - box[:2])
     sizes = {}
     for name in class_names:

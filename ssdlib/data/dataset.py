@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.runtime import available_cores
-from ssdlib.data.formats.voc import Repair
+from ssdlib.data.formats.records import LabeledObject
 from ssdlib.data.images import read_image
 
 CACHE_BYTES = 2 * 1024**3
@@ -36,9 +36,14 @@ class Sample:
     """(G, 4) float32, xyxy pixels, inside the image and with an area."""
     labels: np.ndarray
     """(G,) int64, from 1; 0 is background and never here."""
-    written_names: tuple[str, ...]
-    """Class name of every object in the annotation, those dropped for want of an area included."""
-    repairs: tuple[Repair, ...] = ()
+    objects: tuple[LabeledObject, ...] = ()
+    """Every object of the label file, in its order, those dropped for want of an area included."""
+    label_file: Path | None = None
+
+    @property
+    def repairs(self) -> tuple[str, ...]:
+        """The kind of each repair of a box."""
+        return tuple(kind for o in self.objects for kind in o.repairs)
 
 
 class ImageCache:
@@ -118,7 +123,7 @@ class DetectionDataset(Dataset):
     def class_counts(self, *, raw: bool = False) -> dict[str, int]:
         """Boxes of each class; with `raw`, every object the annotations list, point boxes included."""
         if raw:
-            counts = Counter(name for sample in self.samples for name in sample.written_names)
+            counts = Counter(o.name for sample in self.samples for o in sample.objects)
         else:
             counts = Counter(
                 self.class_names[k - 1] for sample in self.samples for k in sample.labels.tolist()
@@ -163,15 +168,3 @@ class DetectionDataset(Dataset):
             for _ in tqdm(done, "decode images", len(paths), unit="image", disable=not progress):
                 pass
         return self
-
-
-def label_array(names: Sequence[str], class_names: Sequence[str], path: Path, remedy: str) -> np.ndarray:
-    """(G,) int64 labels, from 1. DataError with the file, the unknown class, the known ones and `remedy`."""
-    index = {name: label for label, name in enumerate(class_names, 1)}
-    unknown = sorted(set(names) - set(index))
-    if unknown:
-        raise DataError(
-            f"{path} has unknown class {', '.join(map(repr, unknown))}; "
-            f"known are {', '.join(class_names)}. {remedy}"
-        )
-    return np.array([index[name] for name in names], np.int64)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import shutil
-import tempfile
+import io
 import urllib.request
 import zipfile
 from importlib import resources
 from pathlib import Path
+from typing import BinaryIO
 
 from tqdm import tqdm
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import sha256_of
+from ssdlib.common.files import new_folder, sha256_of
 
 COMMIT = "d272fb14cdff6e473fafeeeba32aba5f560e9e43"
 URL = f"https://github.com/Shenggan/BCCD_Dataset/archive/{COMMIT}.zip"
 TIMEOUT_SECONDS = 6.0
 """Patience for a connection and for each piece of the answer, so that being offline costs seconds."""
 
-_MAX_ARCHIVE_BYTES = 200_000_000  # the real one has about 15 MB
+MAX_ARCHIVE_BYTES = 200_000_000
+"""The real one has about 15 MB."""
+
 _MAX_MEMBER_BYTES = 5_000_000  # the largest image has 50 KB
 _MANIFEST = "bccd.sha256"
 
@@ -48,41 +50,35 @@ def differences(root: str | Path) -> list[str]:
 def download_bccd(target: str | Path, *, progress: bool = True) -> Path:
     """Fetch BCCD into the new folder `target` and return it.
 
-    Everything is unpacked and checked in a folder beside `target`, which appears only when it is complete.
-    Raises DataError if there is no network, or the archive is cut short or holds anything but the published
-    files; `target` is then untouched.
+    The folder appears only when it is complete. Raises DataError if there is no network, if the archive is
+    cut short or its files are not the published ones, or if `target` holds something, which then stays.
     """
-    target = Path(target)
+    with new_folder(target, already=lambda: not differences(target)) as folder:
+        _unpack(_fetch(target, progress), folder)
+    return Path(target)
+
+
+def _fetch(target: str | Path, progress: bool) -> BinaryIO:
+    request = urllib.request.Request(URL, headers={"User-Agent": "ssdlib"})
+    archive = io.BytesIO()
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f"{target.name}.") as temporary:
-            archive = Path(temporary) / "bccd.zip"
-            _fetch(archive, progress)
-            _unpack(archive, Path(temporary) / "unpacked")
-            _move(Path(temporary) / "unpacked", target)
-    except zipfile.BadZipFile as error:
-        raise DataError(f"the archive from {URL} is damaged ({error}). Try again.") from error
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            total = int(answer.headers.get("Content-Length") or 0) or None
+            with tqdm(None, "download BCCD", total, unit="B", unit_scale=True, disable=not progress) as bar:
+                while piece := answer.read(1 << 16):
+                    bar.update(archive.write(piece))
+                    if archive.tell() > MAX_ARCHIVE_BYTES:
+                        raise DataError(f"{URL} sends more than {MAX_ARCHIVE_BYTES // 10**6} MB: not BCCD.")
     except OSError as error:  # URLError and time-outs are OSErrors, too
         reason = getattr(error, "reason", None) or error
         raise DataError(f"cannot download {URL} into {target}: {reason}") from error
-    return target
+    return archive
 
 
-def _fetch(archive: Path, progress: bool) -> None:
-    request = urllib.request.Request(URL, headers={"User-Agent": "ssdlib"})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer, archive.open("wb") as file:
-        total = int(answer.headers.get("Content-Length") or 0) or None
-        with tqdm(None, "download BCCD", total, unit="B", unit_scale=True, disable=not progress) as bar:
-            while piece := answer.read(1 << 16):
-                file.write(piece)
-                bar.update(len(piece))
-                if bar.n > _MAX_ARCHIVE_BYTES or file.tell() > _MAX_ARCHIVE_BYTES:
-                    raise DataError(f"{URL} sends more than {_MAX_ARCHIVE_BYTES // 10**6} MB: not BCCD.")
-
-
-def _unpack(archive: Path, folder: Path) -> None:
+def _unpack(archive: BinaryIO, folder: Path) -> None:
     """Write exactly the files of the manifest; a path in the archive is looked up, never followed."""
-    with zipfile.ZipFile(archive) as packed:
+    try:
+        packed = zipfile.ZipFile(archive)
         members = {name.partition("/BCCD/")[2]: name for name in packed.namelist() if "/BCCD/" in name}
         for name, digest in manifest().items():
             if name not in members:
@@ -93,16 +89,7 @@ def _unpack(archive: Path, folder: Path) -> None:
                 raise DataError(
                     f"{name} from {URL} is not the published file (its SHA-256 differs). Try again."
                 )
-            file = folder / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-
-
-def _move(folder: Path, target: Path) -> None:
-    try:
-        folder.rename(target)
-    except OSError:
-        # Another process may have finished first; its copy is as good as ours.
-        if not target.is_dir() or differences(target):
-            raise
-        shutil.rmtree(folder)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+    except zipfile.BadZipFile as error:
+        raise DataError(f"the archive from {URL} is damaged ({error}). Try again.") from error

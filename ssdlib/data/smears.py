@@ -8,22 +8,20 @@ A network that does well here has learnt to find drawings; say so wherever a num
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from ssdlib.common.errors import ConfigError, DataError, SsdError
-from ssdlib.common.files import read_json, write_json
+from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.common.files import new_folder, read_json, write_json
 from ssdlib.data.formats.voc import voc_bytes
+from ssdlib.data.images import encode_image
 
 SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels or boxes
 WIDTH, HEIGHT = 640, 480
@@ -555,10 +553,10 @@ def write_dataset(
     """Write smears to the folder `root` in BCCD's layout and return it.
 
     `Annotations/*.xml` (Pascal VOC), `JPEGImages/*.jpg`, `ImageSets/Main/{train,val,test,trainval}.txt`, and
-    `smears.json`, which says what the folder holds. The folder is built beside and renamed when whole, so an
-    interrupted run leaves nothing that could be taken for a data set. Where `root` already holds exactly
-    this data set, nothing is written. `fourth_class` as for `draw_smear`. Raises ConfigError for negative
-    numbers, DataError if `root` holds something else or is incomplete, SsdError if the disk refuses.
+    `smears.json`, which says what the folder holds. An interrupted run leaves nothing behind. Where `root`
+    already holds exactly this data set, nothing is written. `fourth_class` as for `draw_smear`. Raises
+    ConfigError for negative numbers, DataError if `root` holds something else or is incomplete, SsdError if
+    the disk refuses.
     """
     root = Path(root)
     contents = {"version": SMEARS_VERSION, "seed": seed, "train": train, "val": val, "test": test}
@@ -568,18 +566,8 @@ def write_dataset(
         raise ConfigError(f"cannot write smears with {contents}: seed and counts must be 0 or more.")
     if _already_there(root, contents):
         return root
-    temporary = root.parent / f".{root.name}.{uuid4().hex[:8]}.partial"
-    try:
-        temporary.mkdir(parents=True)
-        _fill(temporary, contents, progress)
-        _publish(temporary, root, contents)
-    except OSError as error:
-        raise SsdError(
-            f"cannot write the synthetic smears to {root}: {error.strerror or error}. "
-            "Free some space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(root, already=lambda: _already_there(root, contents)) as folder:
+        _fill(folder, contents, progress)
     return root
 
 
@@ -620,7 +608,8 @@ def _fill(folder: Path, contents: dict, progress: bool) -> None:
         state = np.random.SeedSequence([contents["seed"], index]).generate_state(2, np.uint64)
         smear = draw_smear(int(state[0]), **options)
         quality = 73 + int(state[1] % 6)
-        _write_jpeg(folder / "JPEGImages" / f"{name}.jpg", smear.image, quality)
+        image = encode_image(smear.image, quality=quality)
+        (folder / "JPEGImages" / f"{name}.jpg").write_bytes(image)
         names_here = [NAMES[label] for label in smear.labels]
         content = voc_bytes(f"{name}.jpg", WIDTH, HEIGHT, smear.boxes, names_here, database=_DATABASE)
         (folder / "Annotations" / f"{name}.xml").write_bytes(content)
@@ -629,21 +618,3 @@ def _fill(folder: Path, contents: dict, progress: bool) -> None:
         path = folder / "ImageSets" / "Main" / f"{split}.txt"
         path.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
     write_json(folder / MARKER, contents)  # last: a folder without it is not whole
-
-
-def _publish(temporary: Path, root: Path, contents: dict) -> None:
-    """Rename into place. If another process was quicker with the same data set, its copy stays."""
-    with suppress(OSError):
-        root.rmdir()  # succeeds only on an empty folder; Windows will not rename over one
-    try:
-        temporary.rename(root)
-    except OSError:
-        if not _already_there(root, contents):
-            raise
-
-
-def _write_jpeg(path: Path, rgb: np.ndarray, quality: int) -> None:
-    done, content = cv2.imencode(".jpg", rgb[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    if not done:
-        raise SsdError(f"cannot encode {path} as JPEG: this build of OpenCV lacks the encoder.")
-    path.write_bytes(content.tobytes())

@@ -4,87 +4,103 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from uuid import uuid4
 
 import yaml
 
-from ssdlib.common.errors import ConfigError, DataError, SsdError
-from ssdlib.common.files import write_json, write_text
+from ssdlib.common.errors import ConfigError
+from ssdlib.common.files import new_folder, write_json, write_text
 from ssdlib.data.dataset import Sample
-from ssdlib.data.formats.voc import write_voc
-from ssdlib.data.source import DataSource, read_splits
+from ssdlib.data.formats.voc import find_root, write_voc
+from ssdlib.data.source import DataSource
 
 FORMATS = ("voc", "coco", "yolo")
 _PARTS = ("train", "val", "test")
+
+Splits = Mapping[str, Sequence[Sample]]
 
 
 def write_layout(source: DataSource, out: str | Path, layout: str) -> Path:
     """Copy images and labels to the new folder `out` as Pascal VOC, COCO or YOLO; returns it.
 
     Boxes are those that training sees: repaired, points left out. Splits are kept; in COCO and YOLO, which
-    have no place for them, images of no split are left out. The folder is built beside and renamed when
-    whole. Raises ConfigError for another layout, DataError for damaged data or where `out` holds something.
+    have no place for them, images of no split are left out. Raises ConfigError for another layout, DataError
+    for damaged data or where `out` holds something.
     """
-    if layout not in FORMATS:
+    writers = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}
+    if layout not in writers:
         raise ConfigError(f"there is no layout {layout!r}; choose one of: {', '.join(FORMATS)}")
-    out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out} already holds something: name a new folder.")
-    samples = {sample.image_id: sample for sample in source.dataset("all").samples}
-    splits = {
-        split: [samples[i] for i in ids if i in samples] for split, ids in read_splits(source.root).items()
-    }
-    temporary = out.parent / f".{out.name}.{uuid4().hex[:8]}.partial"
-    try:
-        temporary.mkdir(parents=True)
-        writer = {"voc": _write_voc, "coco": _write_coco, "yolo": _write_yolo}[layout]
-        writer(temporary, list(samples.values()), splits, source.class_names)
-        if source.synthetic and layout == "voc" and (source.root / "smears.json").is_file():
-            shutil.copyfile(source.root / "smears.json", temporary / "smears.json")
-        with suppress(OSError):
-            out.rmdir()
-        temporary.rename(out)
-    except OSError as error:
-        raise SsdError(
-            f"cannot write {out}: {error.strerror or error}. Free some space or choose another folder."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return out
+    with new_folder(out) as folder:
+        samples = {sample.image_id: sample for sample in source.dataset("all").samples}
+        splits = {
+            split: [samples[i] for i in ids if i in samples] for split, ids in source.labels.splits.items()
+        }
+        writers[layout](folder, list(samples.values()), splits, source.class_names)
+        if layout == "voc":
+            _copy_marker(source, folder)
+    return Path(out)
 
 
-Splits = Mapping[str, Sequence[Sample]]
+def copy_as_voc(source: DataSource, folder: Path) -> None:
+    """Fill `folder` with a copy of the data as Pascal VOC, the labels exactly as they are written.
+
+    A source in this layout is copied file by file. Of another one, every image that is there gets an
+    annotation with its objects in the order of its label file, so that an object keeps its number.
+    """
+    if find_root(source.folder) == source.folder:
+        for name in ("Annotations", "JPEGImages", "ImageSets"):
+            if (source.folder / name).is_dir():
+                shutil.copytree(source.folder / name, folder / name)
+        _copy_marker(source, folder)
+        return
+    for image in source.labels.images:
+        if image.complete:
+            name = f"{image.image_id}{image.path.suffix.lower()}"
+            _copy(image.path, folder / "JPEGImages" / name)
+            write_voc(
+                folder / "Annotations" / f"{image.image_id}.xml",
+                width=image.width,
+                height=image.height,
+                boxes=[o.written for o in image.objects],
+                names=[o.name for o in image.objects],
+                filename=name,
+            )
+    _write_lists(folder, source.labels.splits)
+
+
+def _copy(image: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(image, target)
+
+
+def _copy_marker(source: DataSource, folder: Path) -> None:
+    """The mark of drawn data must travel with them."""
+    if (source.folder / "smears.json").is_file():
+        shutil.copyfile(source.folder / "smears.json", folder / "smears.json")
+
+
+def _write_lists(folder: Path, splits: Mapping[str, Sequence[str]]) -> None:
+    for split, image_ids in splits.items():
+        lines = "".join(f"{image_id}\n" for image_id in image_ids)
+        write_text(folder / "ImageSets" / "Main" / f"{split}.txt", lines)
 
 
 def _file_name(sample: Sample) -> str:
     return f"{sample.image_id}{sample.image_path.suffix.lower()}"
 
 
-def _copy(sample: Sample, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(sample.image_path, folder / _file_name(sample))
-
-
-def _names(sample: Sample, class_names: Sequence[str]) -> list[str]:
-    return [class_names[label - 1] for label in sample.labels]
-
-
 def _write_voc(root: Path, samples: Sequence[Sample], splits: Splits, class_names: Sequence[str]) -> None:
     for sample in samples:
-        _copy(sample, root / "JPEGImages")
+        _copy(sample.image_path, root / "JPEGImages" / _file_name(sample))
         write_voc(
             root / "Annotations" / f"{sample.image_id}.xml",
             width=sample.width,
             height=sample.height,
             boxes=sample.boxes,
-            names=_names(sample, class_names),
+            names=[class_names[label - 1] for label in sample.labels],
             filename=_file_name(sample),
         )
-    for split, members in splits.items():
-        lines = "".join(f"{sample.image_id}\n" for sample in members)
-        write_text(root / "ImageSets" / "Main" / f"{split}.txt", lines)
+    _write_lists(root, {split: [sample.image_id for sample in part] for split, part in splits.items()})
 
 
 def _write_coco(root: Path, samples: Sequence[Sample], splits: Splits, class_names: Sequence[str]) -> None:
@@ -92,7 +108,7 @@ def _write_coco(root: Path, samples: Sequence[Sample], splits: Splits, class_nam
     for split in _PARTS:
         images, annotations = [], []
         for number, sample in enumerate(splits.get(split, ()), 1):
-            _copy(sample, root / split)
+            _copy(sample.image_path, root / split / _file_name(sample))
             size = {"width": sample.width, "height": sample.height}
             images.append({"id": number, "file_name": _file_name(sample), **size})
             for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
@@ -109,7 +125,7 @@ def _write_yolo(root: Path, samples: Sequence[Sample], splits: Splits, class_nam
     for split in _PARTS:
         for sample in splits.get(split, ()):
             about[split] = f"images/{split}"
-            _copy(sample, root / "images" / split)
+            _copy(sample.image_path, root / "images" / split / _file_name(sample))
             sides = (sample.width, sample.height)
             lines = []
             for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):

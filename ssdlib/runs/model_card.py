@@ -212,9 +212,7 @@ def _recipe_facts(about: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _data_line(source: DataSource) -> str:
-    from ssdlib.data.source import read_splits
-
-    counts = {split: len(ids) for split, ids in read_splits(source.root).items()}
+    counts = {split: len(ids) for split, ids in source.labels.splits.items()}
     sizes = ", ".join(f"{split} {counts.get(split, 0)}" for split in ("train", "val", "test"))
     use = "drawn by `ssdlib data smears`" if source.synthetic else "only train was trained on, val chose"
     return f"{_name_of(source)}: {sizes} images; {use}. Fingerprint `{source.fingerprint}`."

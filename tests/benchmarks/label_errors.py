@@ -36,7 +36,6 @@ from ssdlib.detector.model_file import shipped_weights
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
 from ssdlib.tools.label_errors.folds import SCORE_FLOOR, FoldSettings, out_of_fold
-from ssdlib.tools.label_errors.labels import read_labels
 from ssdlib.tools.label_errors.rank import CUTS as LISTED
 from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, find_label_issues
 
@@ -100,7 +99,7 @@ def damage_labels(
 
 
 def _edited_copy(source: DataSource, out: str | Path, edit: Callable[[etree._Element, Path], None]) -> None:
-    shutil.copytree(source.root, out)
+    shutil.copytree(source.folder, out)
     for file in sorted((Path(out) / "Annotations").glob("*.xml")):
         tree = read_tree(file)
         edit(tree, file)
@@ -184,13 +183,13 @@ def damage_found(
     """Average precision of each kind of damage among the undamaged labels, and of all damage together."""
     dataset = source.dataset("all")
     detections = [predictions[sample.image_id] for sample in dataset.samples]
-    issues = find_label_issues(source, dataset, detections, cuts=dict.fromkeys(KINDS, 0.0))
+    issues = find_label_issues(dataset, detections, cuts=dict.fromkeys(KINDS, 0.0))
     doubtful = ("badly_located", "no_detection", "other_class")
     scores = {(s.image, s.object): s.score for s in issues if s.kind in doubtful}
     rows = [
-        (damage[sample.image_id].get(label.number), scores.get((sample.image_id, label.number), 0.0))
+        (damage[sample.image_id].get(number), scores.get((sample.image_id, number), 0.0))
         for sample in dataset.samples
-        for label in read_labels(source, sample)
+        for number, label in enumerate(sample.objects, start=1)
         if label.box is not None
     ]
     kinds = {name: [row for row in rows if row[0] in (None, name)] for name in DAMAGES}
@@ -242,8 +241,8 @@ def measure(
         histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
         seconds = [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories]
     dataset = source.dataset("all")
-    issues = find_label_issues(source, dataset, found, cuts={**LISTED, "unlabeled": 0.0})
-    listed = find_label_issues(source, dataset, found)
+    issues = find_label_issues(dataset, found, cuts={**LISTED, "unlabeled": 0.0})
+    listed = find_label_issues(dataset, found)
     classes = {"all": None, **{name: name for name in source.class_names}}
     shutil.rmtree(out / "damaged", ignore_errors=True)
     damage = damage_labels(source, out / "damaged")

@@ -147,7 +147,8 @@ def _our_training(bench: Bench, recipe: Recipe, compile: bool = False) -> Callab
 def _naive_training(bench: Bench) -> Callable[[], object]:
     model = naive.NaiveSSD300(NUM_CLASSES).to(bench.device).train()
     optimizer = _sgd(model)
-    loader = naive.make_loader(bench.source.root, bench.source.split_ids("train")[: bench.batch], bench.batch)
+    ids = bench.source.split_ids("train")[: bench.batch]
+    loader = naive.make_loader(bench.source.folder, ids, bench.batch)
 
     def one_batch() -> None:
         for images, boxes, labels in loader:
@@ -298,7 +299,7 @@ def loading(bench: Bench) -> Timings:
     contestants = {
         OURS: _our_loading(bench, RECIPES["scratch"].augment),
         "ours, no augmentation": _our_loading(bench, NO_AUGMENTATION),
-        NAIVE: _drain(naive.make_loader(bench.source.root, bench.source.split_ids("train"), bench.batch)),
+        NAIVE: _drain(naive.make_loader(bench.source.folder, bench.source.split_ids("train"), bench.batch)),
     }
     return bench.take_turns("data loader, per image", contestants, units=count)
 

@@ -49,7 +49,7 @@ def issues_of(tmp_path):
     def find(labels, detections, **options):
         source = folder_of(tmp_path / "data", {"field": labels, "other": [("RBC", B)] * 3})
         known = found(("RBC", 0.9, B), image="other")
-        issues = find_label_issues(source, source.dataset("all"), [detections, known], **options)
+        issues = find_label_issues(source.dataset("all"), [detections, known], **options)
         return [issue for issue in issues if issue.image == "field"]
 
     return find
@@ -146,7 +146,7 @@ def test_cuts_say_what_is_listed(issues_of):
 def test_as_many_predictions_as_images(tmp_path):
     source = folder_of(tmp_path, {"field": [("RBC", A)]})
     with pytest.raises(DataError, match="1 images and 0 predictions"):
-        find_label_issues(source, source.dataset("all"), [])
+        find_label_issues(source.dataset("all"), [])
 
 
 # Folds -----------------------------------------------------------------------------------------------------
@@ -189,7 +189,8 @@ def test_copies_of_a_field_are_in_one_fold(smears_copy):
     for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
         first = smears_copy / kind / f"SmearImage_00000.{suffix}"
         (smears_copy / kind / f"SmearImage_copy.{suffix}").write_bytes(first.read_bytes())
-    assert same_fields(bccd.images_by_id(smears_copy)) == [("SmearImage_00000", "SmearImage_copy")]
+    fields = {image.image_id: image.path for image in bccd.open_folder(smears_copy).labels.images}
+    assert same_fields(fields) == [("SmearImage_00000", "SmearImage_copy")]
     assert same_fields({}) == []
 
 
@@ -326,7 +327,7 @@ def test_removed_labels_are_found_again(predicted_smears, tmp_path):
     removed = hide_labels(whole, tmp_path / "hidden", share=0.15, seed=0)
     source = bccd.open_folder(tmp_path / "hidden")
     detections = [predictions[image_id] for image_id in source.split_ids("all")]
-    issues = find_label_issues(source, source.dataset("all"), detections)
+    issues = find_label_issues(source.dataset("all"), detections)
     result = found_again(issues, removed, "RBC")
     assert result["removed"] >= 30
     assert result["precision"] >= 0.9
@@ -370,7 +371,7 @@ def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys, ver
     source = folder_of(tmp_path / "data", {"field": [("RBC", A)], "empty": []})
     before = source.fingerprint
     write_json(tmp_path / "p/all.json", [found(("WBC", 0.4, B)).to_dict(), found(image="empty").to_dict()])
-    command, out = ["data", verb, "--data", str(source.root)], tmp_path / "out"
+    command, out = ["data", verb, "--data", str(source.folder)], tmp_path / "out"
     predicted = ["--predictions", str(tmp_path / "p"), "--min-score", "0.3"]
     assert main([*command, *predicted, "--out", str(out), "-q"]) == 0
     assert "unlabeled" in capsys.readouterr().out

@@ -31,7 +31,7 @@ def source(tmp_path):
 def issues(source):
     """One to add, one to move, one to rename, one to remove, in the order of KINDS."""
     detections = found(("RBC", 0.9, MOVED), ("WBC", 0.8, B), ("Platelets", 0.7, PLATELET))
-    return find_label_issues(source, source.dataset("all"), [detections, found(image="other")])
+    return find_label_issues(source.dataset("all"), [detections, found(image="other")])
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_new_ranking_keeps_decisions(decisions, source, issues):
 
 
 def test_decisions_belong_to_their_data(decisions, source, issues):
-    (source.root / "Annotations/other.xml").write_text("<annotation/>")
+    (source.folder / "Annotations/other.xml").write_text("<annotation/>")
     with pytest.raises(DataError, match="made for other data"):
         read_decisions(decisions, source)
     with pytest.raises(DataError, match="made for other data"):
@@ -157,14 +157,14 @@ def test_the_widget_is_clicked_through(decisions, source, monkeypatch):
 
 def test_the_widget_says_what_went_wrong(decisions, source):
     widget = ReviewWidget(decisions)
-    for file in (source.root / "JPEGImages").iterdir():
+    for file in (source.folder / "JPEGImages").iterdir():
         file.write_bytes(b"")
     widget.buttons["accept"].click()
     assert "field.png" in widget.text.value
 
 
 def test_the_widget_finds_data_that_were_moved(decisions, source, tmp_path):
-    moved = source.root.rename(tmp_path / "moved")
+    moved = source.folder.rename(tmp_path / "moved")
     with pytest.raises(DataError, match="not a dataset"):
         ReviewWidget(decisions)
     assert "1 of 4" in ReviewWidget(decisions, bccd.open_folder(moved)).text.value
@@ -182,13 +182,13 @@ def test_accepted_issues_are_put_right_in_a_copy(decisions, source, tmp_path):
     assert counts == {"add": 1, "remove": 1, "move": 1, "rename": 1}
     assert source.fingerprint == before
     copy = bccd.open_folder(tmp_path / "copy")
-    assert read_objects(copy.root / "Annotations/field.xml") == [
+    assert read_objects(copy.folder / "Annotations/field.xml") == [
         ("RBC", MOVED),
         ("WBC", B),
         ("Platelets", PLATELET),
     ]
     assert len(copy.dataset("all")) == 2
-    assert json.loads((copy.root / "corrections.json").read_text())["changes"] == counts
+    assert json.loads((copy.folder / "corrections.json").read_text())["changes"] == counts
     assert not [p for p in tmp_path.iterdir() if p.name.endswith(".partial")]
 
 
@@ -213,7 +213,7 @@ def test_a_corrected_copy_keeps_splits_and_notice(smears_source, smears_copy, tm
     detections = [
         Detections.empty((s.width, s.height), dataset.class_names, s.image_id) for s in dataset.samples
     ]
-    issues = find_label_issues(source, dataset, detections)
+    issues = find_label_issues(dataset, detections)
     write_decisions(tmp_path / "d.json", source, issues)
     ReviewSession(tmp_path / "d.json").decide("accept")
     assert apply_decisions(source, tmp_path / "d.json", tmp_path / "corrected")["remove"] == 1
@@ -224,12 +224,12 @@ def test_a_corrected_copy_keeps_splits_and_notice(smears_source, smears_copy, tm
 
 
 def test_the_overlay_marks_what_is_proposed(issues, source, tmp_path):
-    assert write_overlay(source, issues, tmp_path / "overlay") == 1
+    assert write_overlay(issues, source.dataset("all"), tmp_path / "overlay") == 1
     tree = read_tree(tmp_path / "overlay/Annotations/field.xml")
     objects = [(node.findtext("name"), node.findtext("pose")) for node in tree.iterfind("object")]
     assert objects[:3] == [("RBC", "Unspecified")] * 3
     assert objects[3:] == [("Platelets", PROPOSED), ("RBC", PROPOSED), ("WBC", PROPOSED)]
-    assert write_overlay(source, [], tmp_path / "overlay") == 0
+    assert write_overlay([], source.dataset("all"), tmp_path / "overlay") == 0
     assert not list((tmp_path / "overlay/Annotations").iterdir())
 
 

@@ -6,8 +6,8 @@ The format: https://cocodataset.org/#format-data. Boxes there are [x, y, width, 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,18 +15,16 @@ import numpy as np
 
 from ssdlib.common.errors import DataError, SsdError
 from ssdlib.common.files import read_json
-from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
+    LabeledFolder,
     LabeledImage,
-    Layout,
-    Note,
     check_names,
     relative,
+    rounded,
 )
-from ssdlib.data.formats.voc import Repair, repair_box
-from ssdlib.data.images import image_size, list_images
+from ssdlib.data.images import list_images
 
 LAYOUT = "a COCO file (annotations/*.json, or _annotations.coco.json in each split's folder) and its images"
 
@@ -37,49 +35,7 @@ _KEYS = {
 }
 
 
-def read_coco(json_path: str | Path, image_folder: str | Path) -> DetectionDataset:
-    """The images of a COCO file with their boxes; crowd regions are passed over.
-
-    Labels 1, 2, ... are the categories in the order of their ids, so that an unused id leaves no gap. Boxes
-    are repaired as `read_voc` does. Raises DataError, naming the entry, for a file that is not COCO, a
-    missing or damaged image, a path outside `image_folder`, or an annotation of an unknown image or category.
-    """
-    json_path, image_folder = Path(json_path), Path(image_folder)
-    layout = _read_file(json_path, lambda name: image_folder / name, None, str(json_path))
-    for note in [*layout.notes, *(note for image in layout.images for note in image.notes)]:
-        if note.severity == "error" or note.kind == "unknown_image":
-            raise DataError(str(note))
-    for image in layout.images:
-        if not image.width:
-            image_size(image.path)  # says what is wrong with it
-    samples = [_sample(image, layout.class_names) for image in layout.images]
-    return DetectionDataset(samples, layout.class_names)
-
-
-def _sample(image: LabeledImage, class_names: Sequence[str]) -> Sample:
-    repairs = [Repair(note.kind, note.message) for note in image.notes if note.kind == "size_mismatch"]
-    boxes, labels = [], []
-    for number, (name, corners) in enumerate(zip(image.names, image.boxes, strict=True), 1):
-        box = repair_box(corners, image.width, image.height, f"object {number} ({name})", repairs)
-        if box is not None:
-            boxes.append(box)
-            labels.append(class_names.index(name) + 1)
-    return Sample(
-        image_id=image.path.stem,
-        image_path=image.path,
-        width=image.width,
-        height=image.height,
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        labels=np.array(labels, np.int64),
-        written_names=tuple(image.names),
-        repairs=tuple(repairs),
-    )
-
-
-# --- a whole folder --------------------------------------------------------------------------------------
-
-
-def read_coco_folder(root: Path) -> Layout | None:
+def read_coco_folder(root: Path) -> LabeledFolder | None:
     """Read a folder with COCO files: one for all images, or one a split, as COCO and Roboflow lay them out.
 
     The split is told by the file's name (instances_train2017.json) or its folder's (valid/). Images are
@@ -89,22 +45,17 @@ def read_coco_folder(root: Path) -> Layout | None:
     files = _json_files(root)
     if not files:
         return None
-    layouts = []
+    folder = LabeledFolder("coco", root, (), [], files)
     for file in files:
-        split, word = _split_of(file, root)
-        layouts.append(_read_file(file, _finder(file, root, word), split, relative(file, root)))
-    images = [image for layout in layouts for image in layout.images]
-    listed = {image.path for image in images}
-    folders = sorted({path.parent for path in listed if path.parent.is_dir()})
-    spare = [path for folder in folders for path in list_images(folder) if path not in listed]
-    notes = [note for layout in layouts for note in layout.notes]
-    if spare:
-        message = f"{len(spare)} images are in no COCO file, {relative(spare[0], root)} first: not used."
-        notes.append(Note("image_not_listed", "info", message, "Label them to make use of them."))
-    if not images:
+        _read_file(file, folder)
+    if not folder.images:
         raise DataError(f"{', '.join(map(str, files))}: no image is listed. Export the labels anew.")
-    names = dict.fromkeys(name for layout in layouts for name in layout.class_names)
-    return Layout("coco", tuple(names), images, notes)
+    listed = {image.path for image in folder.images}
+    places = sorted({path.parent for path in listed if path.parent.is_dir()})
+    if spare := [path for place in places for path in list_images(place) if path not in listed]:
+        message = f"{len(spare)} images are in no COCO file, {relative(spare[0], root)} first: not used."
+        folder.report("image_not_listed", "info", message, "Label them to make use of them.")
+    return folder
 
 
 def _json_files(root: Path) -> list[Path]:
@@ -155,40 +106,43 @@ def _finder(file: Path, root: Path, word: str) -> Callable[[str], Path]:
 # --- one file --------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, find: Callable[[str], Path], split: str | None, shown: str) -> Layout:
-    """One COCO file; `find` says where an image is, `shown` is the file's name in notes."""
+def _read_file(path: Path, folder: LabeledFolder) -> None:
+    """Add the images and classes of one COCO file to the folder."""
     try:
         content = read_json(path, hint="A COCO annotation file is needed.")
     except SsdError as error:
         raise DataError(str(error)) from error
+    shown = relative(path, folder.root)
+    split, word = _split_of(path, folder.root)
+    find = _finder(path, folder.root, word)
     entries, categories, annotations = (_entries(content, key, path) for key in _KEYS)
     categories = sorted(categories, key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
     class_names = check_names([str(entry["name"]) for entry in categories], path)
     names = {entry["id"]: name for entry, name in zip(categories, class_names, strict=True)}
+    folder.class_names = tuple(dict.fromkeys((*folder.class_names, *class_names)))
     images = {}
     for entry in entries:
         if entry["id"] in images:
             raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
-        image = LabeledImage(find(_safe_name(str(entry["file_name"]), path)), split)
+        image = LabeledImage(find(_safe_name(str(entry["file_name"]), path)), path, split=split)
         if image.measure():
             _compare_size(image, entry, shown)
         images[entry["id"]] = image
-    layout = Layout("coco", class_names, list(images.values()))
-    crowds = defaultdict(int)
+    folder.images += images.values()
+    crowds = Counter()
     for number, entry in enumerate(annotations):
         where = f"{shown}: annotation {entry.get('id', f'number {number}')}"
         image = images.get(entry["image_id"])
         if image is None:
             message = f"{where} has image_id {entry['image_id']!r}, not in the file: its box is lost."
-            layout.notes.append(Note("unknown_image", "warning", message, "List the image, or delete it."))
+            folder.report("unknown_image", "warning", message, "List the image, or delete it.")
         elif entry.get("iscrowd"):
             crowds[image] += 1
         else:
             _add(image, entry, names, where)
     for image, count in crowds.items():
         message = f"{count} crowd regions in {shown} are passed over: what is in them counts as background."
-        image.notes.append(Note("crowd", "info", message))
-    return layout
+        image.report("crowd", "info", message)
 
 
 def _add(image: LabeledImage, entry: dict[str, Any], names: dict[Any, str], where: str) -> None:
@@ -197,15 +151,15 @@ def _add(image: LabeledImage, entry: dict[str, Any], names: dict[Any, str], wher
     if category not in names:
         known = ", ".join(f"{number} {name}" for number, name in names.items())
         message = f"{where} has category_id {category!r}, not in the file, which has {known}."
-        image.notes.append(Note("unknown_class", "error", message, "List the category, or delete it."))
+        image.report("unknown_class", "error", message, "List the category, or delete it.")
         return
     corners = _corners(entry.get("bbox")) or _outline(entry.get("segmentation"))
     if corners is None:
         message = f"{where} ({names[category]}) must have a bbox of four numbers, not {entry.get('bbox')!r}."
-        image.notes.append(Note("damaged_labels", "error", message, "Correct it, or delete the annotation."))
+        image.report("damaged_labels", "error", message, "Correct it, or delete the annotation.")
         return
     if image.width:
-        image.add(names[category], corners, where)
+        image.add(names[category], rounded(corners), where)
 
 
 def _compare_size(image: LabeledImage, entry: dict[str, Any], shown: str) -> None:
@@ -215,7 +169,7 @@ def _compare_size(image: LabeledImage, entry: dict[str, Any], shown: str) -> Non
         message = f"{shown} states {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]}"
         message += ": if it was resized, its boxes are in wrong places."
         remedy = "Export the labels for the images as they are."
-        image.notes.append(Note("size_mismatch", "warning", message, remedy))
+        image.report("size_mismatch", "warning", message, remedy)
 
 
 def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:

@@ -1,13 +1,16 @@
-"""What the readers of other layouts hand over: images with objects as written, and what was odd."""
+"""What every reader of a labeled folder returns: images with their objects, and what is odd about them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.data.formats.voc import Repair, repair_box
 from ssdlib.data.images import image_size
 
 Corners = tuple[float, float, float, float]
@@ -15,14 +18,22 @@ SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "va
 SPLIT_WORDS |= {"dev": "val", "test": "test", "testing": "test"}
 """How folders and files call the splits."""
 
+_TOLERANCE = 0.05
+"""Pixels. A box that reaches this little outside was rounded (fractions with six digits), not misplaced."""
+
 
 @dataclass(frozen=True)
-class Note:
-    """One thing worth knowing; becomes a finding of the audit. An error makes its image unusable."""
+class Finding:
+    """One thing worth knowing about the data.
+
+    Errors stop training, warnings distort results, infos do neither. `str(finding)` is message and remedy.
+    """
 
     kind: str
     severity: str
-    """error, warning or info, as `ssdlib.data.audit.Finding` has it."""
+    """error, warning or info."""
+    image_id: str
+    """Empty where it concerns the whole dataset."""
     message: str
     remedy: str = ""
 
@@ -30,69 +41,145 @@ class Note:
         return f"{self.message} {self.remedy}".rstrip()
 
 
+class LabeledObject(NamedTuple):
+    """One object of a label file. Boxes are xyxy pixels of the upright image."""
+
+    name: str
+    written: Corners
+    """The box as the file has it."""
+    box: Corners | None
+    """The box with its corners in order and inside the image; None if nothing is left of it."""
+    repairs: tuple[str, ...]
+    """The kinds of findings about what had to be repaired: swapped_corners, point_box, box_outside."""
+
+
 @dataclass(eq=False)
 class LabeledImage:
-    """One image and the objects that its label file lists, still as written."""
+    """One image and the objects that its label file lists, in the file's order."""
 
     path: Path
+    """The image, or where it should be."""
+    label_file: Path
+    """The file with its labels, or where it should be."""
+    image_id: str = ""
+    """Unique in its folder. Readers that leave it empty have it chosen by `read_folder`."""
     split: str | None = None
-    """train, val, test, or None where the layout does not say."""
+    """train, val, test, or None where the folder does not say."""
     width: int = 0
     height: int = 0
-    """Of the real image, upright; 0 where it cannot be read."""
-    names: list[str] = field(default_factory=list)
-    boxes: list[Corners] = field(default_factory=list)
-    """xyxy pixels, one a name; outside the image or without an area if they are written so."""
-    notes: list[Note] = field(default_factory=list)
+    """Those of the real image, upright; those that the label file states, or 0, if it cannot be read."""
+    complete: bool = True
+    """False where the image is missing, or the annotation that it needs to be used."""
+    objects: list[LabeledObject] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """(G, 4) float32 xyxy pixels: the boxes of which something is left."""
+        return np.array([o.box for o in self.objects if o.box is not None], np.float32).reshape(-1, 4)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each of `boxes`."""
+        return [o.name for o in self.objects if o.box is not None]
+
+    def labels(self, class_names: Sequence[str]) -> np.ndarray:
+        """(G,) int64: the label of each of `boxes`, from 1, in the order of `class_names`."""
+        index = {name: label for label, name in enumerate(class_names, 1)}
+        return np.array([index[name] for name in self.names], np.int64)
+
+    @property
+    def error(self) -> Finding | None:
+        """The first thing that makes the image unusable."""
+        return next((finding for finding in self.findings if finding.severity == "error"), None)
+
+    def report(self, kind: str, severity: str, message: str, remedy: str = "") -> None:
+        """Add a finding."""
+        self.findings.append(Finding(kind, severity, self.image_id, message, remedy))
 
     def measure(self) -> bool:
-        """Read width and height from the image. False, with a note if the file is missing, where impossible.
-
-        A damaged image gets no note here: whoever reads its pixels will say it.
-        """
+        """Read width and height from the image. False, with an error among the findings, where impossible."""
         try:
             self.width, self.height = image_size(self.path)
         except DataError as error:
-            if not self.path.is_file():
+            self.complete = self.path.is_file()
+            if self.complete:
+                self.report("damaged_image", "error", str(error))
+            else:
                 remedy = "It cannot be used: restore it, or take it out of the labels."
-                self.notes.append(Note("missing_image", "error", str(error), remedy))
+                self.report("missing_image", "error", str(error), remedy)
             return False
         return True
 
     def add(self, name: str, corners: Corners, where: str) -> None:
-        """Add an object; `where` (file and line) is for the notes on what will be repaired."""
-        corners = tuple(map(_snap, corners, 2 * (self.width, self.height)))
-        self.names.append(name)
-        self.boxes.append(corners)
-        repairs: list[Repair] = []
-        repair_box(corners, self.width, self.height, f"{where} ({name})", repairs)
-        for repair in repairs:
-            self.notes.append(
-                Note(repair.kind, "warning", f"{repair}.", "To mend it for good, edit that file.")
-            )
+        """Add an object, its box repaired, and a finding for each repair that names `where` it is written."""
+        box, repairs = repair_box(corners, self.width, self.height)
+        self.objects.append(LabeledObject(name, corners, box, tuple(kind for kind, _ in repairs)))
+        written = ", ".join(f"{value:g}" for value in corners)
+        for kind, what in repairs:
+            message = f"{where} ({name}) [{written}]: {what}."
+            self.report(kind, "warning", message, f"To mend it for good, edit {self.label_file}.")
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """A folder that was read."""
+@dataclass(eq=False)
+class LabeledFolder:
+    """A folder of labeled images, as it was when it was read."""
 
     kind: str
     """voc, coco or yolo."""
+    root: Path
     class_names: tuple[str, ...]
-    """As the folder orders them, those without an object included."""
+    """In the folder's order; where it has none, by name."""
     images: list[LabeledImage]
-    notes: list[Note] = field(default_factory=list)
+    files: list[Path]
+    """Every file that decides what is read: images, labels, class names, splits."""
+    findings: list[Finding] = field(default_factory=list)
     """What concerns the whole folder."""
+    splits: dict[str, list[str]] = field(default_factory=dict)
+    """Image ids of train, val, test and trainval."""
+    notice: str = ""
+    """What everyone who reads a result must know: where the splits are not the folder's own."""
+
+    @cached_property
+    def by_id(self) -> dict[str, LabeledImage]:
+        """The images by their ids."""
+        return {image.image_id: image for image in self.images}
+
+    def report(self, kind: str, severity: str, message: str, remedy: str = "") -> None:
+        """Add a finding that concerns the whole folder."""
+        self.findings.append(Finding(kind, severity, "", message, remedy))
 
 
-def _snap(value: float, side: int) -> float:
-    """Fractions with six digits miss the border by a little; that is no mistake of anyone's."""
-    return min(max(value, 0.0), float(side)) if -0.05 < value < side + 0.05 else value
+Reader = Callable[[Path], LabeledFolder | None]
+"""Reads a folder, or returns None if it is of another kind. Raises DataError for a folder of its kind that is
+damaged as a whole; what is wrong with single images goes to their findings."""
 
 
-Reader = Callable[[Path], Layout | None]
-"""Reads a folder, or says None if it is of another kind. Raises DataError for one of its kind that is damaged
-as a whole."""
+def repair_box(corners: Corners, width: int, height: int) -> tuple[Corners | None, list[tuple[str, str]]]:
+    """The box in order and inside the image (None if nothing is left), and (kind, what) of each repair.
+
+    An image of 0 x 0 pixels, whose size is not known, bounds no box.
+    """
+    repairs = []
+    xmin, ymin, xmax, ymax = corners
+    if xmin > xmax or ymin > ymax:
+        repairs.append(("swapped_corners", "corners in the wrong order, swapped"))
+        xmin, xmax, ymin, ymax = min(xmin, xmax), max(xmin, xmax), min(ymin, ymax), max(ymin, ymax)
+    if xmin == xmax or ymin == ymax:
+        return None, [*repairs, ("point_box", "a box without an area, dropped")]
+    if not (width and height):
+        return (xmin, ymin, xmax, ymax), repairs
+    inside = max(xmin, 0.0), max(ymin, 0.0), min(xmax, float(width)), min(ymax, float(height))
+    if inside[0] >= inside[2] or inside[1] >= inside[3]:
+        return None, [*repairs, ("box_outside", f"wholly outside the {width} x {height} image, dropped")]
+    if max(abs(a - b) for a, b in zip(inside, (xmin, ymin, xmax, ymax), strict=True)) >= _TOLERANCE:
+        repairs.append(("box_outside", f"reaches outside the {width} x {height} image, clipped"))
+    return inside, repairs
+
+
+def rounded(corners: Sequence[float]) -> Corners:
+    """The corners to a thousandth of a pixel, for formats that only state them by fractions or by sums."""
+    return tuple(round(value, 3) for value in corners)
 
 
 def relative(path: Path, root: Path) -> str:

@@ -1,14 +1,12 @@
-"""Pascal VOC annotations: one XML file an image, with class names and pixel boxes.
+"""Pascal VOC annotations: one XML file for each image, with class names and pixel boxes.
 
 XML from strangers is parsed without entities, DTDs or network, and a file that declares any is refused.
-What is repaired on the way is written down in `VocAnnotation.repairs` and shown by the audit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
@@ -16,84 +14,163 @@ from lxml import etree
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import write_bytes
+from ssdlib.data.formats.records import SPLIT_WORDS, Corners, LabeledFolder, LabeledImage
+from ssdlib.data.images import IMAGE_SUFFIXES, list_images
+from ssdlib.data.splits import SHARES_TEXT, SPLITS, divide
 
+LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
 MAX_XML_BYTES = 20_000_000
 """No annotation of one image is larger; a file that is, is something else."""
 
-
-@dataclass(frozen=True)
-class Repair:
-    """One thing that was put right while reading. `str(repair)` is the message."""
-
-    kind: str
-    """point_box, box_outside, swapped_corners or size_mismatch."""
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-@dataclass(frozen=True, eq=False)
-class VocAnnotation:
-    """The objects of one image, repaired: every box has an area and lies inside the image."""
-
-    path: Path
-    image_id: str
-    """The file's name without `.xml`."""
-    filename: str
-    """The image's name as the file states it; may be empty."""
-    width: int
-    height: int
-    boxes: np.ndarray
-    """(G, 4) float32, xyxy pixels."""
-    names: tuple[str, ...]
-    """Class name of each box."""
-    repairs: tuple[Repair, ...] = ()
-    written_names: tuple[str, ...] = ()
-    """Class name of every object in the file, those without an area included."""
+# --- folders ---------------------------------------------------------------------------------------------
 
 
-def read_voc(path: str | Path, image_size: tuple[int, int] | None = None) -> VocAnnotation:
-    """Read one annotation file.
+def find_root(path: Path) -> Path | None:
+    """The folder with Annotations and JPEGImages: `path` itself or `path`/BCCD; None if neither has them."""
+    for root in (path, path / "BCCD"):
+        if (root / "Annotations").is_dir() and (root / "JPEGImages").is_dir():
+            return root.resolve()
+    return None
 
-    `image_size` is the (width, height) of the real image: where it contradicts the file, it wins. Corners in
-    the wrong order are swapped, boxes are clipped to the image, those without an area are dropped; each is
-    noted in `repairs`. Raises DataError, naming the file and the object, for XML that is broken, declares a
-    DOCTYPE or entities, is no VOC annotation, or names an image outside its folder.
+
+def read_voc_folder(path: Path) -> LabeledFolder | None:
+    """Read a folder in the layout of Pascal VOC; None if it is not one.
+
+    Images belong to the annotation of the same name. Splits that cannot be read are a finding.
+    """
+    root = find_root(path)
+    if root is None:
+        return None
+    annotations = {file.stem: file for file in sorted((root / "Annotations").glob("*.xml"))}
+    pictures = list_images(root / "JPEGImages")
+    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
+    folder = LabeledFolder("voc", root, (), [], [*annotations.values(), *lists, *pictures])
+    _read_splits(folder, list(annotations))
+    listed = {image_id for ids in folder.splits.values() for image_id in ids}
+    found = {file.stem: file for file in pictures}
+
+    def image_of(image_id: str) -> LabeledImage:
+        picture = found.get(image_id, root / f"JPEGImages/{image_id}.jpg")
+        folder.images.append(LabeledImage(picture, root / f"Annotations/{image_id}.xml", image_id))
+        return folder.images[-1]
+
+    for image_id in annotations:
+        _read_or_report(image_of(image_id), "error" if image_id in listed else "warning")
+    used = {image.path for image in folder.images}
+    for image_id in sorted(found.keys() - annotations.keys()):
+        if found[image_id] not in used:
+            image, severity = image_of(image_id), "error" if image_id in listed else "warning"
+            remedy = "Label it (an annotation without objects will do), or remove it, from ImageSets too."
+            image.report("image_without_annotation", severity, f"{image.path} has no annotation.", remedy)
+            image.complete = False
+    for image_id in sorted(listed - annotations.keys() - found.keys()):
+        image = image_of(image_id)
+        message = f"a split lists it, but there is neither an image nor an annotation {image.label_file}."
+        image.report("missing_file", "error", message, "Restore them, or take it out of ImageSets.")
+        image.complete = False
+    folder.class_names = tuple(sorted({o.name for image in folder.images for o in image.objects}))
+    return folder
+
+
+def _read_splits(folder: LabeledFolder, image_ids: Sequence[str]) -> None:
+    files = {split: folder.root / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
+    if not any(file.is_file() for file in files.values()):
+        folder.splits = divide(image_ids)
+        folder.notice = (
+            f"{folder.root} has no ImageSets/Main: its images are divided by a fixed seed ({SHARES_TEXT})."
+        )
+        return
+    try:
+        folder.splits = {split: _read_ids(file) for split, file in files.items()}
+    except DataError as error:
+        folder.splits = {split: [] for split in SPLITS}
+        folder.report("bad_split", "error", str(error))
+    if not folder.splits["trainval"]:
+        folder.splits["trainval"] = folder.splits["train"] + folder.splits["val"]
+
+
+def read_beside(root: Path) -> LabeledFolder | None:
+    """Read a folder with VOC annotations beside the images (labelImg, Roboflow), in the folder itself or in
+    one for each split. None if there are none."""
+    places = [(None, root), *((split, root / word) for word, split in SPLIT_WORDS.items())]
+    files = [(s, file) for s, place in places if place.is_dir() for file in sorted(place.glob("*.xml"))]
+    images = []
+    for split, file in files:
+        found = [path for path in map(file.with_suffix, _SUFFIXES) if path.is_file()]
+        images.append(LabeledImage(found[0] if found else file.with_suffix(".jpg"), file, split=split))
+        _read_or_report(images[-1], "error")
+    if not any(image.path.is_file() for image in images):
+        return None
+    names = sorted({o.name for image in images for o in image.objects})
+    return LabeledFolder("voc", root, tuple(names), images, [file for _, file in files])
+
+
+_SUFFIXES = [case for suffix in IMAGE_SUFFIXES for case in (suffix, suffix.upper())]
+
+
+def _read_or_report(image: LabeledImage, severity: str) -> None:
+    """`read_voc`, what is wrong going to the image's findings; `severity` is that of a missing image."""
+    try:
+        read_voc(image)
+    except DataError as error:
+        image.report("damaged_annotation", "error", str(error))
+        return
+    finally:
+        image.complete = image.path.is_file()
+    if not image.complete:
+        message = f"{image.label_file} has no image: there is no {image.path} (or .png, .tif, ...)."
+        remedy = "Restore the image, or remove the annotation, from ImageSets too."
+        image.report("annotation_without_image", severity, message, remedy)
+
+
+def _read_ids(file: Path) -> list[str]:
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8").splitlines()
+    ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
+    for image_id in ids:
+        if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
+            raise DataError(f"{file} lists {image_id!r}: a plain image name without a folder is expected.")
+    return ids
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+
+def read_voc(image: LabeledImage) -> None:
+    """Read `image.label_file` into `image`: size and objects, repaired, with a finding for each repair.
+
+    Where `image.path` is missing, the image of the name that the file states is taken, from the same folder.
+    The size of the real image wins over the stated one. Raises DataError, naming the file and the object, for
+    XML that is broken, declares a DOCTYPE or entities, is no VOC annotation, or names an image outside its
+    folder.
+    """
+    tree = read_tree(image.label_file)
+    stated = image.path.parent / _safe_filename(tree.findtext("filename") or "", image.label_file)
+    if not image.path.is_file() and stated.suffix.lower() in IMAGE_SUFFIXES and stated.is_file():
+        image.path = stated
+    sides = (tree.findtext(f"size/{side}") or "0" for side in ("width", "height"))
+    width, height = (_number(side, image.label_file, "size") for side in sides)
+    if not (image.path.is_file() and image.measure()):
+        image.width, image.height = int(width), int(height)
+    elif (width, height) != (image.width, image.height):
+        states = f"{width:g} x {height:g}" if width or height else "no size"
+        message = f"the file states {states}, the image is {image.width} x {image.height}."
+        image.report("size_mismatch", "warning", message, f"To mend it for good, edit {image.label_file}.")
+    for number, (name, corners) in enumerate(_objects(tree, image.label_file), 1):
+        image.add(name, corners, f"object {number}")
+
+
+def read_objects(path: str | Path) -> list[tuple[str, Corners]]:
+    """(class name, xyxy corners) of every object exactly as the file has it, in its order.
+
+    Raises DataError as `read_voc` does.
     """
     path = Path(path)
-    root = read_tree(path)
-    filename = _safe_filename(root.findtext("filename") or "", path)
-    written = tuple(
-        _number(root.findtext(f"size/{side}") or "0", path, "size") for side in ("width", "height")
-    )
-    repairs: list[Repair] = []
-    if image_size is not None and written != image_size:
-        stated = "no size" if written == (0, 0) else f"{written[0]:g} x {written[1]:g}"
-        repairs.append(
-            Repair(
-                "size_mismatch", f"the file states {stated}, the image is {image_size[0]} x {image_size[1]}"
-            )
-        )
-    width, height = (int(side) for side in image_size or written)
-    objects = [_read_object(node, path, number) for number, node in enumerate(root.iterfind("object"), 1)]
-    boxes, names = [], []
-    for number, (name, corners) in enumerate(objects, 1):
-        box = repair_box(corners, width, height, f"object {number} ({name})", repairs)
-        if box is not None:
-            boxes.append(box)
-            names.append(name)
-    return VocAnnotation(
-        path=path,
-        image_id=path.stem,
-        filename=filename,
-        width=width,
-        height=height,
-        boxes=np.array(boxes, np.float32).reshape(-1, 4),
-        names=tuple(names),
-        repairs=tuple(repairs),
-        written_names=tuple(name for name, _ in objects),
-    )
+    return _objects(read_tree(path), path)
 
 
 def voc_bytes(
@@ -120,14 +197,6 @@ def voc_bytes(
     return etree.tostring(root, encoding="utf-8") + b"\n"
 
 
-def read_objects(path: str | Path) -> list[tuple[str, tuple[float, ...]]]:
-    """(class name, xyxy corners) of every object exactly as the file has it, in its order. DataError as
-    `read_voc`."""
-    path = Path(path)
-    nodes = read_tree(path).iterfind("object")
-    return [_read_object(node, path, number) for number, node in enumerate(nodes, 1)]
-
-
 def add_object(root: etree._Element, name: str, box: Sequence[float], pose: str = "Unspecified") -> None:
     """Append an object with the class `name` and a box of xyxy pixels to an annotation's tree."""
     node = etree.SubElement(root, "object")
@@ -138,7 +207,7 @@ def add_object(root: etree._Element, name: str, box: Sequence[float], pose: str 
 
 def set_box(corners: etree._Element, box: Sequence[float]) -> None:
     """Write xyxy pixels into a <bndbox> element."""
-    for tag, value in zip(("xmin", "ymin", "xmax", "ymax"), map(float, box), strict=True):
+    for tag, value in zip(_CORNERS, map(float, box), strict=True):
         node = corners.find(tag)
         node = etree.SubElement(corners, tag) if node is None else node
         node.text = str(int(value) if value.is_integer() else round(value, 3))
@@ -208,15 +277,18 @@ def _safe_filename(filename: str, path: Path) -> str:
     return filename.replace("\\", "/")
 
 
-def _read_object(node: etree._Element, path: Path, number: int) -> tuple[str, tuple[float, ...]]:
-    name = (node.findtext("name") or "").strip()
-    if not name:
-        raise DataError(f"{path}: object {number} has no <name>. Name its class, or delete the object.")
-    where = f"object {number} ({name})"
-    return name, tuple(
-        _number(node.findtext(f"bndbox/{tag}"), path, f"{where} <{tag}>")
-        for tag in ("xmin", "ymin", "xmax", "ymax")
-    )
+def _objects(tree: etree._Element, path: Path) -> list[tuple[str, Corners]]:
+    objects = []
+    for number, node in enumerate(tree.iterfind("object"), 1):
+        name = (node.findtext("name") or "").strip()
+        if not name:
+            raise DataError(f"{path}: object {number} has no <name>. Name its class, or delete the object.")
+        corners = tuple(
+            _number(node.findtext(f"bndbox/{tag}"), path, f"object {number} ({name}) <{tag}>")
+            for tag in _CORNERS
+        )
+        objects.append((name, corners))
+    return objects
 
 
 def _number(text: str | None, path: Path, where: str) -> float:
@@ -227,33 +299,6 @@ def _number(text: str | None, path: Path, where: str) -> float:
     if not math.isfinite(value):
         raise DataError(f"{path}: {where} must be a number, not {text!r}. Correct it, or delete the object.")
     return value
-
-
-def repair_box(
-    corners: tuple[float, ...], width: int, height: int, where: str, repairs: list[Repair]
-) -> tuple[float, ...] | None:
-    """The box in order and inside the image, None if nothing is left; what is done goes to `repairs`."""
-    written = "[" + ", ".join(f"{value:g}" for value in corners) + "]"
-    xmin, ymin, xmax, ymax = corners
-    if xmin > xmax or ymin > ymax:
-        repairs.append(Repair("swapped_corners", f"{where} {written}: corners in the wrong order, swapped"))
-        xmin, xmax, ymin, ymax = min(xmin, xmax), max(xmin, xmax), min(ymin, ymax), max(ymin, ymax)
-    if xmin == xmax or ymin == ymax:
-        repairs.append(Repair("point_box", f"{where} {written}: a box without an area, dropped"))
-        return None
-    if not (width and height):
-        return xmin, ymin, xmax, ymax
-    inside = max(xmin, 0.0), max(ymin, 0.0), min(xmax, float(width)), min(ymax, float(height))
-    if inside[0] >= inside[2] or inside[1] >= inside[3]:
-        repairs.append(
-            Repair("box_outside", f"{where} {written}: wholly outside the {width} x {height} image, dropped")
-        )
-        return None
-    if inside != (xmin, ymin, xmax, ymax):
-        repairs.append(
-            Repair("box_outside", f"{where} {written}: reaches outside the {width} x {height} image, clipped")
-        )
-    return inside
 
 
 def _add(parent: etree._Element, tag: str, value: object) -> None:

@@ -7,7 +7,7 @@ which follow it. Center and size are fractions of the upright image; class numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,11 +17,11 @@ from ssdlib.common.errors import DataError
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
+    LabeledFolder,
     LabeledImage,
-    Layout,
-    Note,
     check_names,
     relative,
+    rounded,
 )
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images
 
@@ -32,7 +32,7 @@ _REACH = 0.5
 """Fractions further outside the image than this are no fractions: they are pixels, or of another format."""
 
 
-def read_yolo(root: Path) -> Layout | None:
+def read_yolo(root: Path) -> LabeledFolder | None:
     """Read a folder with data.yaml (Ultralytics, Roboflow) or classes.txt (LabelImg, Label Studio).
 
     Labels lie in `labels` where images lie in `images`, else beside the image. Outlines (segmentation,
@@ -44,25 +44,28 @@ def read_yolo(root: Path) -> Layout | None:
         return None
     file, content = found
     class_names = _class_names(content, file)
-    notes: list[Note] = []
-    images = list(_images(root, content if isinstance(content, dict) else {}, file, notes))
+    folder = LabeledFolder("yolo", root, class_names, [], [file])
+    _find_images(folder, content if isinstance(content, dict) else {}, file)
+    images = folder.images
     if not images:
         raise DataError(
             f"{root} has no images where {file.name} lets them be looked for. Put them into "
             f"{root / 'images'}, their labels into {root / 'labels'}, or correct {file}."
         )
-    labels = {image.path: _label_file(image.path, root) for image in images}
-    if not any(label.is_file() for label in labels.values()):
-        first = images[0].path
+    labels = {image.label_file for image in images}
+    present = sorted(label for label in labels if label.is_file())
+    if not present:
+        first = images[0]
         raise DataError(
-            f"none of the {len(images)} images has a label file: for {relative(first, root)} there should be "
-            f"{relative(labels[first], root)} in {root}. Put the labels there."
+            f"none of the {len(images)} images has a label file: for {relative(first.path, root)} there "
+            f"should be {relative(first.label_file, root)} in {root}. Put the labels there."
         )
+    folder.files += present
     for image in images:
         if image.measure():
-            _read_labels(image, labels[image.path], class_names, root)
-    notes += _unused_labels(set(labels.values()), root, file)
-    return Layout("yolo", class_names, images, notes)
+            _read_labels(image, class_names, root)
+    _report_unused_labels(folder, labels, file)
+    return folder
 
 
 # --- which classes and which images ----------------------------------------------------------------------
@@ -117,9 +120,18 @@ def _class_names(content: Any, file: Path) -> tuple[str, ...]:
     return check_names([str(name) for name in names], file)
 
 
-def _images(root: Path, content: dict, file: Path, notes: list[Note]) -> Iterator[LabeledImage]:
+def _find_images(folder: LabeledFolder, content: dict, file: Path) -> None:
+    """Add the images where the content of data.yaml says they are, or where they usually are."""
+    root = folder.root
     stated = {key: entry for key, entry in content.items() if str(key) in SPLIT_WORDS and entry}
     seen: set[Path] = set()
+
+    def add(paths: Iterable[Path], split: str | None = None) -> None:
+        for path in paths:
+            if path not in seen:
+                seen.add(path)
+                folder.images.append(LabeledImage(path, _label_file(path, root), split=split))
+
     for key, entry in stated.items():
         for one in entry if isinstance(entry, list) else [entry]:
             place = _place(root, str(one), content.get("path"))
@@ -128,17 +140,24 @@ def _images(root: Path, content: dict, file: Path, notes: list[Note]) -> Iterato
                 if SPLIT_WORDS[key] == "train":
                     raise DataError(f"{message}. Put the images there, or correct {file}.")
                 remedy = f"Put them there, or take the line out of {file.name}."
-                notes.append(Note("missing_split", "warning", f"{message}: the split is left out.", remedy))
+                folder.report("missing_split", "warning", f"{message}: the split is left out.", remedy)
                 continue
+            if place.is_file():
+                folder.files.append(place)
             paths = list(_listed(place, root)) if place.is_file() else _below(place)
             if paths and seen.issuperset(paths):
                 message = f"{file.name} has the images of {key} in another split, too: they stay there only."
                 remedy = "What is trained on must not be judged on: give it images of its own."
-                notes.append(Note("split_overlap", "warning", message, remedy))
-            yield from (LabeledImage(path, SPLIT_WORDS[key]) for path in paths if path not in seen)
-            seen.update(paths)
-    if not stated:
-        yield from _scan(root)
+                folder.report("split_overlap", "warning", message, remedy)
+            add(paths, SPLIT_WORDS[key])
+    if stated:
+        return
+    for word, split in SPLIT_WORDS.items():
+        for place in (root / "images" / word, root / word):
+            if place.is_dir():
+                add(_below(place), split)
+    if not folder.images:
+        add(_below(root / "images") if (root / "images").is_dir() else list_images(root))
 
 
 def _place(root: Path, entry: str, base: Any) -> Path | None:
@@ -167,20 +186,6 @@ def _below(folder: Path) -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _scan(root: Path) -> Iterator[LabeledImage]:
-    """Images of a folder that does not say where they are: by split in images/train or train/images."""
-    places = [(split, place) for word, split in SPLIT_WORDS.items() for place in _split_folders(root, word)]
-    for split, place in places:
-        yield from (LabeledImage(path, split) for path in _below(place))
-    if not places:
-        loose = _below(root / "images") if (root / "images").is_dir() else list_images(root)
-        yield from (LabeledImage(path) for path in loose)
-
-
-def _split_folders(root: Path, word: str) -> list[Path]:
-    return [place for place in (root / "images" / word, root / word) if place.is_dir()]
-
-
 # --- labels ----------------------------------------------------------------------------------------------
 
 
@@ -196,17 +201,17 @@ def _label_file(image: Path, root: Path) -> Path:
     return beside if beside.is_file() and not usual.is_file() else usual
 
 
-def _read_labels(image: LabeledImage, file: Path, class_names: tuple[str, ...], root: Path) -> None:
-    """Add a label file's objects to the image, a note for each line that is odd."""
-    name = relative(file, root)
-    if not file.is_file():
+def _read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -> None:
+    """Add the objects of its label file to the image, and a finding for each line that is odd."""
+    name = relative(image.label_file, root)
+    if not image.label_file.is_file():
         message = f"there is no {name}: the image counts as one without objects and teaches background only."
-        image.notes.append(Note("no_label_file", "warning", message, "Label it, or add an empty file."))
+        image.report("no_label_file", "warning", message, "Label it, or add an empty file.")
         return
     try:
-        lines = _read_text(file).splitlines()
+        lines = _read_text(image.label_file).splitlines()
     except DataError as error:
-        image.notes.append(Note("damaged_labels", "error", str(error)))
+        image.report("damaged_labels", "error", str(error))
         return
     outlines: list[int] = []
     scores: list[int] = []
@@ -218,17 +223,17 @@ def _read_labels(image: LabeledImage, file: Path, class_names: tuple[str, ...], 
             label, corners = _read_line(words, class_names, image)
         except ValueError as error:
             remedy = "The image cannot be used until it is corrected."
-            image.notes.append(Note("damaged_labels", "error", f"{where}: {error}.", remedy))
+            image.report("damaged_labels", "error", f"{where}: {error}.", remedy)
             continue
         (outlines if len(words) > 6 else scores if len(words) == 6 else []).append(number)
         image.add(class_names[label], corners, where)
     if outlines:
         message = f"{name} has outlines ({_numbers(outlines)}): the upright box around each is used."
-        image.notes.append(Note("outline", "info", message))
+        image.report("outline", "info", message)
     if scores:
         message = f"{name} has a sixth number ({_numbers(scores)}), as predictions have: it is passed over."
         remedy = "Make sure that these are labels that a person has looked at."
-        image.notes.append(Note("scored_label", "warning", message, remedy))
+        image.report("scored_label", "warning", message, remedy)
 
 
 def _numbers(lines: list[int]) -> str:
@@ -258,14 +263,15 @@ def _read_line(words: list[str], class_names: tuple[str, ...], image: LabeledIma
     x, y, width, height = (
         value * side for value, side in zip(box, 2 * (image.width, image.height), strict=True)
     )
-    return int(number), (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    return int(number), rounded((x - width / 2, y - height / 2, x + width / 2, y + height / 2))
 
 
-def _unused_labels(used: set[Path], root: Path, names_file: Path) -> Iterator[Note]:
-    for folder in sorted({label.parent for label in used if label.parent.is_dir()}):
-        for file in sorted(folder.glob("*.txt")):
-            lists = {"classes", "notes", "readme", *SPLIT_WORDS}
-            if file in used or file == names_file or file.stem.split(".")[0].lower() in lists:
+def _report_unused_labels(folder: LabeledFolder, used: set[Path], names_file: Path) -> None:
+    other = {"classes", "notes", "readme", *SPLIT_WORDS}
+    for place in sorted({label.parent for label in used if label.parent.is_dir()}):
+        for file in sorted(place.glob("*.txt")):
+            if file in used or file == names_file or file.stem.split(".")[0].lower() in other:
                 continue
-            message = f"{relative(file, root)} belongs to no image: its objects are not used."
-            yield Note("label_without_image", "warning", message, "Restore the image, or remove the file.")
+            message = f"{relative(file, folder.root)} belongs to no image: its objects are not used."
+            remedy = "Restore the image, or remove the file."
+            folder.report("label_without_image", "warning", message, remedy)

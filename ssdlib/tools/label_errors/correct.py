@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from lxml import etree
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import new_folder, write_bytes, write_json
-from ssdlib.data.formats.voc import add_object, set_box
+from ssdlib.data.dataset import DetectionDataset, Sample
+from ssdlib.data.formats.voc import add_object, read_tree, set_box, voc_bytes
 from ssdlib.data.source import DataSource
-from ssdlib.tools.label_errors.labels import annotation_tree, tree_bytes
+from ssdlib.data.writers import copy_as_voc
 from ssdlib.tools.label_errors.rank import ACTIONS, LabelIssue, grouped
 from ssdlib.tools.label_errors.review import read_decisions
 
@@ -21,29 +21,43 @@ PROPOSED = "proposed"
 """<pose> of a box that nobody has accepted yet; VOC's own values are Left, Frontal, Unspecified and such."""
 
 
-def write_overlay(source: DataSource, issues: Iterable[LabelIssue], folder: str | Path) -> int:
-    """The number of annotations written to `folder/Annotations`: copies with the proposed boxes added.
+def write_overlay(issues: Iterable[LabelIssue], dataset: DetectionDataset, folder: str | Path) -> int:
+    """The number of annotations written to `folder/Annotations`: the labels with the proposed boxes added.
 
-    A proposed box is marked <pose>proposed</pose>. The labels stay as they are: a moved or renamed one
+    They are in Pascal VOC's format, also where the data are not. A proposed box is marked <pose>proposed</pose>. The labels stay as they are: a moved or renamed one
     appears beside the old. What an earlier ranking left in the folder is replaced.
     """
     annotations = Path(folder) / "Annotations"
     for old in annotations.glob("*.xml"):
         old.unlink()
+    samples = {sample.image_id: sample for sample in dataset.samples}
     proposals = grouped((issue for issue in issues if issue.proposed_box), "image")
     for image_id, members in proposals.items():
-        tree = annotation_tree(source, image_id)
+        tree = _annotation_tree(samples[image_id])
         for issue in members:
             add_object(tree, issue.proposed_class, issue.proposed_box, PROPOSED)
-        write_bytes(annotations / f"{image_id}.xml", tree_bytes(tree))
+        write_bytes(annotations / f"{image_id}.xml", _tree_bytes(tree))
     return len(proposals)
+
+
+def _annotation_tree(sample: Sample) -> etree._Element:
+    """The VOC annotation of an image, as its owner wrote it or else made of its labels."""
+    if sample.label_file.suffix == ".xml":
+        return read_tree(sample.label_file)
+    boxes, names = [label.written for label in sample.objects], [label.name for label in sample.objects]
+    return etree.fromstring(voc_bytes(sample.image_path.name, sample.width, sample.height, boxes, names))
+
+
+def _tree_bytes(tree: etree._Element) -> bytes:
+    etree.indent(tree, "\t")
+    return etree.tostring(tree, encoding="utf-8") + b"\n"
 
 
 def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) -> dict[str, int]:
     """How often each action was done in a corrected copy of the data set, which is written to `out`.
 
-    The copy has the annotations, images and splits; `ssdlib.data.source.open_folder` opens it, and
-    `corrections.json` in it lists the changes. Of two accepted issues about one label, removing wins over the
+    The copy has the annotations, images and splits in the layout of Pascal VOC, also where the data have
+    another; `ssdlib.data.source.open_folder` opens it, and `corrections.json` in it lists the changes. Of two accepted issues about one label, removing wins over the
     others, then the first in the file. Raises DataError if `out` is not empty, if nothing was accepted, or if
     the decisions are about other data.
     """
@@ -52,25 +66,17 @@ def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) 
         raise DataError(f"nothing is accepted in {decisions}: the copy would be the same as the original.")
     done: Counter[str] = Counter()
     with new_folder(out) as folder:
-        _copy(source.root, folder)
+        copy_as_voc(source, folder)
         for image_id, issues in grouped(accepted, "image").items():
-            tree = annotation_tree(source, image_id)
+            file = folder / "Annotations" / f"{image_id}.xml"
+            tree = read_tree(file)
             done.update(_correct(tree, issues))
-            write_bytes(folder / "Annotations" / f"{image_id}.xml", tree_bytes(tree))
+            write_bytes(file, _tree_bytes(tree))
         changes = {action: done[action] for action in ACTIONS}
         listed = [issue.to_dict() for issue in accepted]
         about = {"of": source.describe(root=False), "changes": changes, "accepted": listed}
         write_json(folder / "corrections.json", about)
     return changes
-
-
-def _copy(root: Path, target: Path) -> None:
-    """What makes the folder a data set. Real copies: a link edited in place would change the original."""
-    for name in ("Annotations", "JPEGImages", "ImageSets"):
-        if (root / name).is_dir():
-            shutil.copytree(root / name, target / name)
-    if (root / "smears.json").is_file():  # it says that the data are drawn
-        shutil.copy2(root / "smears.json", target)
 
 
 def _correct(tree: etree._Element, issues: Sequence[LabelIssue]) -> Iterator[str]:

@@ -142,7 +142,7 @@ def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None
                 "the shipped weights were trained on BCCD's train split, so they would confirm these labels, "
                 f"the wrong ones too: {advice}"
             )
-        marker = source.root / "smears.json"
+        marker = source.folder / "smears.json"
         if marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
             raise ConfigError(
                 "the shipped weights were trained on smears drawn with this very seed, so they would confirm "

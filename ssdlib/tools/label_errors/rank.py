@@ -18,10 +18,9 @@ import numpy as np
 from ssdlib.common.errors import DataError
 from ssdlib.common.tables import Table
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.data.source import DataSource
-from ssdlib.evaluation.matching import iou_matrix
+from ssdlib.data.formats.records import Corners, LabeledObject
+from ssdlib.evaluation.matching import iou_matrix, match
 from ssdlib.inference.detections import Detections
-from ssdlib.tools.label_errors.labels import Box, Label, read_labels
 
 KINDS = {
     "unlabeled": "an object that the detector finds and no label covers",
@@ -80,7 +79,7 @@ class LabelIssue:
     """One of KINDS."""
     class_name: str
     """Class of the label or, where there is none, of the detection."""
-    box: Box
+    box: Corners
     """xyxy pixels: the label as written or, where there is none, the detection."""
     score: float
     """How certain it is that something is wrong, 0 to 1; comparable within a kind."""
@@ -88,7 +87,7 @@ class LabelIssue:
     """Position of the label in its annotation, counted from 1; None where there is no label."""
     proposed_class: str | None
     """Class that the label should have; None if it should be removed."""
-    proposed_box: Box | None
+    proposed_box: Corners | None
     """Box that the label should have, xyxy pixels; None if it should be removed."""
     detector_class: str | None
     """Class of the nearest detection; None, as the next two, where there is none."""
@@ -142,7 +141,6 @@ class LabelIssue:
 
 
 def find_label_issues(
-    source: DataSource,
     dataset: DetectionDataset,
     detections: Sequence[Detections],
     cuts: Mapping[str, float] = CUTS,
@@ -157,115 +155,111 @@ def find_label_issues(
     """
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
-    images = [
-        _ImageLabels(sample, read_labels(source, sample), found)
-        for sample, found in zip(dataset.samples, detections, strict=True)
-    ]
-    areas = _median_areas(label for image in images for label in image.boxed)
-    found = [issue for image in images for issue in image.issues(areas)]
+    areas = _median_areas(dataset.samples)
+    images = map(_ImageLabels, dataset.samples, detections)
+    found = (issue for image in images for issue in image.issues(areas))
     listed = [issue for issue in found if issue.score >= cuts[issue.kind]]
     return sorted(listed, key=lambda issue: (list(KINDS).index(issue.kind), -issue.score, issue.id))
 
 
 class _ImageLabels:
-    """The labels of one image beside its detections, paired one to one: `partner` is label -> detection.
+    """The G labels of one image beside its D detections, paired one to one: `partner` is label -> detection.
 
-    G labels that have a box (`boxed`), D detections; pairs are found by highest IoU times score, with the
-    same class before another.
+    Labels count as in the annotation, from 0. Those without an area overlap nothing.
     """
 
-    def __init__(self, sample: Sample, labels: Sequence[Label], detections: Detections) -> None:
-        self.sample, self.labels = sample, labels
-        self.boxed = [label for label in labels if label.box is not None]
-        self.boxes = _array([label.box for label in self.boxed])
+    def __init__(self, sample: Sample, detections: Detections) -> None:
+        self.sample, self.labels = sample, sample.objects
+        boxes = np.array([label.box or (0, 0, 0, 0) for label in self.labels]).reshape(-1, 4)
         self.found = detections.boxes.double().numpy()
         self.scores = detections.scores.double().numpy()
         self.names = detections.names
-        self.overlap = iou_matrix(self.boxes, self.found)  # (G, D)
-        classes = np.array([label.name for label in self.boxed], dtype=object)
+        self.between_labels, self.between_found = iou_matrix(boxes, boxes), iou_matrix(self.found, self.found)
+        self.overlap = iou_matrix(boxes, self.found)  # (G, D)
+        classes = np.array([label.name for label in self.labels], dtype=object)
         self.same = classes[:, None] == np.array(self.names, dtype=object)[None, :]  # (G, D)
-        worth = self.overlap * self.scores * np.where(self.same, 1.0, 0.5)
         # A platelet upon a red cell overlaps it a little and is no badly located red cell.
-        worth[self.overlap < np.where(self.same, PAIRED_IOU, COVERED_IOU)] = 0
-        self.partner = _one_to_one(worth)
+        possible = self.overlap >= np.where(self.same, PAIRED_IOU, COVERED_IOU)
+        worth = self.overlap * self.scores * np.where(self.same, 1.0, 0.5)
+        label_of = match(np.where(possible, self.overlap, -1).T, [PAIRED_IOU], priority=worth.T)[0]
+        self.partner = {g: d for d, g in enumerate(label_of.tolist()) if g >= 0}
 
     def issues(self, median_areas: Mapping[str, float]) -> Iterator[LabelIssue]:
         yield from self._unlabeled()
-        for g, label in enumerate(self.boxed):
-            yield from self._doubtful(g, label)
         yield from self._duplicates()
-        for label in self.labels:
-            yield from self._impossible(label, median_areas)
+        for g, label in enumerate(self.labels):
+            if label.box is not None:
+                yield from self._doubtful(g, label)
+            yield from self._impossible(g, label, median_areas)
 
     def _unlabeled(self) -> Iterator[LabelIssue]:
         covered = self.overlap.max(axis=0, initial=0.0)
-        mutual = iou_matrix(self.found, self.found)
         paired, listed = set(self.partner.values()), []
         for d in range(len(self.found)):  # the highest score first
             # An object is listed once, under the class that the detector is surest of.
-            known = max(covered[d], mutual[d, listed].max(initial=0.0)) >= COVERED_IOU
+            known = max(covered[d], self.between_found[d, listed].max(initial=0.0)) >= COVERED_IOU
             if d not in paired and not known:
                 listed.append(d)
                 score = self.scores[d] * (1 - covered[d])
-                yield self._issue("unlabeled", score, detection=d, proposal=(self.names[d], self._box(d)))
+                yield self._issue("unlabeled", score, None, d, (self.names[d], self._box(d)))
 
-    def _doubtful(self, g: int, label: Label) -> Iterator[LabelIssue]:
+    def _doubtful(self, g: int, label: LabeledObject) -> Iterator[LabelIssue]:
         agreement = self.scores * np.minimum(1, self.overlap[g] / COVERED_IOU)
         support = agreement[self.same[g]].max(initial=0.0)
         d = self.partner.get(g)
         if d is None:
             near = int(agreement.argmax()) if agreement.max(initial=0.0) > 0 else None
-            yield self._issue("no_detection", 1 - support, label, near)
+            yield self._issue("no_detection", 1 - support, g, near)
         elif not self.same[g, d]:
             score = self.scores[d] * (1 - support)
-            yield self._issue("other_class", score, label, d, (self.names[d], label.box))
+            yield self._issue("other_class", score, g, d, (self.names[d], label.box))
         elif self.overlap[g, d] < COVERED_IOU:
             score = self.scores[d] * (1 - self.overlap[g, d])
-            yield self._issue("badly_located", score, label, d, (label.name, self._box(d)))
+            yield self._issue("badly_located", score, g, d, (label.name, self._box(d)))
 
     def _duplicates(self) -> Iterator[LabelIssue]:
-        overlap = iou_matrix(self.boxes, self.boxes)
-        for a, b in np.argwhere(np.triu(overlap, 1) >= DUPLICATE_IOU).tolist():
-            if self.boxed[a].name == self.boxed[b].name:
+        for a, b in np.argwhere(np.triu(self.between_labels, 1) >= DUPLICATE_IOU).tolist():
+            if self.labels[a].name == self.labels[b].name:
                 # Of two, the one that the detector did not choose.
                 extra = a if b in self.partner and a not in self.partner else b
-                yield self._issue("duplicate_box", overlap[a, b], self.boxed[extra])
+                yield self._issue("duplicate_box", self.between_labels[a, b], extra)
 
-    def _impossible(self, label: Label, median_areas: Mapping[str, float]) -> Iterator[LabelIssue]:
+    def _impossible(
+        self, g: int, label: LabeledObject, median_areas: Mapping[str, float]
+    ) -> Iterator[LabelIssue]:
         if "point_box" in label.repairs:
-            yield self._issue("point_box", 1.0, label)
+            yield self._issue("point_box", 1.0, g)
         elif label.box is None:
-            yield self._issue("outside_box", 1.0, label)
+            yield self._issue("outside_box", 1.0, g)
         elif "box_outside" in label.repairs:
             outside = 1 - _area(label.box) / _area(label.written)
-            yield self._issue("outside_box", outside, label, proposal=(label.name, label.box))
+            yield self._issue("outside_box", outside, g, proposal=(label.name, label.box))
         elif not self._at_border(label.box):
             share = _area(label.box) / median_areas[label.name]
             if share < TINY:
-                yield self._issue("tiny_box", 1 - share, label)
+                yield self._issue("tiny_box", 1 - share, g)
 
-    def _at_border(self, box: Box) -> bool:
+    def _at_border(self, box: Corners) -> bool:
         width, height = self.sample.width, self.sample.height
         return min(box[0], box[1]) <= 1 or box[2] >= width - 1 or box[3] >= height - 1
 
-    def _box(self, detection: int) -> Box:
-        return tuple(round(side, 2) for side in self.found[detection].tolist())
+    def _box(self, d: int) -> Corners:
+        return tuple(round(side, 2) for side in self.found[d].tolist())
 
     def _issue(
         self,
         kind: str,
         score: float,
-        label: Label | None = None,
-        detection: int | None = None,
-        proposal: tuple[str | None, Box | None] = (None, None),
+        g: int | None,
+        d: int | None = None,
+        proposal: tuple[str | None, Corners | None] = (None, None),
     ) -> LabelIssue:
         image = self.sample.image_id
-        name, box = (label.name, label.written) if label else proposal
+        name, box = proposal if g is None else self.labels[g][:2]
         detector = (None, None, None)
-        if detection is not None:
-            rows = self.overlap if label is None else self.overlap[[self.boxed.index(label)]]
-            nearest = float(rows[:, detection].max(initial=0.0))
-            detector = (self.names[detection], round(float(self.scores[detection]), 4), round(nearest, 4))
+        if d is not None:
+            nearest = self.overlap[:, d].max(initial=0.0) if g is None else self.overlap[g, d]
+            detector = self.names[d], round(float(self.scores[d]), 4), round(float(nearest), 4)
         return LabelIssue(
             id=f"{image}/{kind}/{name}/{'-'.join(f'{side:.0f}' for side in box)}",
             image=image,
@@ -273,7 +267,7 @@ class _ImageLabels:
             class_name=name,
             box=tuple(box),
             score=round(float(np.clip(score, 0.0, 1.0)), 4),
-            object=label.number if label else None,
+            object=None if g is None else g + 1,
             proposed_class=proposal[0],
             proposed_box=proposal[1],
             detector_class=detector[0],
@@ -282,28 +276,14 @@ class _ImageLabels:
         )
 
 
-def _one_to_one(worth: np.ndarray) -> dict[int, int]:
-    """Row -> column, each used once, the highest entry of the matrix first; entries of 0 are no pairs."""
-    pairs: dict[int, int] = {}
-    candidates = np.argwhere(worth > 0)
-    for row, column in candidates[np.argsort(-worth[worth > 0], kind="stable")].tolist():
-        if row not in pairs and column not in pairs.values():
-            pairs[row] = column
-    return pairs
-
-
-def _median_areas(labels: Iterable[Label]) -> dict[str, float]:
+def _median_areas(samples: Iterable[Sample]) -> dict[str, float]:
     areas: dict[str, list[float]] = {}
-    for label in labels:
+    for label in (label for sample in samples for label in sample.objects if label.box is not None):
         areas.setdefault(label.name, []).append(_area(label.box))
     return {name: float(np.median(values)) for name, values in areas.items()}
 
 
-def _array(boxes: Sequence[Box]) -> np.ndarray:
-    return np.array(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _area(box: Box) -> float:
+def _area(box: Corners) -> float:
     return abs((box[2] - box[0]) * (box[3] - box[1]))
 
 

@@ -39,11 +39,11 @@ def search(
         found = out_of_fold(source, out, settings)
     else:
         found = read_predictions(predictions, dataset)
-    issues = find_label_issues(source, dataset, found, cuts)
+    issues = find_label_issues(dataset, found, cuts)
     # Decisions first: if they belong to other data, nothing else is overwritten.
     write_decisions(out / DECISIONS_FILE, source, issues)
     write_text(out / CSV_FILE, issues_csv(issues))
-    write_overlay(source, issues, out / "overlay")
+    write_overlay(issues, dataset, out / "overlay")
     title = f"Possible label errors in {len(dataset)} images"
     write_page(issues, dataset, out / PAGE_FILE, title=title, notice=source.notice)
     return issues
