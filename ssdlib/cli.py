@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssdlib.evaluation.tables import analysis_text, results_text, text_table
+from ssdlib.common.tables import Table
+from ssdlib.evaluation.tables import analysis_text, results_text
 
 if TYPE_CHECKING:
     from ssdlib.inference.job import Summary
@@ -224,7 +225,7 @@ def compare(
     b: Annotated[str, typer.Argument(metavar="RUN_B", help="The same.", show_default=False)],
     data: Data = "auto",
     split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "val",
-    samples: Annotated[int, typer.Option(help="Draws of the images.", min=1)] = 1000,
+    samples: Annotated[int, typer.Option(help="Bootstrap resamples of the images.", min=1)] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -244,8 +245,8 @@ def compare(
     if source.notice:
         print(source.notice)
     print(f"A: {paths[0]}\nB: {paths[1]}")
-    print(f"{split}, {result.images} images, 95 % intervals from {samples} draws of both together\n")
-    print(f"{text_table(*result.rows())}\n\nmAP@0.5: {result.verdict}")
+    print(f"{split}, {result.images} images, 95 % intervals from {samples} paired bootstrap resamples\n")
+    print(f"{result.table().to_text()}\n\nmAP@0.5: {result.verdict}")
     if json_file is not None:
         described = {"a": str(paths[0]), "b": str(paths[1]), "split": split, "data": source.describe()}
         write_json(json_file, {**described, **result.to_dict()})
@@ -609,7 +610,7 @@ def counts_text(summary: Summary) -> str:
     if not whole:
         body.append([f"... {summary.images - len(shown):,} more", *[""] * len(summary.class_names)])
     total = [f"all {summary.images:,}", *(f"{count:,}" for count in summary.counts)]
-    return text_table(["image", *summary.class_names], [*body, total])
+    return Table(["image", *summary.class_names], [*body, total], total=True).to_text()
 
 
 def failures_text(summary: Summary) -> str:

@@ -18,7 +18,7 @@ from ssdlib.data.images import read_image
 from ssdlib.data.smears import write_dataset
 from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
-from ssdlib.evaluation.tables import results_text, text_table
+from ssdlib.evaluation.tables import results_text
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.draw import annotate
 from ssdlib.inference.job import ROWS_TOLD, Summary
@@ -194,7 +194,7 @@ def test_evaluate_lab_adds_errors_counts_and_calibration(smears, weights, tmp_pa
     assert section["images"] == 1 and set(section["counting"]["per_class"]) == {"WBC", "RBC", "Platelets"}
     out = capsys.readouterr().out
     assert "background" in out and "95 % of differences" in out and "ECE" in out
-    assert "chosen on val, which is judged here" in out
+    assert "chosen on val, which is evaluated here" in out
 
 
 def test_which_weights_are_meant(weights, tmp_path, monkeypatch):
@@ -263,14 +263,7 @@ def test_data_commands(tmp_path, capsys):
     assert "findings" in capsys.readouterr().out
 
 
-def test_tables():
-    assert text_table(["class", "n"], [["RBC", "10"], ["all", "10"]]).splitlines() == [
-        "class   n",
-        "-----  --",
-        "RBC    10",
-        "-----  --",
-        "all    10",
-    ]
+def test_results_text_without_results():
     assert results_text({}) == "no results yet"
     assert results_text({"data": {"notice": "SYNTHETIC"}}) == "SYNTHETIC"
 

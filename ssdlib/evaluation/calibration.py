@@ -1,19 +1,20 @@
-"""Are the scores honest? Of the detections with a score near 0.8, eight in ten should be right.
+"""Calibration of the scores: of the detections with a score near 0.8, eight in ten should be true positives.
 
 Reliability and expected calibration error after Guo et al. 2017, "On Calibration of Modern Neural Networks",
 with precision in the place of accuracy, as for detectors in Kuppers et al. 2020 ("Multivariate Confidence
-Calibration for Object Detection"): a detection is right if `precision_recall` says so at IoU 0.5.
+Calibration for Object Detection"). True positives are those of `precision_recall` at IoU 0.5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from ssdlib.common.errors import ConfigError
+from ssdlib.evaluation.matching import DetectedImages, Target
 from ssdlib.evaluation.metrics import precision_recall
 from ssdlib.inference.detections import Detections
 
@@ -33,29 +34,28 @@ class Bin:
     high: float
     count: int
     mean_score: float | None
-    right: float | None
-    """The share that is right: the precision."""
+    precision: float | None
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """The bins and how far they are from honest; None where there is no detection."""
+    """The bins and how far they are from calibrated; None where there is no detection."""
 
     bins: tuple[Bin, ...]
     count: int
     mean_score: float | None
-    right: float | None
+    precision: float | None
     ece: float | None
-    """Expected calibration error: mean |share right - mean score| of the bins, by their counts."""
+    """Expected calibration error: mean |precision - mean score| of the bins, by their counts."""
     mce: float | None
-    """The largest of these distances."""
+    """Maximum calibration error: the largest of these distances."""
     nll: float | None
-    """Mean negative log-likelihood of right and wrong, in nats."""
+    """Mean negative log-likelihood of true and false positives, in nats."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A split's reliability, of each class and of all detections together, its scores as they came or scaled.
+    """A split's reliability, of each class and of all detections together, before or after scaling.
 
     `left_out` detections had a score below `floor` before any scaling.
     """
@@ -66,14 +66,10 @@ class Calibration:
     together: Reliability
     per_class: dict[str, Reliability]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Temperature fitted on one split, calibration of another with and without it; None where none fits."""
+    """A temperature fitted on one split, calibration of another with and without it; None where none fits."""
 
     temperature: float | None
     before: Calibration
@@ -84,26 +80,26 @@ class CalibrationReport:
         return asdict(self)
 
 
-def reliability(scores: Any, right: Any, bins: int = BINS) -> Reliability:
-    """Bins of equal width over [0, 1] for (K,) scores and (K,) bool."""
-    scores, right = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=bool)
-    index = np.minimum((scores * bins).astype(np.int64), bins - 1)
-    counts = np.bincount(index, minlength=bins)
-    score_sums = np.bincount(index, weights=scores, minlength=bins)
-    right_sums = np.bincount(index, weights=right, minlength=bins)
-    held = tuple(
-        Bin(k / bins, (k + 1) / bins, int(n), _share(score_sums[k], n), _share(right_sums[k], n))
+def reliability(scores: Any, true_positive: Any) -> Reliability:
+    """The reliability of (K,) scores and (K,) bool in ten bins of equal width over [0, 1]."""
+    scores, true_positive = np.asarray(scores, dtype=np.float64), np.asarray(true_positive, dtype=bool)
+    index = np.minimum((scores * BINS).astype(np.int64), BINS - 1)
+    counts = np.bincount(index, minlength=BINS)
+    score_sums = np.bincount(index, weights=scores, minlength=BINS)
+    found = np.bincount(index, weights=true_positive, minlength=BINS)
+    bins = tuple(
+        Bin(k / BINS, (k + 1) / BINS, int(n), _share(score_sums[k], n), _share(found[k], n))
         for k, n in enumerate(counts)
     )
     total = len(scores)
-    gaps = np.abs(right_sums - score_sums)
+    gaps = np.abs(found - score_sums)
     probability = np.clip(scores, _EPS, 1 - _EPS)
-    likelihood = np.log(np.where(right, probability, 1 - probability))
+    likelihood = np.log(np.where(true_positive, probability, 1 - probability))
     return Reliability(
-        bins=held,
+        bins=bins,
         count=total,
         mean_score=_share(scores.sum(), total),
-        right=_share(right.sum(), total),
+        precision=_share(true_positive.sum(), total),
         ece=_share(gaps.sum(), total),
         mce=float((gaps[counts > 0] / counts[counts > 0]).max()) if total else None,
         nll=_share(-likelihood.sum(), total),
@@ -114,11 +110,11 @@ def _share(part: float, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def temper(scores: Any, temperature: float) -> np.ndarray:
-    """(K,) sigmoid(logit(score) / T): T > 1 makes scores less sure, their order stays. Guo et al. 2017, 4.2.
+def scale_scores(scores: Any, temperature: float) -> np.ndarray:
+    """The (K,) scores after temperature scaling, sigmoid(logit(score) / T). Guo et al. 2017, 4.2.
 
-    A score of one half stays one half, so no temperature mends scores that are all too high, as they are
-    where sure detections are charged as false because their cells carry no label.
+    T > 1 makes scores less sure, and their order stays. A score of one half stays one half, so no temperature
+    corrects scores that are all too high, as they are where cells that carry no label count as background.
     Raises ConfigError unless T > 0.
     """
     if not temperature > 0:
@@ -126,13 +122,13 @@ def temper(scores: Any, temperature: float) -> np.ndarray:
     return _sigmoid(_logit(scores) / temperature)
 
 
-def fit_temperature(scores: Any, right: Any) -> float | None:
-    """The T in [0.05, 20] that makes (K,) right and wrong most likely under `temper`.
+def fit_temperature(scores: Any, true_positive: Any) -> float | None:
+    """The T in [0.05, 20] for `scale_scores` that makes (K,) true and false positives most likely.
 
-    None where there is none: no detections, all of them right with scores above one half, or scores that say
-    nothing. The negative log-likelihood is convex in 1 / T, so its slope is bisected.
+    None where there is none: no detections, all of them true positives with scores above one half, or scores
+    that say nothing. The negative log-likelihood is convex in 1 / T, so its slope is bisected.
     """
-    z, y = _logit(scores), np.asarray(right, dtype=np.float64)
+    z, y = _logit(scores), np.asarray(true_positive, dtype=np.float64)
 
     def slope(inverse: float) -> float:
         return float(((_sigmoid(inverse * z) - y) * z).sum())
@@ -148,67 +144,56 @@ def fit_temperature(scores: Any, right: Any) -> float | None:
 
 def calibration(
     detections: Sequence[Detections],
-    targets: Sequence[Mapping[str, Any]],
+    targets: Sequence[Target],
     class_names: Sequence[str],
     *,
-    floor: float = FLOOR,
-    bins: int = BINS,
-    temperature: float = 1.0,
+    temperature: float | None = None,
 ) -> Calibration:
-    """Reliability of a split's detections with a score of at least `floor`, at a temperature.
+    """The reliability of a split's detections with a score of at least FLOOR, scaled by a temperature or not.
 
     Raises DataError where the two sequences differ in length, ConfigError unless the temperature is positive.
     """
-    judged, left_out = _judged(detections, targets, len(class_names), floor)
-    if temperature != 1:
-        judged = [(temper(scores, temperature), right) for scores, right in judged]
+    matched, left_out = _matched(detections, targets, len(class_names))
+    if temperature is not None:
+        matched = [(scale_scores(scores, temperature), true) for scores, true in matched]
     return Calibration(
-        floor=floor,
+        floor=FLOOR,
         left_out=left_out,
-        temperature=temperature,
-        together=reliability(*_together(judged), bins),
-        per_class={
-            name: reliability(scores, right, bins)
-            for name, (scores, right) in zip(class_names, judged, strict=True)
-        },
+        temperature=1.0 if temperature is None else temperature,
+        together=reliability(*_together(matched)),
+        per_class={name: reliability(*pair) for name, pair in zip(class_names, matched, strict=True)},
     )
 
 
 def calibration_report(
-    fit_on: tuple[Sequence[Detections], Sequence[Mapping[str, Any]]],
-    report_on: tuple[Sequence[Detections], Sequence[Mapping[str, Any]]],
-    class_names: Sequence[str],
-    *,
-    floor: float = FLOOR,
-    bins: int = BINS,
+    fit_on: DetectedImages, report_on: DetectedImages, class_names: Sequence[str]
 ) -> CalibrationReport:
-    """One temperature for all classes from (detections, targets) of one split, judged on another."""
-    judged, _ = _judged(*fit_on, len(class_names), floor)
-    temperature = fit_temperature(*_together(judged))
-    before, after = (
-        None if t is None else calibration(*report_on, class_names, floor=floor, bins=bins, temperature=t)
-        for t in (1.0, temperature)
+    """The calibration of one split before and after scaling by one temperature, fitted on another split."""
+    matched, _ = _matched(*fit_on, len(class_names))
+    temperature = fit_temperature(*_together(matched))
+    return CalibrationReport(
+        temperature=temperature,
+        before=calibration(*report_on, class_names),
+        after=None if temperature is None else calibration(*report_on, class_names, temperature=temperature),
     )
-    assert before is not None
-    return CalibrationReport(temperature, before, after)
 
 
-def _judged(
-    detections: Sequence[Detections], targets: Sequence[Mapping[str, Any]], classes: int, floor: float
+def _matched(
+    detections: Sequence[Detections], targets: Sequence[Target], classes: int
 ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
-    """(scores, right) of each class from the floor on, and how many are below it."""
-    judged, left_out = [], 0
+    """(scores, true_positive) of each class from FLOOR on, and how many detections are below it."""
+    matched, left_out = [], 0
     for label in range(1, classes + 1):
         curve = precision_recall(detections, targets, label)
-        count = curve.at(floor)[2]
-        judged.append((curve.scores[:count], curve.true_positive[:count]))
+        count = curve.at(FLOOR)[2]
+        matched.append((curve.scores[:count], curve.true_positive[:count]))
         left_out += len(curve.scores) - count
-    return judged, left_out
+    return matched, left_out
 
 
-def _together(judged: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    scores = np.concatenate([np.empty(0), *(scores for scores, _ in judged)])
-    return scores, np.concatenate([np.empty(0, bool), *(right for _, right in judged)])
+def _together(matched: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    scores = np.concatenate([np.empty(0), *(scores for scores, _ in matched)])
+    return scores, np.concatenate([np.empty(0, bool), *(true for _, true in matched)])
 
 
 def _logit(scores: Any) -> np.ndarray:

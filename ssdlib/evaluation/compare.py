@@ -1,20 +1,23 @@
 """Whether one detector is better than another, or the images at hand cannot tell.
 
-A paired bootstrap (Efron 1979): every draw of images judges both detectors, and what counts is the difference
-within a draw. A field that is hard for one is hard for the other, which widens both intervals and leaves the
-difference alone: two intervals may overlap widely around a difference that is real.
+A paired bootstrap (Efron 1979): both detectors are evaluated on every resample of the images, and what
+counts is the difference within a resample. A field that is hard for one is hard for the other, which widens
+both intervals and leaves the difference alone: two intervals may overlap widely around a real difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.common.errors import CheckpointError, DataError
-from ssdlib.evaluation.bootstrap import LEVEL, draw_figures, draws_after_the_whole, percentile_interval
+from ssdlib.common.tables import Table
+from ssdlib.evaluation.bootstrap import percentile_interval, resample_images
 from ssdlib.evaluation.evaluate import evaluate_model
-from ssdlib.evaluation.tables import Interval
+from ssdlib.evaluation.matching import Target
+from ssdlib.evaluation.metrics import weighted_metrics
+from ssdlib.evaluation.tables import LEVEL, Interval
 from ssdlib.inference.detections import Detections
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class PairedComparison:
     """COCO's mAP@0.5, mAP over IoU 0.5 to 0.95, and AP@0.5 of each class, of detectors a and b."""
 
     map_50: Difference
@@ -61,7 +64,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """One sentence on mAP@0.5, the one figure that it judges by."""
+        """One sentence on the difference in mAP@0.5."""
         gap, several = self.map_50, f"{self.images} image{'' if self.images == 1 else 's'}"
         if gap.difference.value is None:
             return f"nothing to compare: there are no objects to find in {several}"
@@ -75,13 +78,13 @@ class Comparison:
             "the difference is real (the interval does not hold 0)"
         )
 
-    def rows(self) -> tuple[list[str], list[list[str]]]:
-        """(header, rows) for a table, mAP@0.5 last."""
+    def table(self) -> Table:
+        """A row for each figure, mAP@0.5 last."""
         figures = {f"AP50 {name}": one for name, one in self.per_class.items()}
         figures |= {"COCO mAP": self.map, "mAP@0.5": self.map_50}
         said = {True: "real", False: "not told", None: "n/a"}
         rows = [[name, str(one.a), str(one.b), one.points, said[one.real]] for name, one in figures.items()]
-        return ["", "A", "B", "B - A in points", "difference"], rows
+        return Table(["", "A", "B", "B - A in points", "difference"], rows, total=True)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -100,48 +103,39 @@ class Comparison:
 def compare_detections(
     a: Sequence[Detections],
     b: Sequence[Detections],
-    targets: Sequence[Mapping[str, Any]],
+    targets: Sequence[Target],
     class_names: Sequence[str],
     *,
     samples: int = 1000,
     seed: int = 0,
-    level: float = LEVEL,
-) -> Comparison:
-    """Compare the detections of two detectors on the same images, in the same order, by the same draws.
+) -> PairedComparison:
+    """The differences between two detectors on the same images, in the same order, by the same resamples.
 
-    A draw in which a figure is undefined (no object of a class) is left out of that figure. Raises DataError
-    where the two are not of the same images and classes, or not as many as `targets`.
+    A resample in which a figure is undefined (no object of a class) is left out of that figure. Raises
+    DataError where the two are not of the same images and classes, or not as many as `targets`.
     """
     _check_pairs(a, b, class_names)
-    counts = draws_after_the_whole(len(targets), samples, seed)
-    of_a, of_b = (draw_figures(found, targets, class_names, counts) for found in (a, b))
+    weights = resample_images(len(targets), samples, seed)
+    of_a, of_b = (weighted_metrics(found, targets, class_names, weights) for found in (a, b))
 
     def difference(figure: str, row: Any = ...) -> Difference:
         left, right = of_a[figure][row], of_b[figure][row]
-        return Difference(*(percentile_interval(drawn, level) for drawn in (left, right, right - left)))
+        return Difference(*map(percentile_interval, (left, right, right - left)))
 
-    return Comparison(
+    return PairedComparison(
         map_50=difference("map_50"),
         map=difference("map"),
         per_class={name: difference("ap_50", k) for k, name in enumerate(class_names)},
         images=len(targets),
         samples=samples,
         seed=seed,
-        level=level,
     )
 
 
 def compare_split(
-    a: Predictor,
-    b: Predictor,
-    source: DataSource,
-    split: str,
-    *,
-    samples: int = 1000,
-    seed: int = 0,
-    progress: bool = False,
-) -> Comparison:
-    """Detect with both on every image of a split, and compare.
+    a: Predictor, b: Predictor, source: DataSource, split: str, *, samples: int = 1000, progress: bool = False
+) -> PairedComparison:
+    """The differences between two detectors on every image of a split.
 
     Raises CheckpointError where the classes differ, from each other's or from the data's, and what
     `DataSource.dataset` raises.
@@ -153,7 +147,7 @@ def compare_split(
         )
     dataset = source.dataset(split)
     found = [evaluate_model(one, dataset, progress=progress)[1] for one in (a, b)]
-    return compare_detections(*found, dataset.targets(), a.class_names, samples=samples, seed=seed)
+    return compare_detections(*found, dataset.targets(), a.class_names, samples=samples)
 
 
 def _check_pairs(a: Sequence[Detections], b: Sequence[Detections], class_names: Sequence[str]) -> None:

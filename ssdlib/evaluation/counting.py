@@ -1,4 +1,4 @@
-"""Counting, the task a analysis has: the score thresholds that count best, and how well they count.
+"""Counting cells: the score thresholds that count best, and how well they count.
 
 Thresholds are chosen on one split (val) and judged on another (test). The difference of two ways to count is
 described as in Bland & Altman 1986, "Statistical methods for assessing agreement between two methods of
@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from ssdlib.common.errors import ConfigError
-from ssdlib.evaluation.bootstrap import LEVEL, draws_after_the_whole, percentile_interval
-from ssdlib.evaluation.matching import as_array, check_pairs, quotient, threshold_of
-from ssdlib.evaluation.tables import Interval
-from ssdlib.inference.detections import Detections
+from ssdlib.evaluation.bootstrap import percentile_interval, resample_images
+from ssdlib.evaluation.matching import Target, as_array, check_pairs
+from ssdlib.evaluation.metrics import quotient
+from ssdlib.evaluation.tables import LEVEL, Interval
+from ssdlib.inference.detections import Detections, class_thresholds
 
 CANDIDATES = np.arange(1, 100) / 100
-FALLBACK = 0.5
+DEFAULT_THRESHOLD = 0.5
 _SPREAD = 1.96
 """Standard deviations that hold 95 % of a normal distribution."""
 
@@ -38,16 +38,16 @@ class CountCurve:
     objects: int
     """Objects of the class in all images."""
 
-    def best(self, fallback: float = FALLBACK) -> float:
-        """The threshold of least MAE, of those the one of least |bias|, of those the nearest to `fallback`.
+    def best(self) -> float:
+        """The threshold of least MAE, of those the one of least |bias|, of those the nearest to 0.5.
 
         Where the split has no object of the class every count but 0 would be wrong and the highest threshold
-        best, which says nothing: then `fallback` itself.
+        best, which says nothing: then 0.5 itself.
         """
         if not self.objects:
-            return fallback
+            return DEFAULT_THRESHOLD
         # Sums of whole numbers over the same number of images: equal ones may differ in the last bit.
-        keys = (np.abs(self.thresholds - fallback), np.abs(self.bias).round(9), self.mae.round(9))
+        keys = (np.abs(self.thresholds - DEFAULT_THRESHOLD), np.abs(self.bias).round(9), self.mae.round(9))
         return float(self.thresholds[np.lexsort(keys)[0]])
 
 
@@ -56,7 +56,7 @@ class ClassCounts:
     """One class on N images. Differences are counted less true; intervals are over the images."""
 
     threshold: float | None
-    """Of the scores; None where several classes with thresholds of their own are added up."""
+    """The score threshold; None where several classes with thresholds of their own are added up."""
     true: int
     counted: int
     mae: Interval
@@ -74,7 +74,7 @@ class ClassCounts:
     """Correlation; None where either count is the same on all images."""
     accuracy: Interval
     """Total counting accuracy in %: 100 (1 - |counted - true| / true), of the totals over all images, where
-    misses and false alarms of different images cancel. None without objects; below 0 past twice the truth.
+    misses and false positives of different images cancel. None without objects; below 0 past twice the truth.
     100 is the most, so a lucky value can lie above the interval of what other images would give."""
     ratio: Interval
     """Counted / true in %, of the totals: 100 is right, and both sides of it are possible."""
@@ -100,101 +100,83 @@ class CountReport:
         return asdict(self)
 
 
-def count_curve(
-    detections: Sequence[Detections],
-    targets: Sequence[Mapping[str, Any]],
-    label: int,
-    thresholds: np.ndarray = CANDIDATES,
-) -> CountCurve:
-    """Count one class at each of the (T,) rising thresholds, as `Detections.above` would.
+def count_curve(detections: Sequence[Detections], targets: Sequence[Target], label: int) -> CountCurve:
+    """How well one class is counted at each threshold 0.01, 0.02, ... 0.99, as `Detections.above` would.
 
     Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
     true = _true_counts(targets, label)
     # float32 like the scores, or 0.7 would not reach 0.7.
-    levels = np.asarray(thresholds, dtype=np.float32)
+    levels = CANDIDATES.astype(np.float32)
     counted = np.zeros((len(detections), len(levels)), dtype=np.int64)
     for row, found in enumerate(detections):
         scores = found.scores.numpy()[found.labels.numpy() == label]
         counted[row] = len(scores) - np.searchsorted(np.sort(scores), levels)
     difference = (counted - true[:, None]).astype(np.float64)
     images = len(targets) or np.nan
-    return CountCurve(
-        np.asarray(thresholds, dtype=np.float64),
-        np.abs(difference).sum(axis=0) / images,
-        difference.sum(axis=0) / images,
-        int(true.sum()),
-    )
+    mae, bias = np.abs(difference).sum(axis=0) / images, difference.sum(axis=0) / images
+    return CountCurve(CANDIDATES, mae, bias, int(true.sum()))
 
 
 def count_thresholds(
-    detections: Sequence[Detections],
-    targets: Sequence[Mapping[str, Any]],
-    class_names: Sequence[str],
-    *,
-    fallback: float = FALLBACK,
+    detections: Sequence[Detections], targets: Sequence[Target], class_names: Sequence[str]
 ) -> dict[str, float]:
     """The score threshold of each class that counts best on these images (val), of 0.01, 0.02, ... 0.99.
 
     See `CountCurve.best` for ties and for classes without objects.
     """
-    curves = (count_curve(detections, targets, label) for label in range(1, len(class_names) + 1))
-    return {name: curve.best(fallback) for name, curve in zip(class_names, curves, strict=True)}
+    return {
+        name: count_curve(detections, targets, label).best()
+        for label, name in enumerate(class_names, start=1)
+    }
 
 
 def count_report(
     detections: Sequence[Detections],
-    targets: Sequence[Mapping[str, Any]],
+    targets: Sequence[Target],
     class_names: Sequence[str],
-    thresholds: float | Mapping[str, float] = FALLBACK,
+    thresholds: float | Mapping[str, float] = DEFAULT_THRESHOLD,
     *,
     samples: int = 1000,
     seed: int = 0,
-    level: float = LEVEL,
 ) -> CountReport:
-    """Count the detections that reach their class's threshold, image by image, against the ground truth.
+    """The counts of the detections that reach their class's threshold, image by image, and the true counts.
 
-    Percentile intervals are over images drawn again, the same draws as `bootstrap_map`'s of the same seed;
-    draws for which a figure is undefined are left out of its interval. Raises DataError where the two
-    sequences differ in length, ConfigError where a class lacks a threshold.
+    Percentile intervals are over bootstrap resamples of the images, the same as `bootstrap_map`'s of the same
+    seed; those for which a figure is undefined are left out of its interval. Raises DataError where the two
+    sequences differ in length, ConfigError for an impossible threshold.
     """
     check_pairs(detections, targets)
-    if isinstance(thresholds, Mapping) and (unknown := set(thresholds) - set(class_names)):
-        raise ConfigError(f"score thresholds for unknown classes: {', '.join(sorted(unknown))}")
-    draws = draws_after_the_whole(len(targets), samples, seed)
-    rows: dict[str, tuple[float, np.ndarray, np.ndarray]] = {}
-    for label, name in enumerate(class_names, start=1):
-        least = threshold_of(name, thresholds)
-        counted = [
-            np.count_nonzero((one.labels.numpy() == label) & (one.scores.numpy() >= np.float32(least)))
-            for one in detections
-        ]
-        rows[name] = float(least), _true_counts(targets, label), np.array(counted, dtype=np.int64)
-    nothing = np.zeros(len(targets), dtype=np.int64)
-    all_true = sum((true for _, true, _ in rows.values()), nothing)
-    all_counted = sum((counted for _, _, counted in rows.values()), nothing)
+    weights = resample_images(len(targets), samples, seed)
+    thresholds = class_thresholds(thresholds, class_names)
+    kept = [one.above(thresholds) for one in detections]
+    labels = range(1, len(class_names) + 1)
+    true = np.array([_true_counts(targets, label) for label in labels])  # (classes, N)
+    counted = np.array([list(one.counts().values()) for one in kept]).reshape(len(kept), len(labels)).T
     return CountReport(
         images=len(targets),
-        per_class={name: _class_counts(*row, draws, level) for name, row in rows.items()},
-        together=_class_counts(None, all_true, all_counted, draws, level),
+        per_class={
+            name: _class_counts(threshold, *pair, weights)
+            for (name, threshold), *pair in zip(thresholds.items(), true, counted, strict=True)
+        },
+        together=_class_counts(None, true.sum(axis=0), counted.sum(axis=0), weights),
         samples=samples,
         seed=seed,
-        level=level,
     )
 
 
-def _true_counts(targets: Sequence[Mapping[str, Any]], label: int) -> np.ndarray:
-    """(N,) int64."""
+def _true_counts(targets: Sequence[Target], label: int) -> np.ndarray:
+    """The (N,) int64 numbers of objects of one class in each image."""
     counts = [np.count_nonzero(as_array(target["labels"]) == label) for target in targets]
     return np.array(counts, dtype=np.int64)
 
 
 def _class_counts(
-    threshold: float | None, true: np.ndarray, counted: np.ndarray, draws: np.ndarray, level: float
+    threshold: float | None, true: np.ndarray, counted: np.ndarray, weights: np.ndarray
 ) -> ClassCounts:
-    figures = _figures(true, counted, draws)
-    intervals = {name: percentile_interval(values, level) for name, values in figures.items()}
+    figures = _figures(true, counted, weights)
+    intervals = {name: percentile_interval(values) for name, values in figures.items()}
     return ClassCounts(
         threshold=threshold,
         true=int(true.sum()),
@@ -206,7 +188,7 @@ def _class_counts(
 
 
 def _figures(true: np.ndarray, counted: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Each figure of `ClassCounts` for each of the (S, N) draws: (S,) float64, NaN where undefined."""
+    """Each figure of `ClassCounts` for each of the (S, N) weightings: (S,) float64, NaN where undefined."""
     difference = counted - true
     parts = (
         np.abs(difference), difference, difference**2, true, counted, true**2, counted**2, true * counted,

@@ -1,8 +1,8 @@
-"""One split judged whole: what `ssdlib evaluate` prints and writes, and the model card repeats."""
+"""The evaluation of a detector on a split, as `ssdlib evaluate` and the model card report it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,16 +10,16 @@ from tqdm import tqdm
 
 from ssdlib.common.distributed import gather, rank_and_count
 from ssdlib.common.errors import CheckpointError
-from ssdlib.evaluation.analysis import Judged, analysis_section
 from ssdlib.evaluation.bootstrap import bootstrap_map
+from ssdlib.evaluation.calibration import calibration_report
+from ssdlib.evaluation.counting import count_report, count_thresholds
+from ssdlib.evaluation.matching import DetectedImages
 from ssdlib.evaluation.metrics import Metrics, evaluate_detections
+from ssdlib.evaluation.tide import tide_errors
 from ssdlib.inference.detections import Detections
 
 if TYPE_CHECKING:
     from ssdlib.data.dataset import DetectionDataset
-    from ssdlib.inference.predictor import Predictor
-
-if TYPE_CHECKING:
     from ssdlib.data.source import DataSource
     from ssdlib.inference.predictor import Predictor
 
@@ -36,17 +36,16 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Plain values of `Metrics`, `intervals` over the images, and which data these were.
 
-    `limit` takes the split's first images only. `analysis` adds a section of that name (see
-    `ssdlib.evaluation.analysis`), for which the network looks at val as well. Raises what `evaluate_model`
-    and `DataSource.dataset` raise.
+    `limit` takes the split's first images only. `analysis` adds the section of that name (see
+    `analysis_section`), for which the network detects on val as well. Raises what `evaluate_model` and
+    `DataSource.dataset` raise.
     """
     dataset = source.dataset(split, limit=limit)
+    targets, names = dataset.targets(), predictor.class_names
     metrics, detections = evaluate_model(
         predictor, dataset, score_threshold=score_threshold, progress=progress
     )
-    intervals = bootstrap_map(
-        detections, dataset.targets(), predictor.class_names, score_threshold=score_threshold
-    )
+    intervals = bootstrap_map(detections, targets, names, score_threshold=score_threshold)
     report = {
         "split": split,
         **metrics.to_dict(),
@@ -54,20 +53,32 @@ def evaluate_split(
         "data": source.describe(),
     }
     if analysis:
-        own = detections, dataset.targets()
-        report["analysis"] = analysis_section(
-            _judged(predictor, source, "val", limit, progress) if split != "val" else own,
-            own,
-            predictor.class_names,
-        )
+        reported = chosen_on = (detections, targets)
+        if split != "val":
+            val = source.dataset("val", limit=limit)
+            chosen_on = (evaluate_model(predictor, val, progress=progress)[1], val.targets())
+        report["analysis"] = analysis_section(chosen_on, reported, names)
     return report
 
 
-def _judged(
-    predictor: Predictor, source: DataSource, split: str, limit: int | None, progress: bool
-) -> Judged:
-    dataset = source.dataset(split, limit=limit)
-    return evaluate_model(predictor, dataset, progress=progress)[1], dataset.targets()
+def analysis_section(
+    choose_on: DetectedImages, report_on: DetectedImages, class_names: Sequence[str], *, samples: int = 1000
+) -> dict[str, Any]:
+    """Errors by kind, counts and calibration of `report_on`, as plain values for metrics.json.
+
+    The score thresholds to count with and the temperature are chosen on `choose_on` (val), so that test
+    remains a test. Raises DataError where detections and ground truth differ in length.
+    """
+    thresholds = count_thresholds(*choose_on, class_names)
+    counting = count_report(*report_on, class_names, thresholds, samples=samples).to_dict()
+    for one in (*counting["per_class"].values(), counting["together"]):
+        del one["true_per_image"], one["counted_per_image"]  # hundreds of numbers that no table shows
+    return {
+        "images": len(report_on[1]),
+        "errors": tide_errors(*report_on, class_names).to_dict(),
+        "counting": counting,
+        "calibration": calibration_report(choose_on, report_on, class_names).to_dict(),
+    }
 
 
 def evaluate_model(
@@ -78,7 +89,7 @@ def evaluate_model(
     progress: bool = False,
     shared: bool = False,
 ) -> tuple[Metrics, list[Detections]]:
-    """Detect on every image of `dataset` (its transform is not used) and compare with its ground truth.
+    """The metrics and the detections of a network on every image of `dataset`, whose transform is not used.
 
     The detections carry the image ids and come in the dataset's order. With `shared` each process of a
     distributed training detects on its share of the images; all must call it, and all get the whole result.

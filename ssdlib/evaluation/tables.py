@@ -1,15 +1,20 @@
-"""Measured results as rows of text: the report's, the command line's and the notebooks' tables."""
+"""Tables of measured results, as the report, the command line, the model card and notebook 5 show them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from ssdlib.common.tables import Table, number
+
+LEVEL = 0.95
+"""The share of the bootstrap resamples that every interval holds."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure and the interval that holds the middle 95 % of it over the draws; None where undefined."""
+    """A figure and the interval of the middle 95 % of its bootstrap resamples; None where undefined."""
 
     value: float | None
     low: float | None
@@ -17,9 +22,14 @@ class Interval:
 
     def __str__(self) -> str:
         """Such as `0.902 [0.88, 0.92]`."""
-        if self.value is None:
-            return "n/a"
-        return f"{self.value:.3f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if self.low is not None else "")
+        return self.to_text(".3f", ".2f")
+
+    def to_text(self, form: str, form_of_ends: str) -> str:
+        """The figure and, where there are any, the ends of its interval in formats of `format`."""
+        if self.low is None or self.high is None:
+            return number(self.value, form)
+        ends = f"[{format(self.low, form_of_ends)}, {format(self.high, form_of_ends)}]"
+        return f"{number(self.value, form)} {ends}"
 
 
 _FIGURES = {
@@ -34,107 +44,17 @@ _FIGURES = {
 """Each figure of a class: its name and the mean over the classes."""
 
 
-def interval_rows(intervals: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of `Intervals.to_dict`: a row for each figure, a column for each class and their mean.
-
-    Sections written before all figures had intervals give the one row that they hold.
-    """
-    classes = intervals.get("classes") or {
-        name: {"ap_50": value} for name, value in intervals["per_class"].items()
-    }
-    rows = []
-    for figure, (words, mean) in _FIGURES.items():
-        cells = [of_class.get(figure) for of_class in classes.values()] + [intervals.get(mean)]
-        if any(cells):
-            rows.append([words, *(str(Interval(**cell)) if cell else "" for cell in cells)])
-    return ["", *classes, "mean"], rows
-
-
-Table = tuple[list[str], list[list[str]]]
-"""A header, and rows of as many cells."""
-
-ALL = "all"
-
-
-def error_rows(errors: Mapping[str, Any]) -> Table:
-    """`TideErrors.to_dict` as a table: the AP points (0.01) that each kind costs, and how many."""
-    classes = errors["per_class"]
-    kinds = {
-        kind: (one, [c["kinds"][kind] for c in classes.values()]) for kind, one in errors["kinds"].items()
-    }
-    for name in ("false_positives", "misses"):
-        words = f"{ALL} {name.replace('_', ' ')}"
-        kinds[words] = (errors[name], [c[name] for c in classes.values()])
-    rows = [[kind, *map(_cost, of_classes), _cost(one)] for kind, (one, of_classes) in kinds.items()]
-    return ["AP points to gain (errors)", *classes, "mAP"], rows
-
-
-def counting_rows(counting: Mapping[str, Any]) -> Table:
-    """`CountReport.to_dict` as a table: a row for each class and one for all cells of an image together."""
-    header = [
-        "", "score from", "true", "counted", "accuracy %", "mean |difference|", "bias", "95 % of differences",
-        "R²", "images exact",
-    ]  # fmt: skip
-    rows = [
-        [
-            name,
-            _text(one["threshold"], "{:.2f}") if one["threshold"] is not None else "",
-            str(one["true"]),
-            str(one["counted"]),
-            _interval(one["accuracy"], "{:.1f}"),
-            _interval(one["mae"], "{:.2f}"),
-            _interval(one["bias"], "{:+.2f}"),
-            " to ".join(_text(one[end]["value"], "{:+.1f}") for end in ("lower_limit", "upper_limit")),
-            _interval(one["r2"], "{:.2f}"),
-            _text(one["exact"]["value"], "{:.0%}"),
-        ]
-        for name, one in {**counting["per_class"], ALL: counting["together"]}.items()
-    ]
-    return header, rows
-
-
-def calibration_rows(calibration: Mapping[str, Any]) -> Table:
-    """`CalibrationReport.to_dict` as a table: before and after the temperature, each class and all."""
-    header = ["", "detections", "mean score", "share right", "ECE", "ECE, scaled", "largest gap"]
-    before, after = calibration["before"], calibration["after"]
-    names = [*before["per_class"], ALL]
-    rows = []
-    for name in names:
-        now, then = (
-            None if one is None else one["together"] if name == ALL else one["per_class"][name]
-            for one in (before, after)
-        )
-        assert now is not None
-        figures = (now["mean_score"], now["right"], now["ece"], then and then["ece"], now["mce"])
-        rows.append([name, str(now["count"]), *(_text(value, "{:.3f}") for value in figures)])
-    return header, rows
-
-
-def _cost(one: Mapping[str, Any]) -> str:
-    cost = None if one["cost"] is None else 100 * one["cost"]
-    return f"{_text(cost, '{:.1f}')} ({one['count']:,})"
-
-
-def _interval(values: Mapping[str, Any], form: str) -> str:
-    one = Interval(**values)
-    if one.value is None or one.low is None or one.high is None:
-        return _text(one.value, form)
-    return f"{form.format(one.value)} [{form.format(one.low)}, {form.format(one.high)}]"
-
-
-def _text(value: float | None, form: str) -> str:
-    return "n/a" if value is None else form.format(value)
-
-
 def result_sections(metrics: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The sections of metrics.json that hold detection results, that is, have `per_class`."""
     return {
-        k: v for k, v in metrics.items() if isinstance(v, Mapping) and isinstance(v.get("per_class"), dict)
+        name: section
+        for name, section in metrics.items()
+        if isinstance(section, Mapping) and isinstance(section.get("per_class"), dict)
     }
 
 
-def result_rows(section: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) of one results section: a row for each class, then all classes together.
+def result_table(section: Mapping[str, Any]) -> Table:
+    """The table of one results section: a row for each class, then all classes together.
 
     AP50 comes with its interval where the section has `intervals` (`Intervals.to_dict`).
     """
@@ -147,67 +67,110 @@ def result_rows(section: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         "ground_truth": "objects",
         "detections": "detections",
     }
+    counts = ("ground_truth", "detections")
     per_class = section["per_class"]
     columns = [name for name in known if any(name in values for values in per_class.values())]
-    total = {"ap_50": "map_50", "ap": "map", "voc07_ap": "voc07_map"}
-    rows = [[label, *(_number(values.get(name)) for name in columns)] for label, values in per_class.items()]
-    counted = [
-        str(sum(v.get(name) or 0 for v in per_class.values()))
-        if name in ("ground_truth", "detections")
-        else _number(section[total[name]])
-        if total.get(name) in section
-        else ""
-        for name in columns
+    together = {name: section.get(_FIGURES[name][1], "") for name in columns if name not in counts}
+    for name in counts:
+        together[name] = sum(values.get(name) or 0 for values in per_class.values())
+    rows = [
+        [row, *(_cell(values.get(name)) for name in columns)]
+        for row, values in [*per_class.items(), ("all", together)]
     ]
-    rows.append(["all", *counted])
     if "ap_50" in columns and (intervals := section.get("intervals")):
         place = 1 + columns.index("ap_50")
         for row, interval in zip(rows, [*intervals["per_class"].values(), intervals["map_50"]], strict=True):
             row[place] = str(Interval(**interval))
-    return ["class", *(known[name] for name in columns)], rows
+    return Table(["class", *(known[name] for name in columns)], rows, total=True)
 
 
-def _number(value: Any) -> str:
-    if value is None:
-        return "n/a"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+def _cell(value: float | str | None) -> str:
+    return str(value) if isinstance(value, int | str) else number(value)
 
 
-def results_text(metrics: dict[str, Any]) -> str:
+def interval_table(intervals: Mapping[str, Any]) -> Table:
+    """The table of `Intervals.to_dict`: a row for each figure, a column for each class and their mean."""
+    classes = intervals["classes"]
+    rows = []
+    for figure, (words, mean) in _FIGURES.items():
+        cells = [*(of_class.get(figure) for of_class in classes.values()), intervals.get(mean)]
+        rows.append([words, *(str(Interval(**cell)) if cell else "" for cell in cells)])
+    return Table(["", *classes, "mean"], rows)
+
+
+def error_table(errors: Mapping[str, Any]) -> Table:
+    """The table of `TideErrors.to_dict`: the AP points (0.01) that fixing each kind adds, and the numbers."""
+    classes = errors["per_class"].values()
+    kinds = {
+        kind: [*(one["kinds"][kind] for one in classes), total] for kind, total in errors["kinds"].items()
+    }
+    for name in ("false_positives", "misses"):
+        kinds[f"all {name.replace('_', ' ')}"] = [*(one[name] for one in classes), errors[name]]
+    rows = [[kind, *map(_impact, cells)] for kind, cells in kinds.items()]
+    return Table(["AP points to gain (errors)", *errors["per_class"], "mAP"], rows)
+
+
+def _impact(one: Mapping[str, Any]) -> str:
+    points = None if one["delta_ap"] is None else 100 * one["delta_ap"]
+    return f"{number(points, '.1f')} ({one['count']:,})"
+
+
+def counting_table(counting: Mapping[str, Any]) -> Table:
+    """The table of `CountReport.to_dict`: a row for each class and one for all cells of an image together."""
+    header = [
+        "", "score from", "true", "counted", "accuracy %", "mean |difference|", "bias", "95 % of differences",
+        "R²", "images exact",
+    ]  # fmt: skip
+    rows = [
+        [
+            name,
+            "" if one["threshold"] is None else f"{one['threshold']:.2f}",
+            str(one["true"]),
+            str(one["counted"]),
+            Interval(**one["accuracy"]).to_text(".1f", ".1f"),
+            Interval(**one["mae"]).to_text(".2f", ".2f"),
+            Interval(**one["bias"]).to_text("+.2f", "+.2f"),
+            " to ".join(number(one[end]["value"], "+.1f") for end in ("lower_limit", "upper_limit")),
+            Interval(**one["r2"]).to_text(".2f", ".2f"),
+            number(one["exact"]["value"], ".0%"),
+        ]
+        for name, one in {**counting["per_class"], "all": counting["together"]}.items()
+    ]
+    return Table(header, rows, total=True)
+
+
+def calibration_table(calibration: Mapping[str, Any]) -> Table:
+    """The table of `CalibrationReport.to_dict`: each class and all, before and after scaling."""
+    header = ["", "detections", "mean score", "precision", "ECE", "ECE, scaled", "largest gap"]
+
+    def rows_of(one: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {**one["per_class"], "all": one["together"]}
+
+    after = rows_of(calibration["after"]) if calibration["after"] else {}
+    rows = []
+    for name, one in rows_of(calibration["before"]).items():
+        scaled = after[name]["ece"] if after else None
+        figures = (one["mean_score"], one["precision"], one["ece"], scaled, one["mce"])
+        rows.append([name, str(one["count"]), *map(number, figures)])
+    return Table(header, rows, total=True)
+
+
+def results_text(metrics: Mapping[str, Any]) -> str:
     """The results sections of metrics as plain tables, under the notice if the data are synthetic."""
     blocks = [notice] if (notice := metrics.get("data", {}).get("notice")) else []
     for name, section in result_sections(metrics).items():
-        header, rows = result_rows(section)
-        blocks.append(f"{name} ({section.get('images', '?')} images)\n{text_table(header, rows)}")
-        if "classes" in (intervals := section.get("intervals") or {}):  # else the table above holds them all
-            table = text_table(*interval_rows(intervals), total=False)
-            blocks.append(f"with 95 % intervals over the images\n{table}")
+        blocks.append(f"{name} ({section.get('images', '?')} images)\n{result_table(section).to_text()}")
+        if intervals := section.get("intervals"):
+            blocks.append(f"with 95 % intervals over the images\n{interval_table(intervals).to_text()}")
     return "\n\n".join(blocks) if blocks else "no results yet"
 
 
-def analysis_text(section: dict[str, Any], split: str) -> str:
+def analysis_text(section: Mapping[str, Any], split: str) -> str:
     """Errors by kind, counts and calibration as plain tables."""
-    chosen = "chosen on val" + (", which is judged here: too kind" if split == "val" else "")
+    chosen = "chosen on val" + (", which is evaluated here: optimistic" if split == "val" else "")
     tables = {
-        "errors by kind, of all detections": error_rows(section["errors"]),
-        f"counts; thresholds {chosen}": counting_rows(section["counting"]),
-        f"calibration; temperature {chosen}": calibration_rows(section["calibration"]),
+        "errors by kind, of all detections": error_table(section["errors"]),
+        f"counts; thresholds {chosen}": counting_table(section["counting"]),
+        f"calibration; temperature {chosen}": calibration_table(section["calibration"]),
     }
-    return "".join(
-        f"\n{title}\n{text_table(*rows, total=rows[1][-1][0] == ALL)}\n" for title, rows in tables.items()
-    )
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, total: bool = True) -> str:
-    """A plain table: first column to the left, numbers to the right, the last row set off as a total."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    rule = "  ".join("-" * width for width in widths)
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (pad for pad in zip(cells, widths, strict=True))
-        return "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]).rstrip()
-
-    body = [line(row) for row in rows]
-    return "\n".join(
-        [line(header), rule, *body[:-1], *([rule] if total and len(body) > 1 else []), *body[-1:]]
-    )
+    return "".join(f"\n{title}\n{table.to_text()}\n" for title, table in tables.items())

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 def kind_costs(ax: Axes | None, errors: TideErrors) -> Axes:
     """A bar a kind: the points (0.01) of mAP it costs, each class's part in its color, and how many."""
-    costs = {kind: [one.kinds[kind].cost for one in errors.per_class.values()] for kind in errors.kinds}
+    costs = {kind: [one.kinds[kind].delta_ap for one in errors.per_class.values()] for kind in errors.kinds}
     held = max(sum(cost is not None for cost in next(iter(costs.values()), [])), 1)
     parts = {kind: [100 * (cost or 0.0) / held for cost in values] for kind, values in costs.items()}
     ends = {
-        kind: f"{'n/a' if one.cost is None else f'{100 * one.cost:.1f}'}  ({one.count:,})"
+        kind: f"{'n/a' if one.delta_ap is None else f'{100 * one.delta_ap:.1f}'}  ({one.count:,})"
         for kind, one in errors.kinds.items()
     }
     ax = _stacked(ax, parts, ends, list(errors.per_class))
@@ -116,9 +116,9 @@ def reliability_diagram(
     ax.plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls="--", zorder=1)
     for one in reliability.bins:
         middle = (one.low + one.high) / 2
-        if one.right is not None:
-            ax.bar(middle, one.right, 0.9 * (one.high - one.low), color=color, alpha=0.3, lw=0)
-            ax.plot([one.mean_score] * 2, [one.mean_score, one.right], color=color, lw=1.4, zorder=2)
+        if one.precision is not None:
+            ax.bar(middle, one.precision, 0.9 * (one.high - one.low), color=color, alpha=0.3, lw=0)
+            ax.plot([one.mean_score] * 2, [one.mean_score, one.precision], color=color, lw=1.4, zorder=2)
         ax.text(middle, 1.03, f"{one.count}", fontsize=7, color=INK, ha="center", va="bottom")
     handles = [_points(ax, reliability, "as they came", color, color)]
     if scaled is not None:
@@ -133,6 +133,6 @@ def _points(ax: Axes, reliability: Reliability, name: str, face: str, edge: str)
     held = [one for one in reliability.bins if one.count]
     ece = "n/a" if reliability.ece is None else f"{reliability.ece:.3f}"
     return ax.plot(
-        [one.mean_score for one in held], [one.right for one in held], "o", ms=6, mfc=face, mec=edge,
+        [one.mean_score for one in held], [one.precision for one in held], "o", ms=6, mfc=face, mec=edge,
         zorder=3, label=f"{name}: ECE {ece}",
     )[0]  # fmt: skip

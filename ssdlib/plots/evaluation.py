@@ -16,7 +16,7 @@ from ssdlib.inference.draw import color_of
 from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, show_image, table
 
 if TYPE_CHECKING:
-    from ssdlib.evaluation.errors import Verdict
+    from ssdlib.evaluation.matching import Matches
     from ssdlib.evaluation.metrics import Metrics, PrecisionRecall
     from ssdlib.evaluation.tables import Interval
     from ssdlib.inference.detections import Detections
@@ -30,7 +30,7 @@ def judged(
     image: Any,
     detections: Detections,
     target: Mapping[str, Any],
-    verdict: Verdict,
+    matches: Matches,
     *,
     title: str = "",
     scores: bool = False,
@@ -42,9 +42,9 @@ def judged(
     ax = axes_or_new(ax, (4.2, 3.3))
     show_image(ax, image, title)
     boxes = detections.boxes.numpy()
-    wrong = ~verdict.right
-    draw_boxes(ax, boxes[verdict.right], color=RIGHT, width=1.3)
-    draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[verdict.missed], color=MISSED, width=2.2,
+    wrong = ~matches.true_positive
+    draw_boxes(ax, boxes[matches.true_positive], color=RIGHT, width=1.3)
+    draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[matches.missed], color=MISSED, width=2.2,
                style=(0, (2.5, 1.5)))  # fmt: skip
     draw_boxes(
         ax, boxes[wrong], detections.labels.numpy()[wrong], detections.class_names,

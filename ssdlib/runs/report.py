@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
+from ssdlib.common.tables import number
 from ssdlib.evaluation import tables
-from ssdlib.evaluation.tables import _number, result_rows, result_sections
+from ssdlib.evaluation.tables import result_sections, result_table
 from ssdlib.runs.folder import read_stages
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def _tiles(metrics: Mapping[str, Any]) -> str:
     values = [(f"mAP at IoU 0.5, {split}", section.get("map_50")), ("COCO mAP", section.get("map"))]
     values += [(f"AP50 {name}", entry.get("ap_50")) for name, entry in section["per_class"].items()]
     tiles = "".join(
-        f'<div class="tile"><b>{_number(v)}</b><span>{html.escape(k)}</span></div>' for k, v in values
+        f'<div class="tile"><b>{number(v)}</b><span>{html.escape(k)}</span></div>' for k, v in values
     )
     return f'<div class="tiles">{tiles}</div>'
 
@@ -173,15 +174,18 @@ def _metric_tables(metrics: Mapping[str, Any]) -> list[str]:
     results = result_sections(metrics)
     blocks = []
     for name, section in results.items():
-        header, rows = result_rows(section)
+        results_of_split = result_table(section)
         scalars = {k: v for k, v in section.items() if not isinstance(v, dict | list)}
         facts = " · ".join(f"{html.escape(k)} {html.escape(_plain(v))}" for k, v in scalars.items())
         title = html.escape(name.replace("_", " "))
-        blocks.append(f"<h3>Results: {title}</h3>{_table(header, rows)}<p>{facts}</p>")
-        if "classes" in (section.get("intervals") or {}):
+        blocks.append(
+            f"<h3>Results: {title}</h3>{_table(results_of_split.header, results_of_split.rows)}<p>{facts}</p>"
+        )
+        if intervals := section.get("intervals"):
+            every = tables.interval_table(intervals)
             blocks.append(
                 '<details class="block"><summary>Every figure with its 95 % interval</summary>'
-                f"{_table(*tables.interval_rows(section['intervals']), total=False)}</details>"
+                f"{_table(every.header, every.rows, total=False)}</details>"
             )
     others = {k: v for k, v in metrics.items() if k not in results and k not in ("profile", "data", ANALYSIS)}
     for name, section in others.items():
@@ -199,23 +203,23 @@ def _analysis(run: RunFolder, metrics: Mapping[str, Any]) -> list[str]:
     if not section:
         return []
     parts = (
-        ("What it gets wrong", _ERRORS, tables.error_rows(section["errors"]), _ERROR_FIGURES),
-        ("How well it counts", _COUNTS, tables.counting_rows(section["counting"]), _COUNT_FIGURES),
-        ("Can its scores be believed?", _SCORES, tables.calibration_rows(section["calibration"]),
+        ("What it gets wrong", _ERRORS, tables.error_table(section["errors"]), _ERROR_FIGURES),
+        ("How well it counts", _COUNTS, tables.counting_table(section["counting"]), _COUNT_FIGURES),
+        ("Can its scores be believed?", _SCORES, tables.calibration_table(section["calibration"]),
          _SCORE_FIGURES),
     )  # fmt: skip
     return [
-        f"<h3>{title}</h3><p>{words}</p>{_table(*rows, total=rows[1][-1][0] == tables.ALL)}"
+        f"<h3>{title}</h3><p>{words}</p>{_table(table.header, table.rows, total=table.total)}"
         + "".join(_figure(run, name, caption) for name, caption in figures.items())
-        for title, words, rows, figures in parts
+        for title, words, table, figures in parts
     ]
 
 
 ANALYSIS = "analysis"
-"""The section of metrics.json that `ssdlib.evaluation.analysis` fills."""
+"""The section of metrics.json that `ssdlib.evaluation.evaluate.analysis_section` fills."""
 
 _ERRORS = (
-    "Points of AP at IoU 0.5 that mending one kind of error, and nothing else, would add on the test "
+    "Points of AP at IoU 0.5 that fixing one kind of error, and nothing else, would add on the test "
     "images; in brackets how many there are among all detections with a score of at least 0.01. "
     "<b>class</b>: the box fits a cell of another class. <b>localization</b>: it touches a cell of its "
     "class but fits badly. <b>both</b>: both of these. <b>duplicate</b>: a cell found twice. "
@@ -230,20 +234,20 @@ _COUNTS = (
 )
 _SCORES = (
     "Of all detections with a score near 0.7, seven in ten should be right. ECE is the mean gap between "
-    "score and share right, over ten bins; scaled: after one temperature fitted on val. Scores below 0.05"
+    "score and precision, over ten bins; scaled: after one temperature fitted on val. Scores below 0.05"
     " are left out."
 )
 _ERROR_FIGURES = {
-    "figures/05_errors.png": "mAP to gain by mending each kind, on test and on the same images out of focus.",
+    "figures/05_errors.png": "mAP to gain by fixing each kind, on test and on the same images out of focus.",
     "figures/05_worst_images.png": "The test images with the most errors.",
-    "figures/05_worst_crops.png": "The false alarms with the highest scores, then missed cells.",
+    "figures/05_worst_crops.png": "The false positives with the highest scores, then missed cells.",
     "figures/05_confusion.png": "What became of each cell at the working thresholds.",
 }
 _COUNT_FIGURES = {
     "figures/05_counts.png": "Each dot is a test image. Above: counted against true; below: the difference "
     "against the mean (Bland and Altman), with bias and 95 % limits; last, the same images out of focus.",
 }
-_SCORE_FIGURES = {"figures/05_calibration.png": "Score and share right: equal on the diagonal."}
+_SCORE_FIGURES = {"figures/05_calibration.png": "Score and precision: equal on the diagonal."}
 
 
 def _stage_table(run: RunFolder, stages: Sequence[Mapping[str, Any]]) -> str:

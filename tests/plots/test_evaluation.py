@@ -3,17 +3,15 @@
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import to_hex
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from ssdlib.evaluation.errors import judge
-from ssdlib.evaluation.metrics import PrecisionRecall, evaluate_detections, precision_recall
+from ssdlib.evaluation.matching import match_image
+from ssdlib.evaluation.metrics import PrecisionRecall, evaluate_detections
 from ssdlib.evaluation.tables import Interval
-from ssdlib.inference.detections import Detections
 from ssdlib.plots import evaluation as plots
 from tests.plots.cases import judged_image
 
@@ -34,7 +32,7 @@ def case(found=(), truth=()):
 def curve(right=(), ground_truth=0):
     count = len(right)
     scores = np.linspace(0.9, 0.1, count)
-    return PrecisionRecall(scores, np.array(right, dtype=bool), ground_truth, np.zeros(count, dtype=np.int64))
+    return PrecisionRecall(scores, np.array(right, dtype=bool), ground_truth)
 
 
 A, B = (0, 0, 30, 30), (50, 50, 90, 90)
@@ -52,33 +50,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("found", "truth", "object_of", "missed"), CASES)
-def test_verdicts(found, truth, object_of, missed):
-    verdict = judge(*case(found, truth))
-    assert verdict.found_object.tolist() == object_of
-    assert verdict.missed.tolist() == missed
-    assert verdict.errors == object_of.count(-1) + sum(missed)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_verdicts_agree_with_the_curves(seed):
-    """On crowded random boxes, class by class."""
-    make = torch.Generator().manual_seed(seed)
-    corner = torch.rand(40, 2, generator=make) * 40
-    boxes = torch.cat([corner, corner + 10 + torch.rand(40, 2, generator=make) * 30], dim=1)
-    labels = torch.randint(1, 4, (40,), generator=make)
-    detections = Detections(boxes[:28], torch.rand(28, generator=make), labels[:28], (120, 100), NAMES)
-    target = {"boxes": boxes[20:], "labels": labels[20:]}
-    verdict = judge(detections, target, 0.4)
-    for label in (1, 2, 3):
-        expected = precision_recall([detections], [target], label, 0.4).true_positive
-        assert verdict.right[detections.labels.numpy() == label].tolist() == expected.tolist()
-    assert verdict.right.sum() + verdict.missed.sum() == 20
-
-
-@pytest.mark.parametrize(("found", "truth", "object_of", "missed"), CASES)
 def test_judged_draws_right_wrong_and_missed(found, truth, object_of, missed):
     detections, target = case(found, truth)
-    ax = plots.judged(None, IMAGE, detections, target, judge(detections, target), scores=True)
+    ax = plots.judged(None, IMAGE, detections, target, match_image(detections, target), scores=True)
     colors = [to_hex(patch.get_edgecolor()) for patch in ax.patches]
     wrong = object_of.count(-1)
     assert colors.count(plots.RIGHT) == len(object_of) - wrong

@@ -63,7 +63,7 @@ def test_bars_of_kinds(function, name):
     assert [tick.get_text() for tick in ax.get_yticklabels()] == list(KINDS)
     widths = np.array([bar.get_width() for bar in ax.patches]).reshape(len(NAMES), len(KINDS))
     for k, (kind, one) in enumerate(tide.kinds.items()):
-        whole = one.count if function is errors.kind_counts else 100 * (one.cost or 0)
+        whole = one.count if function is errors.kind_counts else 100 * (one.delta_ap or 0)
         assert widths[:, k].sum() == pytest.approx(whole), kind
     assert f"{tide.kinds['missed'].count}" in texts(ax)[-1]
     if function is errors.kind_costs:
@@ -108,7 +108,7 @@ def test_reliability(count):
     ax = drawn(errors.reliability_diagram(None, result, "RBC", scaled=result))
     assert texts(ax) == [str(one.count) for one in result.bins] and sum(map(int, texts(ax))) == count
     held = [one for one in result.bins if one.count]
-    assert [bar.get_height() for bar in ax.patches] == [one.right for one in held]
+    assert [bar.get_height() for bar in ax.patches] == [one.precision for one in held]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
     assert legend[1] == ("scaled: ECE n/a" if count == 0 else f"scaled: ECE {result.ece:.3f}")
 

@@ -9,7 +9,7 @@ from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from ssdlib.data.smears import write_dataset
-from ssdlib.evaluation.tables import result_rows
+from ssdlib.evaluation.tables import result_table
 from ssdlib.runs.folder import RunFolder
 from ssdlib.runs.pipeline import StageRecord
 from ssdlib.runs.report import notebook_section, render_report, replace_math, settle_lines, to_mathml
@@ -202,15 +202,15 @@ def test_lines_settle_as_on_a_terminal(text, expected):
     assert settle_lines(text) == expected
 
 
-def test_result_rows():
-    header, rows = result_rows(SECTION)
-    assert header == ["class", "AP50", "objects"]
-    assert rows == [["WBC", "0.500", "3"], ["<b>", "n/a", "0"], ["all", "0.500", "3"]]
-    assert result_rows({"per_class": {}}) == (["class"], [["all"]])
+def test_result_table():
+    table = result_table(SECTION)
+    assert table.header == ["class", "AP50", "objects"]
+    assert table.rows == [["WBC", "0.500", "3"], ["<b>", "n/a", "0"], ["all", "0.500", "3"]]
+    assert result_table({"per_class": {}}).rows == [["all"]]
 
 
 def test_errors_counts_and_calibration_stand_in_the_report(run):
-    from ssdlib.evaluation.analysis import analysis_section
+    from ssdlib.evaluation.evaluate import analysis_section
     from ssdlib.inference.detections import Detections
 
     found = Detections([[0, 0, 9, 9], [50, 50, 60, 60]], [0.9, 0.8], [1, 1], (90, 90), ("WBC", "<b>"))
@@ -228,5 +228,5 @@ def test_errors_counts_and_calibration_stand_in_the_report(run):
     rows = {row.td.get_text(): [cell.get_text() for cell in row.find_all("td")[1:]]
             for row in page.find_all("tr") if row.td}  # fmt: skip
     assert rows["background"] == ["0.0 (1)", "n/a (0)", "0.0 (1)"], "after the right one it costs nothing"
-    assert page.find("img", alt=re.compile("mending each kind"))["src"].startswith("data:image/png;base64,")
+    assert page.find("img", alt=re.compile("fixing each kind"))["src"].startswith("data:image/png;base64,")
     assert "analysis" not in page.get_text(), "the section is not listed raw as well"

@@ -24,8 +24,9 @@ PROPOSED = "proposed"
 def write_overlay(issues: Iterable[LabelIssue], dataset: DetectionDataset, folder: str | Path) -> int:
     """The number of annotations written to `folder/Annotations`: the labels with the proposed boxes added.
 
-    They are in Pascal VOC's format, also where the data are not. A proposed box is marked <pose>proposed</pose>. The labels stay as they are: a moved or renamed one
-    appears beside the old. What an earlier ranking left in the folder is replaced.
+    They are in Pascal VOC's format, also where the data are not. A proposed box is marked
+    <pose>proposed</pose>. The labels stay as they are: a moved or renamed one appears beside the old. What an
+    earlier ranking left in the folder is replaced.
     """
     annotations = Path(folder) / "Annotations"
     for old in annotations.glob("*.xml"):
@@ -57,9 +58,9 @@ def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) 
     """How often each action was done in a corrected copy of the data set, which is written to `out`.
 
     The copy has the annotations, images and splits in the layout of Pascal VOC, also where the data have
-    another; `ssdlib.data.source.open_folder` opens it, and `corrections.json` in it lists the changes. Of two accepted issues about one label, removing wins over the
-    others, then the first in the file. Raises DataError if `out` is not empty, if nothing was accepted, or if
-    the decisions are about other data.
+    another; `ssdlib.data.source.open_folder` opens it, and `corrections.json` in it lists the changes. Of two
+    accepted issues about one label, removing wins over the others, then the first in the file. Raises
+    DataError if `out` is not empty, if nothing was accepted, or if the decisions are about other data.
     """
     accepted = [issue for issue, decision in read_decisions(decisions, source) if decision == "accept"]
     if not accepted:
