@@ -16,11 +16,13 @@ from ssdlib.config import BCCD_CLASSES, ModelConfig
 from ssdlib.data import smears
 from ssdlib.data import source as bccd
 from ssdlib.data.duplicates import same_fields
+from ssdlib.data.formats.voc import read_objects
 from ssdlib.data.images import write_image
-from ssdlib.detector.model_file import save_model, shipped_weights
+from ssdlib.data.writers import write_layout
+from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
-from ssdlib.inference.predictor import Predictor
 from ssdlib.tools.label_errors import folds
+from ssdlib.tools.label_errors.correct import apply_decisions
 from ssdlib.tools.label_errors.folds import (
     FoldSettings,
     check_init,
@@ -29,6 +31,7 @@ from ssdlib.tools.label_errors.folds import (
     split_folds,
 )
 from ssdlib.tools.label_errors.rank import CUTS, KINDS, LabelIssue, count_table, find_label_issues, issues_csv
+from ssdlib.tools.label_errors.review import ReviewSession, ReviewWidget
 from ssdlib.tools.label_errors.search import search
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks.label_errors import (
@@ -38,6 +41,7 @@ from tests.benchmarks.label_errors import (
     damage_labels,
     found_again,
     hide_labels,
+    shipped_judge,
 )
 from tests.tools.label_cases import HEIGHT, WIDTH, A, B, C, folder_of, found
 
@@ -243,32 +247,30 @@ def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
     ("kind", "classes", "smears"),
     [("bccd", BCCD_CLASSES, True), ("smears", BCCD_CLASSES, False), ("voc", ("cell",), False)],
 )
-def test_drawn_smears_are_added_to_real_cells_of_their_classes_alone(tmp_path, kind, classes, smears):
-    source = bccd.DataSource(kind, tmp_path, classes, synthetic=kind == "smears")
+def test_drawn_smears_are_added_to_real_cells_of_their_classes_alone(smears_source, kind, classes, smears):
+    source = replace(smears_source, kind=kind, class_names=classes, synthetic=kind == "smears")
     recipe = FoldSettings(epochs=3, overrides={"recipe.batch_size": 5}).profile(source).recipe
     assert bool(recipe.smears) == smears
     assert (recipe.epochs, recipe.batch_size, recipe.model.class_names) == (3, 5, classes)
 
 
-def test_shipped_weights_that_saw_the_labels_are_refused(tmp_path, smears_source):
-    seen = folder_of(tmp_path / "data", {"BloodImage_00003": [("RBC", A)]})
+def test_weights_that_saw_the_labels_are_refused(tmp_path, smears_source):
+    def check(source, init):
+        check_init(source, source.dataset("all"), str(init))
+
     with pytest.raises(ConfigError, match="BCCD's train split"):
-        check_init(seen, seen.dataset("all"), "shipped")
+        check(folder_of(tmp_path / "data", {"BloodImage_00003": [("RBC", A)]}), "shipped")
     # The fixture is drawn with the seed of the shipped weights' own smears.
     with pytest.raises(ConfigError, match="this very seed"):
-        check_init(smears_source, smears_source.dataset("all"), "shipped")
-    other = folder_of(tmp_path / "other", {"field": [("RBC", A)]})
-    check_init(other, other.dataset("all"), "shipped")
-
-
-def test_a_checkpoint_of_the_same_data_is_refused(tmp_path):
-    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+        check(smears_source, "shipped")
+    source = folder_of(tmp_path / "other", {"field": [("RBC", A)]})
+    check(source, "shipped")
     model = build_model(ModelConfig(width=0.0625, batch_norm=True))
     save_model(model, tmp_path / "own.safetensors", data={"fingerprint": source.fingerprint})
     save_model(model, tmp_path / "other.safetensors", data=None)
     with pytest.raises(ConfigError, match="trained on this very data"):
-        check_init(source, source.dataset("all"), str(tmp_path / "own.safetensors"))
-    check_init(source, source.dataset("all"), str(tmp_path / "other.safetensors"))
+        check(source, tmp_path / "own.safetensors")
+    check(source, tmp_path / "other.safetensors")
 
 
 def test_predictions_are_found_by_id_or_file_name(tmp_path):
@@ -305,21 +307,10 @@ def test_predictions_that_cannot_be_used(tmp_path, records, message):
 @pytest.fixture(scope="module")
 def predicted_smears(tmp_path_factory):
     """24 smears that the shipped weights never saw, and their detections on them."""
-    root = smears.write_dataset(
-        tmp_path_factory.mktemp("smears") / "whole",
-        train=24,
-        val=0,
-        test=0,
-        seed=SMEARS_SEED,
-        progress=False,
-    )
+    root = tmp_path_factory.mktemp("smears") / "whole"
+    smears.write_dataset(root, train=24, val=0, test=0, seed=SMEARS_SEED, progress=False)
     source = bccd.open_folder(root)
-    dataset = source.dataset("all")
-    predictor = Predictor.from_checkpoint(
-        shipped_weights(), precision="fp32", device="cpu", score_threshold=0.05
-    )
-    found = predictor.detect(dataset.image_path(k) for k in range(len(dataset)))
-    return source, {s.image_id: d for s, d in zip(dataset.samples, found, strict=True)}
+    return source, {detections.image: detections for detections in shipped_judge(source, progress=False)}
 
 
 def test_removed_labels_are_found_again(predicted_smears, tmp_path):
@@ -345,20 +336,10 @@ def test_damaged_labels_are_told_from_sound_ones(predicted_smears, tmp_path):
     assert result["invented"]["average_precision"] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("scores", "right", "expected"),
-    [
-        ([], [], None),
-        ([0.9], [False], None),
-        ([0.9, 0.1], [True, False], 1.0),
-        ([0.9, 0.1], [False, True], 0.5),
-    ],
-)
-def test_average_precision(scores, right, expected):
-    assert average_precision(scores, right) == expected
-
-
-def test_nothing_removed_and_nothing_found_is_no_number():
+def test_measures_of_nothing_are_no_numbers():
+    assert average_precision([], []) is average_precision([0.9], [False]) is None
+    assert average_precision([0.9, 0.1], [True, False]) == 1.0
+    assert average_precision([0.9, 0.1], [False, True]) == 0.5
     result = found_again([], {"field": []})
     assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
 
@@ -389,6 +370,25 @@ def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys, ver
     assert source.fingerprint == before
     assert main([*command, *copy]) == 1
     assert "already holds something" in capsys.readouterr().err
+
+
+def test_other_layouts_are_corrected_in_a_copy_as_voc(tmp_path):
+    voc = folder_of(tmp_path / "voc", {f"field-{k}": [("RBC", A), ("RBC", B)] for k in range(4)})
+    source = bccd.open_folder(write_layout(voc, tmp_path / "coco", "coco"))
+    ids = source.split_ids("all")
+    write_json(tmp_path / "p/all.json", [found(("RBC", 0.9, A), image=image).to_dict() for image in ids[:-1]])
+    write_json(tmp_path / "p/last.json", [found(("RBC", 0.9, A), ("WBC", 0.9, C), image=ids[-1]).to_dict()])
+    issues = search(source, tmp_path / "out", FoldSettings(), predictions=tmp_path / "p")
+    assert [(s.kind, s.object) for s in issues] == [("unlabeled", None), *[("no_detection", 2)] * 4]
+    overlay = tmp_path / "out/overlay/Annotations" / f"{ids[-1]}.xml"
+    assert read_objects(overlay) == [("RBC", A), ("RBC", B), ("WBC", C)]
+    session = ReviewSession(tmp_path / "out/decisions.json", source)
+    while session.decide("accept"):
+        pass
+    apply_decisions(source, session.path, tmp_path / "copy")
+    copy = bccd.open_folder(tmp_path / "copy")
+    assert copy.dataset("all").class_counts() == {"WBC": 1, "RBC": 4, "Platelets": 0}
+    assert ReviewWidget(session.path).session.current is None  # opens the COCO folder
 
 
 def test_no_issues_are_a_result(tmp_path):

@@ -133,28 +133,22 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
 
 def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None:
     """Raise ConfigError if the weights `init` were trained on these labels, as far as can be known."""
-    advice = "start from scratch (--init scratch)."
+    learned = ""
     if init == "shipped":
-        ids = {sample.image_id for sample in dataset.samples}
-        seen = ids & {Path(name).stem for name in download.manifest()}
-        if source.kind == "bccd" or seen:
-            raise ConfigError(
-                "the shipped weights were trained on BCCD's train split, so they would confirm these labels, "
-                f"the wrong ones too: {advice}"
-            )
+        bccd_ids = {Path(name).stem for name in download.manifest()}
         marker = source.folder / "smears.json"
-        if marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
-            raise ConfigError(
-                "the shipped weights were trained on smears drawn with this very seed, so they would confirm "
-                f"these labels, the wrong ones too: draw others (ssdlib data smears --seed 2), or {advice}"
-            )
+        if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
+            learned = "BCCD's train split"
+        elif marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
+            learned = "smears drawn with this very seed"
     elif Path(init).is_file():
-        trained_on = read_metadata(init).get("data") or {}
-        if trained_on.get("fingerprint") == source.fingerprint:
-            raise ConfigError(
-                f"{init} was trained on this very data and would confirm its labels, the wrong ones too: "
-                f"{advice}"
-            )
+        fingerprint = (read_metadata(init).get("data") or {}).get("fingerprint")
+        learned = "this very data" if fingerprint == source.fingerprint else ""
+    if learned:
+        raise ConfigError(
+            f"the weights {init} were trained on {learned}, so they would confirm these labels, the wrong "
+            "ones too: start from scratch (--init scratch)."
+        )
 
 
 def _plan(
