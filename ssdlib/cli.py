@@ -477,7 +477,7 @@ def data_label_errors(
     out: Annotated[Path, typer.Option(help="Folder to write; called again it goes on there.")],
     data: Data = "auto",
     split: Annotated[str, typer.Option(help="all (every labeled image), train, val or test.")] = "all",
-    folds: Annotated[int, typer.Option(help="Networks trained, each judging a share of images.", min=2)] = 5,
+    folds: Annotated[int, typer.Option(help="Networks trained, each without one fold.", min=2)] = 5,
     epochs: Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)] = None,
     init: Annotated[
         str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
@@ -499,42 +499,36 @@ def data_label_errors(
 ) -> None:
     """Find missing and doubtful labels with networks that never saw them; the data are never changed.
 
-    Writes a CSV, a page and contact sheets of crops, annotations with the proposed boxes, and decisions.json
-    to be filled in a notebook (ssdlib.tools.label_errors.review.ReviewWidget) and given to --apply.
+    Writes a CSV, a page of crops, annotations with the proposed boxes, and decisions.json to be filled in a
+    notebook (ssdlib.tools.label_errors.review.ReviewWidget) and given to --apply.
     """
-    from importlib.util import find_spec
-
     from ssdlib.data import source as bccd
     from ssdlib.tools.label_errors.correct import apply_decisions
-    from ssdlib.tools.label_errors.rank import KINDS, count_kinds
-    from ssdlib.tools.label_errors.search import search
+    from ssdlib.tools.label_errors.folds import FoldSettings
+    from ssdlib.tools.label_errors.rank import CUTS, count_table
+    from ssdlib.tools.label_errors.search import DECISIONS_FILE, PAGE_FILE, search
 
     source = bccd.resolve(data, progress=not quiet)
     if apply is not None:
         changes = apply_decisions(source, apply, out)
-        print(", ".join(f"{count} {action}" for action, count in changes.items()))
+        print(", ".join(f"{action}: {count}" for action, count in changes.items()))
         print(f"corrected copy: {out}")
         return
-    found = search(
-        source,
-        out,
+    asked = FoldSettings(
         split=split,
         folds=folds,
         epochs=epochs,
         init=init,
-        predictions=predictions,
-        overrides=_overrides(settings),
-        min_score=min_score,
+        overrides=_overrides(settings) or {},
         device=device,
         progress=not quiet,
     )
+    cuts = CUTS if min_score is None else {**CUTS, "unlabeled": min_score}
+    found = search(source, out, asked, predictions=predictions, cuts=cuts)
     if source.notice:
         print(source.notice)
-    rows = [[f"{kind}: {KINDS[kind]}", str(count)] for kind, count in count_kinds(found).items()]
-    print(Table(["label errors", "number"], [*rows, ["all", str(len(found))]], total=True).to_text())
-    print(f"look: {out / 'issues.html'}\ndecide: {out / 'decisions.json'}")
-    if find_spec("cleanlab") is None:
-        print("cleanlab's second opinion is left out: pip install 'ssdlib[labels]'", file=sys.stderr)
+    print(count_table(found).to_text())
+    print(f"look: {out / PAGE_FILE}\ndecide: {out / DECISIONS_FILE}")
 
 
 @data_app.command(

@@ -1,12 +1,13 @@
-"""How many removed labels are found again: the measured test of `ssdlib data issues`.
+"""How many removed labels are found again: the measured test of `ssdlib data label-errors`.
 
-    python -m tests.benchmarks.label_errors --out runs/issues-bench --json data/measurements/issues.json
+    python -m tests.benchmarks.label_errors --out runs/label-errors-bench --json result.json
 
 Draws smears, whose labels are complete, removes a share of the labels at random, and looks for them as one
-would in a set of one's own: networks trained from nothing, each on folds without the images it judges, on
-the labels that are left. Then it moves, renames and invents some labels, and compares how well these are
-told from the others by our score and by cleanlab's. What is finished in --out is not done again.
-With --judge shipped the shipped weights, which never saw these smears, judge instead: the best case.
+would in a set of one's own: networks trained from nothing, each without the images of its fold, on the
+labels that are left. Then it moves, renames and invents some labels, and measures how well the score tells
+these from the others. What is finished in --out is not done again.
+With --judge shipped the detections are those of the shipped weights, which never saw these smears: the best
+case.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from ssdlib.detector.boxes import iou
 from ssdlib.detector.model_file import shipped_weights
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
-from ssdlib.tools.label_errors.folds import SCORE_FLOOR, out_of_fold
-from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, find_issues, pair, read_labels, second_opinions
+from ssdlib.tools.label_errors.folds import SCORE_FLOOR, FoldSettings, out_of_fold
+from ssdlib.tools.label_errors.rank import CUTS as LISTED
+from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, find_label_issues
 
 Box = Sequence[float]
 Judge = Literal["folds", "shipped"]
@@ -127,7 +129,7 @@ def _empty_place(boxes: Iterable[Box], draw: random.Random, side: int = 85) -> l
 def found_again(issues: Iterable[LabelIssue], removed: Removed, name: str | None = None) -> dict[str, Any]:
     """Precision and recall of the unlabeled objects against the labels that were removed.
 
-    A issue is right if a removed label of its class, not yet found, overlaps it by at least 0.5. `name`
+    An issue is right if a removed label of its class, not yet found, overlaps it by at least 0.5. `name`
     keeps to one class. `curve` has (score, precision, recall) of what reaches each of CUTS; `at_90` is the
     last point down the ranking with that precision. What cannot be computed is None.
     """
@@ -178,43 +180,27 @@ def average_precision(scores: Sequence[float], right: Sequence[bool]) -> float |
 def damage_found(
     source: DataSource, predictions: Mapping[str, Any], damage: Mapping[str, Mapping[int, str]]
 ) -> dict[str, dict[str, float | None]]:
-    """Average precision, ours and cleanlab's, of each kind of damage among the sound labels, and of all."""
+    """Average precision of each kind of damage among the undamaged labels, and of all damage together."""
     dataset = source.dataset("all")
     detections = [predictions[sample.image_id] for sample in dataset.samples]
-    issues = find_issues(dataset, detections, min_score=dict.fromkeys(KINDS, 0.0))
+    issues = find_label_issues(dataset, detections, cuts=dict.fromkeys(KINDS, 0.0))
     doubtful = ("badly_located", "no_detection", "other_class")
-    ours = {(s.image, s.object): s.score for s in issues if s.kind in doubtful}
-    pairings = [
-        pair(read_labels(sample), found) for sample, found in zip(dataset.samples, detections, strict=True)
+    scores = {(s.image, s.object): s.score for s in issues if s.kind in doubtful}
+    rows = [
+        (damage[sample.image_id].get(number), scores.get((sample.image_id, number), 0.0))
+        for sample in dataset.samples
+        for number, label in enumerate(sample.objects, start=1)
+        if label.box is not None
     ]
-    theirs = second_opinions(pairings, dataset.class_names)
-    keys, opinions = [], []
-    for sample, pairing, doubts in zip(dataset.samples, pairings, theirs, strict=True):
-        keys += [(sample.image_id, label.number) for label in pairing.labels]
-        opinions += [doubts.get(label.number, 0.0) for label in pairing.labels]
-    done = [damage[image].get(number) for image, number in keys]
-    scores = [ours.get(key, 0.0) for key in keys]
-    return {
-        name: _told_apart(
-            [(mark, a, b) for mark, a, b in zip(done, scores, opinions, strict=True) if keep(mark)]
-        )
-        for name, keep in {
-            **{name: (lambda mark, name=name: mark in (None, name)) for name in DAMAGES},
-            "any": lambda mark: True,
-        }.items()
-    }
+    kinds = {name: [row for row in rows if row[0] in (None, name)] for name in DAMAGES}
+    return {name: _told_apart(part) for name, part in {**kinds, "any": rows}.items()}
 
 
-def _told_apart(rows: Sequence[tuple[str | None, float, float]]) -> dict[str, float | None]:
-    """From (damage or None, our score, cleanlab's) of each label."""
-    right = [mark is not None for mark, _, _ in rows]
-    opinions = [row[2] for row in rows]
-    return {
-        "labels": len(rows),
-        "damaged": sum(right),
-        "ours": average_precision([row[1] for row in rows], right),
-        "cleanlab": average_precision(opinions, right) if any(opinions) else None,
-    }
+def _told_apart(rows: Sequence[tuple[str | None, float]]) -> dict[str, float | None]:
+    """From (damage or None, score) of each label."""
+    damaged = [mark is not None for mark, _ in rows]
+    precision = average_precision([score for _, score in rows], damaged)
+    return {"labels": len(rows), "damaged": sum(damaged), "average_precision": precision}
 
 
 def shipped_judge(source: DataSource, progress: bool) -> list[Detections]:
@@ -251,11 +237,12 @@ def measure(
     if judge == "shipped":
         found = shipped_judge(source, progress)
     else:
-        found = out_of_fold(source, out / "run", folds=folds, epochs=epochs, progress=progress)
+        found = out_of_fold(source, out / "run", FoldSettings(folds=folds, epochs=epochs, progress=progress))
         histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
         seconds = [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories]
-    issues = find_issues(source.dataset("all"), found, min_score=0.0)
-    listed = find_issues(source.dataset("all"), found)
+    dataset = source.dataset("all")
+    issues = find_label_issues(dataset, found, cuts={**LISTED, "unlabeled": 0.0})
+    listed = find_label_issues(dataset, found)
     classes = {"all": None, **{name: name for name in source.class_names}}
     shutil.rmtree(out / "damaged", ignore_errors=True)
     damage = damage_labels(source, out / "damaged")
@@ -293,12 +280,10 @@ def to_text(result: Mapping[str, Any]) -> str:
             f"{name:<10}{row['removed']:>9}{row['issues']:>8}{number(row['precision']):>11}"
             f"{number(row['recall']):>8}  {number(at.get('recall'))} (score {number(at.get('score'))})"
         )
-    lines += ["", f"{'damage':<10}{'labels':>9}{'damaged':>9}{'AP, ours':>11}{'AP, cleanlab':>14}"]
+    lines += ["", f"{'damage':<10}{'labels':>9}{'damaged':>9}{'AP':>11}"]
     for name, row in result["damage"].items():
-        lines.append(
-            f"{name:<10}{row['labels']:>9}{row['damaged']:>9}{number(row['ours']):>11}"
-            f"{number(row['cleanlab']):>14}"
-        )
+        precision = number(row["average_precision"])
+        lines.append(f"{name:<10}{row['labels']:>9}{row['damaged']:>9}{precision:>11}")
     return "\n".join(lines)
 
 
@@ -311,7 +296,7 @@ def main(
     judge: Annotated[Judge, typer.Option(help="folds or shipped.")] = "folds",
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
-    """Measure how many removed labels `ssdlib data issues` finds again."""
+    """Measure how many removed labels `ssdlib data label-errors` finds again."""
     try:
         result = measure(out, images=images, folds=folds, epochs=epochs, share=share, judge=judge)
     except SsdError as error:

@@ -1,4 +1,4 @@
-"""Fields and detections that the tests of issues share."""
+"""Fields and detections that the tests of label errors share."""
 
 import numpy as np
 import torch

@@ -1,10 +1,9 @@
 """Labels against detections: folds, ranking, and how many removed labels are found again."""
 
 import csv
-import importlib.util
 import io
 import json
-import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,14 +12,28 @@ import torch
 from ssdlib.__main__ import main
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.common.files import write_json
+from ssdlib.config import BCCD_CLASSES, ModelConfig
 from ssdlib.data import smears
 from ssdlib.data import source as bccd
+from ssdlib.data.duplicates import same_fields
+from ssdlib.data.formats.voc import read_objects
 from ssdlib.data.images import write_image
-from ssdlib.detector.model_file import shipped_weights
-from ssdlib.inference.predictor import Predictor
-from ssdlib.tools.label_errors.folds import check_init, out_of_fold, read_predictions, split_folds
-from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, count_kinds, find_issues, issues_csv
+from ssdlib.data.writers import write_layout
+from ssdlib.detector.model_file import save_model
+from ssdlib.detector.weights import build_model
+from ssdlib.tools.label_errors import folds
+from ssdlib.tools.label_errors.correct import apply_decisions
+from ssdlib.tools.label_errors.folds import (
+    FoldSettings,
+    check_init,
+    out_of_fold,
+    read_predictions,
+    split_folds,
+)
+from ssdlib.tools.label_errors.rank import CUTS, KINDS, LabelIssue, count_table, find_label_issues, issues_csv
+from ssdlib.tools.label_errors.review import ReviewSession, ReviewWidget
 from ssdlib.tools.label_errors.search import search
+from ssdlib.training.trainer import Trainer
 from tests.benchmarks.label_errors import (
     SMEARS_SEED,
     average_precision,
@@ -28,20 +41,20 @@ from tests.benchmarks.label_errors import (
     damage_labels,
     found_again,
     hide_labels,
+    shipped_judge,
 )
 from tests.tools.label_cases import HEIGHT, WIDTH, A, B, C, folder_of, found
 
 
 @pytest.fixture
 def issues_of(tmp_path):
-    """LabelIssues of one field with these labels and detections, beside a field that makes up the medians."""
+    """The issues of one field with these labels and detections, beside a field that makes up the medians."""
 
     def find(labels, detections, **options):
         source = folder_of(tmp_path / "data", {"field": labels, "other": [("RBC", B)] * 3})
-        dataset = source.dataset("all")
         known = found(("RBC", 0.9, B), image="other")
-        issues = find_issues(dataset, [detections, known], **options)
-        return [s for s in issues if s.image == "field"]
+        issues = find_label_issues(source.dataset("all"), [detections, known], **options)
+        return [issue for issue in issues if issue.image == "field"]
 
     return find
 
@@ -94,67 +107,50 @@ def test_each_kind_of_issue(issues_of, labels, detections, expected):
     assert [s.score for s in issues] == pytest.approx([row[3] for row in expected], abs=2e-3)
 
 
-def test_a_suspect_says_what_should_be_where(issues_of):
+def test_an_issue_says_what_should_be_where(issues_of):
     moved, renamed = (30, 10, 70, 50), (100, 20, 140, 60)
     labels = [("RBC", A), ("RBC", renamed), ("RBC", C)]
     detections = found(("RBC", 0.9, moved), ("WBC", 0.8, renamed), ("Platelets", 0.7, (150, 100, 165, 115)))
     issues = {s.kind: s for s in issues_of(labels, detections)}
-    assert issues["badly_located"].object == 1
-    assert issues["badly_located"].box == A
-    assert issues["badly_located"].proposed_box == moved
-    assert issues["other_class"].proposed_class == "WBC"
-    assert issues["other_class"].proposed_box == renamed
-    assert issues["no_detection"].object == 3
-    assert issues["no_detection"].proposed_box is None
-    assert issues["unlabeled"].object is None
-    assert issues["unlabeled"].detector_score == pytest.approx(0.7)
-    assert "nearest label overlaps it by 0.00" in issues["unlabeled"].evidence
+    located, other, missed, new = (
+        issues[kind] for kind in ("badly_located", "other_class", "no_detection", "unlabeled")
+    )
+    assert (located.object, located.box, located.proposed_box) == (1, A, moved)
+    assert (other.heading, other.proposed_box) == ("RBC -> WBC 0.80", renamed)
+    assert (missed.object, missed.proposed_box) == (3, None)
+    assert (new.object, new.detector_score) == (None, pytest.approx(0.7))
+    assert "nearest label overlaps it by 0.00" in new.evidence
     for issue in issues.values():
         assert LabelIssue.from_dict(json.loads(json.dumps(issue.to_dict()))) == issue
 
 
-def test_suspects_come_by_kind_the_surest_first(issues_of):
+def test_issues_come_by_kind_and_by_falling_score(issues_of):
     issues = issues_of([("RBC", C)], found(("RBC", 0.6, A), ("WBC", 0.95, B)))
-    assert [(s.kind, s.class_name) for s in issues] == [
-        ("unlabeled", "WBC"),
-        ("unlabeled", "RBC"),
-        ("no_detection", "RBC"),
-    ]
+    listed = [("unlabeled", "WBC"), ("unlabeled", "RBC"), ("no_detection", "RBC")]
+    assert [(s.kind, s.class_name) for s in issues] == listed
     assert len({s.id for s in issues}) == 3
     rows = list(csv.DictReader(io.StringIO(issues_csv(issues))))
-    assert [row["kind"] for row in rows] == [s.kind for s in issues]
+    assert [(row["kind"], row["action"]) for row in rows] == [(s.kind, s.action) for s in issues]
     assert [float(rows[0][name]) for name in ("xmin", "ymin", "xmax", "ymax")] == list(B)
     assert rows[2]["proposed_xmin"] == ""
-    assert count_kinds(issues) == {**dict.fromkeys(KINDS, 0), "unlabeled": 2, "no_detection": 1}
+    counts = [int(number) for _, number in count_table(issues).rows]
+    assert counts == [2, 1, *[0] * (len(KINDS) - 2), 3]
     assert len(issues_csv([]).splitlines()) == 1
 
 
-@pytest.mark.parametrize("min_score", [1.5, {"unlabeled": -1}, {"nonsense": 0.5}])
-def test_impossible_cuts_are_refused(issues_of, min_score):
-    with pytest.raises(ConfigError, match="least score"):
-        issues_of([], found(), min_score=min_score)
-
-
-def test_cuts_of_single_kinds(issues_of):
-    assert len(issues_of([("RBC", A)], found(("RBC", 0.3, A)), min_score={"no_detection": 0.0})) == 0
-    assert len(issues_of([], found(("RBC", 0.3, A)), min_score=0.2)) == 1
+def test_cuts_say_what_is_listed(issues_of):
+    unsure = found(("RBC", 0.3, A))
+    assert [s.kind for s in issues_of([("RBC", A)], unsure, cuts={**CUTS, "no_detection": 0.7})] == []
+    assert [s.kind for s in issues_of([("RBC", B)], unsure, cuts={**CUTS, "no_detection": 1.0})] == [
+        "no_detection"
+    ]
+    assert [s.kind for s in issues_of([], unsure, cuts={**CUTS, "unlabeled": 0.2})] == ["unlabeled"]
 
 
 def test_as_many_predictions_as_images(tmp_path):
     source = folder_of(tmp_path, {"field": [("RBC", A)]})
     with pytest.raises(DataError, match="1 images and 0 predictions"):
-        find_issues(source.dataset("all"), [])
-
-
-def test_second_opinions_come_from_cleanlab_and_are_not_needed(issues_of, monkeypatch):
-    pytest.importorskip("cleanlab")
-    labels, detections = [("RBC", A), ("RBC", B)], found(("RBC", 0.9, A), ("WBC", 0.9, B))
-    (with_it,) = issues_of(labels, detections)
-    assert 0 <= with_it.second_opinion <= 1
-    monkeypatch.setitem(sys.modules, "cleanlab.object_detection.rank", None)  # as if not installed
-    (without,) = issues_of(labels, detections)
-    assert without.second_opinion is None
-    assert without.score == with_it.score
+        find_label_issues(source.dataset("all"), [])
 
 
 # Folds -----------------------------------------------------------------------------------------------------
@@ -197,8 +193,6 @@ def test_copies_of_a_field_are_in_one_fold(smears_copy):
     for kind, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
         first = smears_copy / kind / f"SmearImage_00000.{suffix}"
         (smears_copy / kind / f"SmearImage_copy.{suffix}").write_bytes(first.read_bytes())
-    from ssdlib.data.duplicates import same_fields
-
     fields = {image.image_id: image.path for image in bccd.open_folder(smears_copy).labels.images}
     assert same_fields(fields) == [("SmearImage_00000", "SmearImage_copy")]
     assert same_fields({}) == []
@@ -214,76 +208,69 @@ def test_all_is_every_labeled_image(smears_copy):
         bccd.open_folder(smears_copy).split_ids("all")
 
 
-TINY = {
-    "recipe.model.width": 0.0625,
-    "recipe.batch_size": 2,
-    "recipe.warmup_steps": 1,
-    "precision": "fp32",
-}
-
-
 def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
-    import ssdlib.training.trainer
-
     source = folder_of(
         tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
     )
-    monkeypatch.setattr("ssdlib.tools.label_errors.folds.same_fields", lambda images, progress: [])
-    monkeypatch.setattr(
-        "ssdlib.tools.label_errors.folds.extra_smears", lambda *a, **k: pytest.fail("no smears asked for")
-    )
-    trained, real = [], ssdlib.training.trainer.Trainer.fit
+    monkeypatch.setattr(folds, "same_fields", lambda images, progress: [])
+    trained, real = [], Trainer.fit
 
     def fit(self, **options):
         trained.append([sample.image_id for sample in self.train_data.samples])
         return real(self, **options)
 
-    monkeypatch.setattr(ssdlib.training.trainer.Trainer, "fit", fit)
-    options = {
-        "folds": 2,
-        "epochs": 1,
-        "overrides": {**TINY, "recipe.smears": 0},
-        "progress": False,
-        "device": "cpu",
+    monkeypatch.setattr(Trainer, "fit", fit)
+    tiny = {
+        "recipe.model.width": 0.0625,
+        "recipe.batch_size": 2,
+        "recipe.warmup_steps": 1,
+        "recipe.smears": 0,
+        "precision": "fp32",
     }
+    settings = FoldSettings(folds=2, epochs=1, overrides=tiny, device="cpu", progress=False)
     out = tmp_path / "out"
-    first = out_of_fold(source, out, **options)
+    first = out_of_fold(source, out, settings)
     assert [d.image for d in first] == [f"field-{k}" for k in range(4)]
     plan = json.loads((out / "folds.json").read_text())["images"]
     assert [sorted(ids) for ids in trained] == plan[::-1]
     assert not list(out.rglob("last.pt"))
     (out / "predictions/fold-2.json").unlink()  # as if stopped before it was written
-    again = out_of_fold(source, out, **options)
+    again = out_of_fold(source, out, settings)
     assert len(trained) == 3
     for a, b in zip(first, again, strict=True):
         torch.testing.assert_close(a.boxes, b.boxes, atol=0.011, rtol=0)
-    with pytest.raises(ConfigError, match="made with other folds"):
-        out_of_fold(source, out, **{**options, "folds": 3})
+    with pytest.raises(ConfigError, match="made with other settings: folds was 2, is 3"):
+        out_of_fold(source, out, replace(settings, folds=3))
 
 
-def test_weights_that_saw_the_labels_may_not_judge_them(tmp_path, smears_source):
-    seen = folder_of(tmp_path / "data", {"BloodImage_00003": [("RBC", A)]})
+@pytest.mark.parametrize(
+    ("kind", "classes", "smears"),
+    [("bccd", BCCD_CLASSES, True), ("smears", BCCD_CLASSES, False), ("voc", ("cell",), False)],
+)
+def test_drawn_smears_are_added_to_real_cells_of_their_classes_alone(smears_source, kind, classes, smears):
+    source = replace(smears_source, kind=kind, class_names=classes, synthetic=kind == "smears")
+    recipe = FoldSettings(epochs=3, overrides={"recipe.batch_size": 5}).profile(source).recipe
+    assert bool(recipe.smears) == smears
+    assert (recipe.epochs, recipe.batch_size, recipe.model.class_names) == (3, 5, classes)
+
+
+def test_weights_that_saw_the_labels_are_refused(tmp_path, smears_source):
+    def check(source, init):
+        check_init(source, source.dataset("all"), str(init))
+
     with pytest.raises(ConfigError, match="BCCD's train split"):
-        check_init(seen, seen.dataset("all"), "shipped")
+        check(folder_of(tmp_path / "data", {"BloodImage_00003": [("RBC", A)]}), "shipped")
     # The fixture is drawn with the seed of the shipped weights' own smears.
     with pytest.raises(ConfigError, match="this very seed"):
-        check_init(smears_source, smears_source.dataset("all"), "shipped")
-    other = folder_of(tmp_path / "other", {"field": [("RBC", A)]})
-    check_init(other, other.dataset("all"), "shipped")
-
-
-def test_a_checkpoint_of_the_same_data_may_not_judge_it(tmp_path):
-    from ssdlib.config import ModelConfig
-    from ssdlib.detector.model_file import save_model
-    from ssdlib.detector.weights import build_model
-
-    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
+        check(smears_source, "shipped")
+    source = folder_of(tmp_path / "other", {"field": [("RBC", A)]})
+    check(source, "shipped")
     model = build_model(ModelConfig(width=0.0625, batch_norm=True))
     save_model(model, tmp_path / "own.safetensors", data={"fingerprint": source.fingerprint})
     save_model(model, tmp_path / "other.safetensors", data=None)
     with pytest.raises(ConfigError, match="trained on this very data"):
-        check_init(source, source.dataset("all"), str(tmp_path / "own.safetensors"))
-    check_init(source, source.dataset("all"), str(tmp_path / "other.safetensors"))
+        check(source, tmp_path / "own.safetensors")
+    check(source, tmp_path / "other.safetensors")
 
 
 def test_predictions_are_found_by_id_or_file_name(tmp_path):
@@ -318,31 +305,20 @@ def test_predictions_that_cannot_be_used(tmp_path, records, message):
 
 
 @pytest.fixture(scope="module")
-def judged_smears(tmp_path_factory):
+def predicted_smears(tmp_path_factory):
     """24 smears that the shipped weights never saw, and their detections on them."""
-    root = smears.write_dataset(
-        tmp_path_factory.mktemp("issues") / "whole",
-        train=24,
-        val=0,
-        test=0,
-        seed=SMEARS_SEED,
-        progress=False,
-    )
+    root = tmp_path_factory.mktemp("smears") / "whole"
+    smears.write_dataset(root, train=24, val=0, test=0, seed=SMEARS_SEED, progress=False)
     source = bccd.open_folder(root)
-    dataset = source.dataset("all")
-    predictor = Predictor.from_checkpoint(
-        shipped_weights(), precision="fp32", device="cpu", score_threshold=0.05
-    )
-    found = predictor.detect(dataset.image_path(k) for k in range(len(dataset)))
-    return source, {s.image_id: d for s, d in zip(dataset.samples, found, strict=True)}
+    return source, {detections.image: detections for detections in shipped_judge(source, progress=False)}
 
 
-def test_removed_labels_are_found_again(judged_smears, tmp_path):
-    whole, predictions = judged_smears
+def test_removed_labels_are_found_again(predicted_smears, tmp_path):
+    whole, predictions = predicted_smears
     removed = hide_labels(whole, tmp_path / "hidden", share=0.15, seed=0)
     source = bccd.open_folder(tmp_path / "hidden")
     detections = [predictions[image_id] for image_id in source.split_ids("all")]
-    issues = find_issues(source.dataset("all"), detections)
+    issues = find_label_issues(source.dataset("all"), detections)
     result = found_again(issues, removed, "RBC")
     assert result["removed"] >= 30
     assert result["precision"] >= 0.9
@@ -351,31 +327,19 @@ def test_removed_labels_are_found_again(judged_smears, tmp_path):
     assert sum(s.kind != "unlabeled" for s in issues) <= 2
 
 
-def test_damaged_labels_are_told_from_sound_ones(judged_smears, tmp_path):
-    whole, predictions = judged_smears
+def test_damaged_labels_are_told_from_sound_ones(predicted_smears, tmp_path):
+    whole, predictions = predicted_smears
     damage = damage_labels(whole, tmp_path / "damaged")
     result = damage_found(bccd.open_folder(tmp_path / "damaged"), predictions, damage)
     assert result["any"]["damaged"] > 30
-    assert result["any"]["ours"] > 0.9
-    assert result["invented"]["ours"] > 0.9
-    # cleanlab is None where it is not installed.
-    assert result["any"]["ours"] > (result["any"]["cleanlab"] or 0)
+    assert result["any"]["average_precision"] > 0.9
+    assert result["invented"]["average_precision"] > 0.9
 
 
-@pytest.mark.parametrize(
-    ("scores", "right", "expected"),
-    [
-        ([], [], None),
-        ([0.9], [False], None),
-        ([0.9, 0.1], [True, False], 1.0),
-        ([0.9, 0.1], [False, True], 0.5),
-    ],
-)
-def test_average_precision(scores, right, expected):
-    assert average_precision(scores, right) == expected
-
-
-def test_nothing_removed_and_nothing_found_is_no_number():
+def test_measures_of_nothing_are_no_numbers():
+    assert average_precision([], []) is average_precision([0.9], [False]) is None
+    assert average_precision([0.9, 0.1], [True, False]) == 1.0
+    assert average_precision([0.9, 0.1], [False, True]) == 0.5
     result = found_again([], {"field": []})
     assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
 
@@ -383,71 +347,61 @@ def test_nothing_removed_and_nothing_found_is_no_number():
 # Everything together ---------------------------------------------------------------------------------------
 
 
-def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys):
+@pytest.mark.parametrize("verb", ["label-errors", "suspects"])
+def test_command_line_from_predictions_to_a_corrected_copy(tmp_path, capsys, verb):
     source = folder_of(tmp_path / "data", {"field": [("RBC", A)], "empty": []})
     before = source.fingerprint
-    write_json(tmp_path / "p/all.json", [found(("WBC", 0.9, B)).to_dict(), found(image="empty").to_dict()])
-    data, out = ["--data", str(source.folder)], tmp_path / "out"
-    assert (
-        main(["data", "label-errors", *data, "--predictions", str(tmp_path / "p"), "--out", str(out), "-q"])
-        == 0
-    )
+    write_json(tmp_path / "p/all.json", [found(("WBC", 0.4, B)).to_dict(), found(image="empty").to_dict()])
+    command, out = ["data", verb, "--data", str(source.folder)], tmp_path / "out"
+    predicted = ["--predictions", str(tmp_path / "p"), "--min-score", "0.3"]
+    assert main([*command, *predicted, "--out", str(out), "-q"]) == 0
     assert "unlabeled" in capsys.readouterr().out
-    assert {path.name for path in out.iterdir()} == {
-        "decisions.json",
-        "overlay",
-        "sheets",
-        "issues.csv",
-        "issues.html",
-    }
+    names = {"decisions.json", "overlay", "label_errors.csv", "label_errors.html"}
+    assert {path.name for path in out.iterdir()} == names
     decisions = json.loads((out / "decisions.json").read_text())
     for record in decisions["issues"]:
         record["decision"] = "accept"
     write_json(out / "decisions.json", decisions)
     copy = ["--apply", str(out / "decisions.json"), "--out", str(tmp_path / "copy")]
-    assert main(["data", "label-errors", *data, *copy]) == 0
-    assert "1 add, 1 remove" in capsys.readouterr().out
+    assert main([*command, *copy]) == 0
+    assert "add: 1, remove: 1" in capsys.readouterr().out
     corrected = bccd.open_folder(tmp_path / "copy").dataset("all")
     assert corrected.class_counts() == {"WBC": 1, "RBC": 0, "Platelets": 0}
     assert source.fingerprint == before
-    assert main(["data", "label-errors", *data, *copy]) == 1
+    assert main([*command, *copy]) == 1
     assert "already holds something" in capsys.readouterr().err
 
 
-def test_no_suspects_is_a_result(tmp_path):
+def test_other_layouts_are_corrected_in_a_copy_as_voc(tmp_path):
+    voc = folder_of(tmp_path / "voc", {f"field-{k}": [("RBC", A), ("RBC", B)] for k in range(4)})
+    source = bccd.open_folder(write_layout(voc, tmp_path / "coco", "coco"))
+    ids = source.split_ids("all")
+    write_json(tmp_path / "p/all.json", [found(("RBC", 0.9, A), image=image).to_dict() for image in ids[:-1]])
+    write_json(tmp_path / "p/last.json", [found(("RBC", 0.9, A), ("WBC", 0.9, C), image=ids[-1]).to_dict()])
+    issues = search(source, tmp_path / "out", FoldSettings(), predictions=tmp_path / "p")
+    assert [(s.kind, s.object) for s in issues] == [("unlabeled", None), *[("no_detection", 2)] * 4]
+    overlay = tmp_path / "out/overlay/Annotations" / f"{ids[-1]}.xml"
+    assert read_objects(overlay) == [("RBC", A), ("RBC", B), ("WBC", C)]
+    session = ReviewSession(tmp_path / "out/decisions.json", source)
+    while session.decide("accept"):
+        pass
+    apply_decisions(source, session.path, tmp_path / "copy")
+    copy = bccd.open_folder(tmp_path / "copy")
+    assert copy.dataset("all").class_counts() == {"WBC": 1, "RBC": 4, "Platelets": 0}
+    assert ReviewWidget(session.path).session.current is None  # opens the COCO folder
+
+
+def test_no_issues_are_a_result(tmp_path):
     source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
     write_json(tmp_path / "p/all.json", [found(("RBC", 0.9, A)).to_dict()])
-    assert search(source, tmp_path / "out", predictions=tmp_path / "p", progress=False) == []
-    assert "No issues were found" in (tmp_path / "out/issues.html").read_text()
+    assert search(source, tmp_path / "out", FoldSettings(), predictions=tmp_path / "p") == []
+    assert "No possible label errors were found" in (tmp_path / "out/label_errors.html").read_text()
     assert json.loads((tmp_path / "out/decisions.json").read_text())["issues"] == []
 
 
 def test_a_folder_without_any_label_says_so(tmp_path, capsys):
     write_image(tmp_path / "data/JPEGImages/one.png", np.full((HEIGHT, WIDTH, 3), 200, np.uint8))
     (tmp_path / "data/Annotations").mkdir()
-    assert (
-        main(["data", "label-errors", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]) == 1
-    )
+    command = ["data", "label-errors", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
+    assert main(command) == 1
     assert "Label some images first" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("installed", [True, False])
-def test_the_command_names_the_extra_that_is_missing(tmp_path, monkeypatch, capsys, installed):
-    source = folder_of(tmp_path / "data", {"field": [("RBC", A)]})
-    folder = tmp_path / "predictions"
-    write_json(folder / "a.json", [found(("RBC", 0.9, A)).to_dict()])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    out = tmp_path / "out"
-    arguments = [
-        "data",
-        "issues",
-        "--data",
-        str(source.folder),
-        "--predictions",
-        str(folder),
-        "--out",
-        str(out),
-    ]
-    assert main([*arguments, "--quiet"]) == 0
-    assert (out / "issues.html").is_file()
-    assert ("pip install 'ssdlib[labels]'" in capsys.readouterr().err) != installed

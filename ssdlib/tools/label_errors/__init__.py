@@ -1,5 +1,4 @@
-"""Missing and doubtful labels: found by networks that never saw them, judged by a person, mended in a copy.
+"""Finds missing and doubtful labels with networks that were not trained on them, for a person to decide on.
 
-`folds` makes the predictions, `rank` compares them with the labels, `pages` shows what was found, `review`
-takes decisions, `correct` applies them.
+The decisions are applied to a copy of the data set. Notebook 06 shows it, docs/label_errors.md describes it.
 """

@@ -1,21 +1,21 @@
-"""Out-of-fold predictions: every image is judged by a network that never saw its labels.
+"""Out-of-fold predictions: the detections in an image come from a network that never saw its labels.
 
 OUT/folds.json              what was asked, and which image is in which fold
-    folds/1/                the training of the network that judges fold 1, as in any run
-    predictions/fold-1.json what it finds there
+    folds/1/                training of the network that is not shown fold 1, as in any run
+    predictions/fold-1.json what it finds in the images of fold 1
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.files import read_json, write_json
-from ssdlib.config import BCCD_CLASSES, RECIPES, Profile, Recipe
+from ssdlib.config import BCCD_CLASSES, RECIPES, Profile, differences
 from ssdlib.data import download
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.duplicates import same_fields
@@ -31,7 +31,36 @@ SCORE_FLOOR = 0.05
 """Detections below are not kept: they say nothing for or against a label."""
 
 FORMAT = 1
-_AGAIN = "Remove it and run again."
+
+
+@dataclass(frozen=True)
+class FoldSettings:
+    """How out-of-fold predictions are made."""
+
+    split: str = "all"
+    """all (every labeled image), train, val or test."""
+    folds: int = 5
+    """Networks trained, each on the images outside one fold."""
+    epochs: int | None = None
+    """Of each network; None takes the recipe's."""
+    init: str = "scratch"
+    """Weights to start from: scratch, shipped or a checkpoint."""
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings changed by dotted name as for a run ("recipe.batch_size", "seed", "precision")."""
+    device: str = "auto"
+    progress: bool = True
+
+    def profile(self, source: DataSource) -> Profile:
+        """The recipe, seed and precision of each fold's training. Raises ConfigError for an unknown name."""
+        base = RECIPES["scratch" if self.init == "scratch" else "finetune"]
+        recipe = base.replace(initial_weights=self.init)
+        if source.synthetic or source.class_names != BCCD_CLASSES:
+            # More smears by the same generator, all labeled, would be knowledge that no real set has.
+            recipe = recipe.replace(smears=0)
+        epochs = {} if self.epochs is None else {"recipe.epochs": self.epochs}
+        profile = apply_overrides(Profile(name="label-errors", recipe=recipe), {**epochs, **self.overrides})
+        model = profile.recipe.model.replace(class_names=source.class_names)
+        return profile.replace(recipe=profile.recipe.replace(model=model))
 
 
 def split_folds(
@@ -48,7 +77,7 @@ def split_folds(
             f"{folds} folds cannot be made of {len(groups)} images (overlapping ones count once): "
             f"choose from 2 to {len(groups)}."
             if len(groups) > 1
-            else "out-of-fold predictions need at least two images: one to learn from, one to judge."
+            else "out-of-fold predictions need at least two images: one to learn from, one to predict on."
         )
     random.Random(seed).shuffle(groups)
     parts: list[list[str]] = [[] for _ in range(folds)]
@@ -66,176 +95,121 @@ def _groups(ids: Sequence[str], together: Iterable[tuple[str, str]]) -> list[lis
     return list({id(group): sorted(group) for group in group_of.values()}.values())
 
 
-def out_of_fold(
-    source: DataSource,
-    out: str | Path,
-    *,
-    split: str = "all",
-    folds: int = 5,
-    epochs: int | None = None,
-    init: str = "scratch",
-    overrides: Mapping[str, Any] | None = None,
-    device: str = "auto",
-    progress: bool = True,
-) -> list[Detections]:
+def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> list[Detections]:
     """Detections of every labeled image of a split, in the dataset's order, by networks that did not see it.
 
     One network is trained for each fold on the images of the others, in `out`; what is finished there is not
-    done again, and what was interrupted goes on. `overrides` change settings by dotted name as for a run
-    ("recipe.batch_size", "seed", "precision"). Nothing is selected by the held-out labels: the last weights
-    judge. BCCD is joined by the recipe's synthetic smears, whose labels are complete; drawn data are not.
+    done again, and what was interrupted goes on. The held-out labels select nothing: the weights after the
+    last epoch predict. BCCD is joined by the recipe's synthetic smears, whose labels are complete; drawn data
+    are not.
 
-    Raises ConfigError for impossible settings, for weights that saw these labels, and where `out` was made
-    otherwise.
+    Raises ConfigError for impossible settings, for weights that were trained on these labels, and where `out`
+    was made with other settings.
     """
-    out, dataset = Path(out), source.dataset(split)
-    settings = _settings(source, epochs, init, overrides)
-    check_init(source, dataset, settings.recipe.initial_weights)
-    plan = _plan(source, dataset, out, split, folds, settings, progress)
-    for number, held_out in enumerate(plan, start=1):
+    out, dataset = Path(out), source.dataset(settings.split)
+    profile = settings.profile(source)
+    check_init(source, dataset, profile.recipe.initial_weights)
+    for number, held_out in enumerate(_plan(source, dataset, out, settings, profile), start=1):
         file = out / "predictions" / f"fold-{number}.json"
-        if not file.exists():
-            weights = _train(source, dataset, out, number, held_out, settings, device, progress)
-            _predict(dataset, weights, file, number, held_out, settings, device, progress)
-            # The weights stay; the training states, ten times as large, have done their duty.
-            for name in (checkpoints.LAST, checkpoints.PREVIOUS):
-                (weights.parent / name).unlink(missing_ok=True)
+        if file.exists():
+            continue
+        known, unknown = _divide(dataset, held_out)
+        about = {**source.describe(root=False), "without fold": number}
+        weights = _train(known, out / "folds" / str(number), about, settings, profile)
+        predictor = Predictor.from_checkpoint(
+            weights, device=settings.device, precision=profile.precision, score_threshold=SCORE_FLOOR
+        )
+        found = predictor.detect([sample.image_path for sample in unknown.samples], settings.progress)
+        records = [
+            replace(detections, image=sample.image_id).to_dict()
+            for detections, sample in zip(found, unknown.samples, strict=True)
+        ]
+        write_json(file, {"format": FORMAT, "fold": number, "detections": records})
+        # The weights stay; the training states, ten times as large, are no longer needed.
+        for name in (checkpoints.LAST, checkpoints.PREVIOUS):
+            (weights.parent / name).unlink(missing_ok=True)
     return read_predictions(out / "predictions", dataset)
-
-
-def _settings(
-    source: DataSource, epochs: int | None, init: str, overrides: Mapping[str, Any] | None
-) -> Profile:
-    base = RECIPES["scratch"] if init == "scratch" else RECIPES["finetune"]
-    recipe = base.replace(initial_weights=init)
-    if source.synthetic or tuple(source.class_names) != BCCD_CLASSES:
-        # Smears from the same pencil with all their labels would be knowledge that no real set has.
-        recipe = recipe.replace(smears=0)
-    changes = {**({"recipe.epochs": epochs} if epochs is not None else {}), **(overrides or {})}
-    profile = apply_overrides(Profile(name="issues", recipe=recipe), changes)
-    model = profile.recipe.model.replace(class_names=tuple(source.class_names))
-    return profile.replace(recipe=profile.recipe.replace(model=model))
 
 
 def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None:
     """Raise ConfigError if the weights `init` were trained on these labels, as far as can be known."""
-    advice = "start from scratch (--init scratch)."
+    learned = ""
     if init == "shipped":
-        ids = {sample.image_id for sample in dataset.samples}
-        seen = ids & {Path(name).stem for name in download.manifest()}
-        if source.kind == "bccd" or seen:
-            raise ConfigError(
-                "the shipped weights were trained on BCCD's train split, so they know these labels, right "
-                f"and wrong ones, by heart and would confirm them: {advice}"
-            )
+        bccd_ids = {Path(name).stem for name in download.manifest()}
         marker = source.folder / "smears.json"
-        if marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
-            raise ConfigError(
-                "the shipped weights were trained on smears drawn with this very seed, so they know these "
-                f"labels by heart: draw others (ssdlib data smears --seed 2), or {advice}"
-            )
+        if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
+            learned = "BCCD's train split"
+        elif marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
+            learned = "smears drawn with this very seed"
     elif Path(init).is_file():
-        trained_on = read_metadata(init).get("data") or {}
-        if trained_on.get("fingerprint") == source.fingerprint:
-            raise ConfigError(
-                f"{init} was trained on this very data and would confirm its labels, the wrong ones too: "
-                f"{advice}"
-            )
+        fingerprint = (read_metadata(init).get("data") or {}).get("fingerprint")
+        learned = "this very data" if fingerprint == source.fingerprint else ""
+    if learned:
+        raise ConfigError(
+            f"the weights {init} were trained on {learned}, so they would confirm these labels, the wrong "
+            "ones too: start from scratch (--init scratch)."
+        )
 
 
 def _plan(
-    source: DataSource,
-    dataset: DetectionDataset,
-    out: Path,
-    split: str,
-    folds: int,
-    settings: Profile,
-    progress: bool,
+    source: DataSource, dataset: DetectionDataset, out: Path, settings: FoldSettings, profile: Profile
 ) -> list[list[str]]:
-    """The ids of each fold, from `folds.json` if it is there. ConfigError if that was made otherwise."""
+    """The image ids of each fold, from `folds.json` if it is there. ConfigError if its settings differ."""
     asked = {
         "data fingerprint": source.fingerprint,
-        "split": split,
-        "folds": folds,
-        "settings": settings.to_dict(),
+        "split": settings.split,
+        "folds": settings.folds,
+        "settings": profile.to_dict(),
     }
     path = out / "folds.json"
     if path.exists():
-        stored = read_json(path, hint=_AGAIN)
-        if different := [name for name, value in asked.items() if stored.get("asked", {}).get(name) != value]:
+        stored = read_json(path, hint="Remove it and run again.")
+        if changes := differences(stored.get("asked", {}), asked):
             raise ConfigError(
-                f"{out} was made with other {', '.join(different)}: choose another --out, or give the same "
-                f"settings as in {path}."
+                f"{out} was made with other settings: {'; '.join(changes)}. Choose another --out, or give "
+                "the same settings."
             )
         return stored["images"]
     images = {sample.image_id: sample.image_path for sample in dataset.samples}
-    together = same_fields(images, progress=progress)
-    plan = split_folds(images, together, folds)
+    together = same_fields(images, progress=settings.progress)
+    plan = split_folds(images, together, settings.folds)
     write_json(path, {"format": FORMAT, "asked": asked, "together": together, "images": plan})
     return plan
 
 
-def _subset(dataset: DetectionDataset, ids: Iterable[str], *, without: bool = False) -> DetectionDataset:
-    wanted = set(ids)
-    samples = [sample for sample in dataset.samples if (sample.image_id in wanted) != without]
-    return DetectionDataset(samples, dataset.class_names)
+def _divide(dataset: DetectionDataset, held_out: Sequence[str]) -> tuple[DetectionDataset, DetectionDataset]:
+    """The images outside and inside a fold."""
+    parts: tuple[list, list] = [], []
+    for sample in dataset.samples:
+        parts[sample.image_id in held_out].append(sample)
+    known, unknown = (DetectionDataset(part, dataset.class_names) for part in parts)
+    return known, unknown
 
 
 def _train(
-    source: DataSource,
-    dataset: DetectionDataset,
-    out: Path,
-    number: int,
-    held_out: Sequence[str],
-    settings: Profile,
-    device: str,
-    progress: bool,
+    data: DetectionDataset, folder: Path, about: dict[str, Any], settings: FoldSettings, profile: Profile
 ) -> Path:
-    """The weights of the network that judges one fold, trained now if they are not there."""
+    """The weights of a network trained on `data`, in `folder`, going on where it was interrupted."""
     from ssdlib.training.trainer import Trainer
 
-    recipe: Recipe = settings.recipe
-    data = _subset(dataset, held_out, without=True)
+    recipe = profile.recipe
     if recipe.smears:
-        data = data.joined(extra_smears(recipe.smears, progress=progress))
-    folder = out / "folds" / str(number)
+        data = data.joined(extra_smears(recipe.smears, progress=settings.progress))
     trainer = Trainer(
-        build_model(recipe.model, recipe.initial_weights, seed=settings.seed),
+        build_model(recipe.model, recipe.initial_weights, seed=profile.seed),
         recipe,
         data,
         None,
         run_dir=folder,
-        precision=settings.precision,
-        device=device,
-        seed=settings.seed,
-        data_description={**source.describe(root=False), "without fold": number},
+        precision=profile.precision,
+        device=settings.device,
+        seed=profile.seed,
+        data_description=about,
         snapshot_every=recipe.epochs + 1,
-        progress=progress,
+        progress=settings.progress,
     )
-    trainer.fit(resume=(folder / "checkpoints").exists(), on_epoch=None if progress else lambda record: None)
-    return folder / "checkpoints" / checkpoints.BEST
-
-
-def _predict(
-    dataset: DetectionDataset,
-    weights: Path,
-    file: Path,
-    number: int,
-    held_out: Sequence[str],
-    settings: Profile,
-    device: str,
-    progress: bool,
-) -> None:
-    data = _subset(dataset, held_out)
-    predictor = Predictor.from_checkpoint(
-        weights, device=device, precision=settings.precision, score_threshold=SCORE_FLOOR
-    )
-    found = predictor.detect((data.image(k) for k in range(len(data))), progress=progress)
-    records = [
-        replace(detections, image=sample.image_id).to_dict()
-        for detections, sample in zip(found, data.samples, strict=True)
-    ]
-    write_json(file, {"format": FORMAT, "fold": number, "detections": records})
+    trainer.fit(resume=trainer.checkpoints.exists())
+    return trainer.checkpoints / checkpoints.BEST
 
 
 def read_predictions(folder: str | Path, dataset: DetectionDataset) -> list[Detections]:

@@ -1,24 +1,25 @@
-"""Labels against out-of-fold detections: what is missing, what is doubtful, the surest first.
+"""Compares labels with out-of-fold detections and ranks what may be wrong, the most certain first.
 
-A detection and a label are paired one to one within an image, those that agree best first. What stays
-unpaired on either side, or is paired and yet disagrees, is a issue.
+Within an image, labels and detections are paired one to one, those that agree best first. A label or a
+detection that stays without a partner, or a pair that disagrees, is an issue.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
 import numpy as np
-import torch
 
-from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.common.errors import DataError
+from ssdlib.common.tables import Table
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.data.source import DataSource
-from ssdlib.detector.boxes import iou
+from ssdlib.data.formats.records import Corners, LabeledObject
+from ssdlib.evaluation.matching import iou_matrix, match
 from ssdlib.inference.detections import Detections
 
 KINDS = {
@@ -33,54 +34,81 @@ KINDS = {
 }
 """Every kind of issue and what it means, in the order in which they are shown."""
 
-ACTIONS = {"add": "add this box", "remove": "remove the label", "move": "move the label", "rename": "rename"}
+ACTIONS = {
+    "add": "add the box",
+    "remove": "remove the label",
+    "move": "move the label",
+    "rename": "rename the label",
+}
+"""What can be done about an issue, in words."""
 
 COVERED_IOU = 0.5
 """A detection that overlaps a label this much is about that label."""
 
 PAIRED_IOU = 0.1
-"""With less overlap than this a detection is not even a badly located one of the label."""
+"""With less overlap than this, a detection is not even a badly located one of the label."""
 
 DUPLICATE_IOU = 0.7
 """Two labels of a class with more overlap are two on one object; neighbors in BCCD stay below."""
 
 TINY = 0.1
-"""A label whose area is less than this share of its class's median, and that no image border cuts off."""
+"""A label whose area is less than this share of its class's median is tiny, unless the border cuts it off."""
+
+CUTS = {
+    "unlabeled": 0.5,
+    "no_detection": 0.5,
+    "badly_located": 0.4,
+    "other_class": 0.4,
+    "duplicate_box": DUPLICATE_IOU,
+    "point_box": 0.0,
+    "outside_box": 0.05,
+    "tiny_box": 0.0,
+}
+"""Least score of each kind that is listed by default. How they were chosen: docs/label_errors.md."""
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """One label to look at, or one object to label."""
+    """A label that may be wrong, or an object that may lack one."""
 
     id: str
     """The same whenever the same place is found again, so that decisions outlive a new ranking."""
     image: str
+    """Id of the image."""
     kind: str
     """One of KINDS."""
     class_name: str
     """Class of the label or, where there is none, of the detection."""
-    box: tuple[float, float, float, float]
+    box: Corners
     """xyxy pixels: the label as written or, where there is none, the detection."""
     score: float
-    """How sure it is that something is wrong, 0 to 1; comparable within a kind."""
-    action: str
-    """What accepting it does: add, remove, move or rename."""
+    """How certain it is that something is wrong, 0 to 1; comparable within a kind."""
     object: int | None
-    """Which object of the annotation file the label is, counted from 1; None where there is none."""
+    """Position of the label in its annotation, counted from 1; None where there is no label."""
     proposed_class: str | None
-    proposed_box: tuple[float, float, float, float] | None
-    """What the label should be; None where it should go."""
+    """Class that the label should have; None if it should be removed."""
+    proposed_box: Corners | None
+    """Box that the label should have, xyxy pixels; None if it should be removed."""
     detector_class: str | None
-    """The nearest detection: its class, score and IoU with the label (with the nearest one); None if none."""
+    """Class of the nearest detection; None, as the next two, where there is none."""
     detector_score: float | None
     detector_iou: float | None
-    second_opinion: float | None
-    """How doubtful cleanlab finds the label, 0 to 1; None where it is not installed or there is no label."""
-    image_path: str
-    annotation_path: str
-    """The file with the image's labels: XML, COCO or YOLO."""
-    labels: tuple[tuple[str, tuple[float, float, float, float]], ...] = ()
-    """(class name, box as written) of every label of the image."""
+    """IoU of that detection with the label or, where there is none, with the nearest label."""
+
+    @property
+    def action(self) -> str:
+        """What accepting the issue does: one of ACTIONS."""
+        if self.object is None:
+            return "add"
+        if self.proposed_box is None:
+            return "remove"
+        return "move" if self.proposed_class == self.class_name else "rename"
+
+    @property
+    def heading(self) -> str:
+        """Class and score, such as "RBC 0.93" or "RBC -> WBC 0.93"."""
+        change = f" -> {self.proposed_class}" if self.action == "rename" else ""
+        return f"{self.class_name}{change} {self.score:.2f}"
 
     @property
     def evidence(self) -> str:
@@ -94,344 +122,197 @@ class LabelIssue:
             return f"two {self.class_name} labels overlap by {self.score:.2f}"
         return found if self.detector_class is None else f"{found}, IoU {self.detector_iou:.2f}"
 
-    def under(self, source: DataSource) -> Self:
-        """The same issue with the paths that its image has in `source` now."""
-        image = source.labels.by_id[self.image]
-        return replace(self, image_path=str(image.path), annotation_path=str(image.label_file))
-
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            **asdict(self),
-            "box": list(self.box),
-            "proposed_box": list(self.proposed_box) if self.proposed_box else None,
-        }
+        """The fields as values for JSON."""
+        return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Read what `to_dict` wrote. Raises DataError for anything else."""
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Read what `to_dict` gave, after JSON too. Raises DataError for anything else."""
         try:
-            boxes = {"box": tuple(values["box"])}
-            boxes["proposed_box"] = tuple(values["proposed_box"]) if values["proposed_box"] else None
-            labels = tuple((name, tuple(box)) for name, box in values.get("labels", ()))
-            issue = cls(**{**values, **boxes, "labels": labels})
-        except (KeyError, TypeError) as error:
-            raise DataError(f"not a issue as `ssdlib data issues` writes it: {error!r}") from error
-        if issue.kind not in KINDS or issue.action not in ACTIONS:
-            raise DataError(f"issue {issue.id} has an unknown kind or action: {issue.kind}")
+            issue = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        except TypeError as error:
+            raise DataError(
+                f"not an issue as `ssdlib data label-errors` writes it: {error}. Find the label errors again."
+            ) from error
+        if issue.kind not in KINDS:
+            raise DataError(f"issue {issue.id} has an unknown kind {issue.kind!r}.")
         return issue
 
 
-@dataclass(frozen=True)
-class Label:
-    """One object of an annotation file."""
-
-    number: int
-    """From 1, in the file's order."""
-    name: str
-    written: tuple[float, float, float, float]
-    box: tuple[float, float, float, float] | None
-    """Inside the image and with an area; None if nothing is left."""
-    repairs: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class Pairing:
-    """One image: its labels that have a box, its detections, and who belongs to whom."""
-
-    labels: list[Label]
-    detections: Detections
-    overlap: np.ndarray
-    """(labels, detections) IoU."""
-    partner: dict[int, int]
-    """label -> detection, both as indices."""
-
-    @property
-    def free(self) -> list[int]:
-        """Detections without a partner that no label covers."""
-        taken = set(self.partner.values())
-        covered = self.overlap.max(0) >= COVERED_IOU if len(self.labels) else np.zeros(len(self.detections))
-        return [d for d in range(len(self.detections)) if d not in taken and not covered[d]]
-
-
-def read_labels(sample: Sample) -> list[Label]:
-    """Every object of the label file, those without an area too."""
-    return [Label(number, *labeled) for number, labeled in enumerate(sample.objects, 1)]
-
-
-def pair(labels: Sequence[Label], detections: Detections) -> Pairing:
-    """Pair labels and detections one to one: highest IoU times score first, the same class before another."""
-    labels = [label for label in labels if label.box is not None]
-    boxes = torch.tensor([label.box for label in labels], dtype=torch.float32).reshape(-1, 4)
-    overlap = iou(boxes, detections.boxes).numpy()
-    names = np.array([label.name for label in labels], dtype=object)
-    same = names[:, None] == np.array(detections.names, dtype=object)[None, :]
-    # A platelet upon a red cell overlaps it a little and is no badly located red cell.
-    worth = overlap * detections.scores.numpy()[None, :] * np.where(same, 1.0, 0.5)
-    worth[overlap < np.where(same, PAIRED_IOU, COVERED_IOU)] = 0
-    partner: dict[int, int] = {}
-    taken: set[int] = set()
-    for flat in np.argsort(-worth, axis=None, kind="stable"):
-        g, d = divmod(int(flat), max(1, len(detections)))
-        if worth.size == 0 or worth[g, d] <= 0:
-            break
-        if g not in partner and d not in taken:
-            partner[g] = d
-            taken.add(d)
-    return Pairing(labels, detections, overlap, partner)
-
-
-CUTS = {
-    "unlabeled": 0.5,
-    "no_detection": 0.5,
-    "badly_located": 0.4,
-    "other_class": 0.4,
-    "duplicate_box": DUPLICATE_IOU,
-    "point_box": 0.0,
-    "outside_box": 0.05,
-    "tiny_box": 0.0,
-}
-"""Least score of each kind that is listed, unless asked otherwise. How they were chosen: docs/issues.md."""
-
-
-def find_issues(
+def find_label_issues(
     dataset: DetectionDataset,
     detections: Sequence[Detections],
-    *,
-    min_score: float | Mapping[str, float] | None = None,
+    cuts: Mapping[str, float] = CUTS,
 ) -> list[LabelIssue]:
-    """Everything doubtful about the labels of `dataset`, by kind (in the order of KINDS), surest first.
+    """Everything doubtful about the labels of `dataset`, by kind (in the order of KINDS), by falling score.
 
-    detections: one for each image, in its order, by a network that never saw these labels. `min_score`, a
-    number for the kind "unlabeled" or one for each of some kinds, stands in for the cuts. An image without
-    labels gives only "unlabeled", one without detections none of those. Raises DataError where images and
-    detections are not as many, ConfigError for an impossible `min_score`.
+    detections: one for each image, in its order, by a network that was not trained on these labels.
+    cuts: least score that is listed, for each of KINDS.
+
+    An image without labels gives only "unlabeled", one without detections none of those. Raises DataError
+    where images and detections are not as many.
     """
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
-    cuts = _cuts(min_score)
-    images = [_Image(sample, found) for sample, found in zip(dataset.samples, detections, strict=True)]
-    opinions = second_opinions([image.pairing for image in images], dataset.class_names)
-    for image, scores in zip(images, opinions, strict=True):
-        image.opinions = scores
-    areas = _median_areas(images)
-    found = [issue for image in images for issue in image.issues(areas)]
-    order = {kind: rank for rank, kind in enumerate(KINDS)}
+    areas = _median_areas(dataset.samples)
+    images = map(_ImageLabels, dataset.samples, detections)
+    found = (issue for image in images for issue in image.issues(areas))
     listed = [issue for issue in found if issue.score >= cuts[issue.kind]]
-    return sorted(listed, key=lambda s: (order[s.kind], -s.score, s.id))
+    return sorted(listed, key=lambda issue: (list(KINDS).index(issue.kind), -issue.score, issue.id))
 
 
-def _cuts(min_score: float | Mapping[str, float] | None) -> dict[str, float]:
-    if min_score is None:
-        return CUTS
-    changes = min_score if isinstance(min_score, Mapping) else {"unlabeled": min_score}
-    for kind, score in changes.items():
-        if kind not in KINDS or not 0 <= score <= 1:
-            raise ConfigError(
-                f"the least score of {kind} cannot be {score}: give a number in 0 to 1 for some of "
-                f"{', '.join(KINDS)}."
-            )
-    return {**CUTS, **changes}
+class _ImageLabels:
+    """The G labels of one image beside its D detections, paired one to one: `partner` is label -> detection.
 
-
-def second_opinions(pairings: Sequence[Pairing], class_names: Sequence[str]) -> list[dict[int, float]]:
-    """label number -> cleanlab's doubt, 0 to 1, for each image; empty where cleanlab is not installed.
-
-    One minus the lesser of cleanlab's scores for bad location and for swapped class (ObjectLab, Tkachenko et
-    al. 2023). It is shown, not ranked by: docs/issues.md has the comparison.
+    Labels count as in the annotation, from 0. Those without an area overlap nothing.
     """
-    try:
-        from cleanlab.object_detection.rank import compute_badloc_box_scores, compute_swap_box_scores
-    except ImportError:
-        return [{} for _ in pairings]
-    # It cannot do with images that lack either side.
-    usable = [p for p in pairings if p.labels and len(p.detections)]
-    if not usable:
-        return [{} for _ in pairings]
-    arguments = {
-        "labels": [
-            {
-                "bboxes": np.array([label.box for label in p.labels]),
-                "labels": np.array([class_names.index(label.name) for label in p.labels]),
-            }
-            for p in usable
-        ],
-        "predictions": [_by_class(p.detections) for p in usable],
-    }
-    scores = zip(compute_badloc_box_scores(**arguments), compute_swap_box_scores(**arguments), strict=True)
-    doubts = {
-        id(p): {
-            label.number: round(1 - float(least), 4)
-            for label, least in zip(p.labels, np.fmin(*both), strict=True)
-            if np.isfinite(least)
-        }
-        for p, both in zip(usable, scores, strict=True)
-    }
-    return [doubts.get(id(p), {}) for p in pairings]
-
-
-def _by_class(detections: Detections) -> np.ndarray:
-    """cleanlab's form: an object array with (k, 5) boxes and scores for each class."""
-    rows = torch.cat([detections.boxes, detections.scores[:, None]], dim=1).numpy()
-    parts = np.empty(len(detections.class_names), dtype=object)
-    for k in range(len(parts)):
-        parts[k] = rows[detections.labels.numpy() == k + 1]
-    return parts
-
-
-class _Image:
-    """The issues of one image."""
 
     def __init__(self, sample: Sample, detections: Detections) -> None:
-        self.sample, self.detections = sample, detections
-        self.labels = read_labels(sample)
-        self.pairing = pair(self.labels, detections)
-        self.opinions: dict[int, float] = {}
+        self.sample, self.labels = sample, sample.objects
+        boxes = np.array([label.box or (0, 0, 0, 0) for label in self.labels]).reshape(-1, 4)
+        self.found = detections.boxes.double().numpy()
+        self.scores = detections.scores.double().numpy()
+        self.names = detections.names
+        self.between_labels, self.between_found = iou_matrix(boxes, boxes), iou_matrix(self.found, self.found)
+        self.overlap = iou_matrix(boxes, self.found)  # (G, D)
+        classes = np.array([label.name for label in self.labels], dtype=object)
+        self.same = classes[:, None] == np.array(self.names, dtype=object)[None, :]  # (G, D)
+        # A platelet upon a red cell overlaps it a little and is no badly located red cell.
+        possible = self.overlap >= np.where(self.same, PAIRED_IOU, COVERED_IOU)
+        worth = self.overlap * self.scores * np.where(self.same, 1.0, 0.5)
+        label_of = match(np.where(possible, self.overlap, -1).T, [PAIRED_IOU], priority=worth.T)[0]
+        self.partner = {g: d for d, g in enumerate(label_of.tolist()) if g >= 0}
 
-    def issues(self, areas: dict[str, float]) -> Iterable[LabelIssue]:
+    def issues(self, median_areas: Mapping[str, float]) -> Iterator[LabelIssue]:
         yield from self._unlabeled()
-        yield from self._doubtful()
         yield from self._duplicates()
-        yield from self._impossible(areas)
+        for g, label in enumerate(self.labels):
+            if label.box is not None:
+                yield from self._doubtful(g, label)
+            yield from self._impossible(g, label, median_areas)
 
-    def _unlabeled(self) -> Iterable[LabelIssue]:
-        pairing, kept = self.pairing, []
-        boxes = self.detections.boxes
-        for d in pairing.free:  # the highest score first
-            if kept and float(iou(boxes[d : d + 1], boxes[kept]).max()) >= COVERED_IOU:
-                continue  # the same object as another class
-            kept.append(d)
-            overlap = float(pairing.overlap[:, d].max()) if pairing.labels else 0.0
-            score = float(self.detections.scores[d]) * (1 - overlap)
-            yield self._issue("unlabeled", score, "add", None, d, overlap)
+    def _unlabeled(self) -> Iterator[LabelIssue]:
+        covered = self.overlap.max(axis=0, initial=0.0)
+        paired, listed = set(self.partner.values()), []
+        for d in range(len(self.found)):  # the highest score first
+            # An object is listed once, under the class that the detector is surest of.
+            known = max(covered[d], self.between_found[d, listed].max(initial=0.0)) >= COVERED_IOU
+            if d not in paired and not known:
+                listed.append(d)
+                score = self.scores[d] * (1 - covered[d])
+                yield self._issue("unlabeled", score, None, d, (self.names[d], self._box(d)))
 
-    def _doubtful(self) -> Iterable[LabelIssue]:
-        pairing, names = self.pairing, self.detections.names
-        scores = self.detections.scores.numpy()
-        for g, label in enumerate(pairing.labels):
-            same = np.array([name == label.name for name in names], dtype=bool)
-            agreement = scores * np.minimum(1, pairing.overlap[g] / COVERED_IOU)
-            support = float(agreement[same].max()) if same.any() else 0.0
-            d = pairing.partner.get(g)
-            overlap = float(pairing.overlap[g, d]) if d is not None else 0.0
-            if d is None:
-                near = int(agreement.argmax()) if len(agreement) and agreement.max() > 0 else None
-                overlap = float(pairing.overlap[g, near]) if near is not None else 0.0
-                yield self._issue("no_detection", 1 - support, "remove", label, near, overlap)
-            elif names[d] != label.name:
-                score = float(scores[d]) * (1 - support)
-                yield self._issue("other_class", score, "rename", label, d, overlap)
-            elif overlap < COVERED_IOU:
-                score = float(scores[d]) * (1 - overlap)
-                yield self._issue("badly_located", score, "move", label, d, overlap)
+    def _doubtful(self, g: int, label: LabeledObject) -> Iterator[LabelIssue]:
+        agreement = self.scores * np.minimum(1, self.overlap[g] / COVERED_IOU)
+        support = agreement[self.same[g]].max(initial=0.0)
+        d = self.partner.get(g)
+        if d is None:
+            near = int(agreement.argmax()) if agreement.max(initial=0.0) > 0 else None
+            yield self._issue("no_detection", 1 - support, g, near)
+        elif not self.same[g, d]:
+            score = self.scores[d] * (1 - support)
+            yield self._issue("other_class", score, g, d, (self.names[d], label.box))
+        elif self.overlap[g, d] < COVERED_IOU:
+            score = self.scores[d] * (1 - self.overlap[g, d])
+            yield self._issue("badly_located", score, g, d, (label.name, self._box(d)))
 
-    def _duplicates(self) -> Iterable[LabelIssue]:
-        labels, partner = self.pairing.labels, self.pairing.partner
-        boxes = torch.tensor([label.box for label in labels]).reshape(-1, 4)
-        for a, b in (iou(boxes, boxes).triu(1) >= DUPLICATE_IOU).nonzero().tolist():
-            if labels[a].name == labels[b].name:
+    def _duplicates(self) -> Iterator[LabelIssue]:
+        for a, b in np.argwhere(np.triu(self.between_labels, 1) >= DUPLICATE_IOU).tolist():
+            if self.labels[a].name == self.labels[b].name:
                 # Of two, the one that the detector did not choose.
-                extra = a if b in partner and a not in partner else b
-                overlap = float(iou(boxes[a : a + 1], boxes[b : b + 1]))
-                yield self._issue("duplicate_box", overlap, "remove", labels[extra], None, 0.0)
+                extra = a if b in self.partner and a not in self.partner else b
+                yield self._issue("duplicate_box", self.between_labels[a, b], extra)
 
-    def _impossible(self, areas: dict[str, float]) -> Iterable[LabelIssue]:
-        for label in self.labels:
-            if "point_box" in label.repairs:
-                yield self._issue("point_box", 1.0, "remove", label, None, 0.0)
-            elif label.box is None:
-                yield self._issue("outside_box", 1.0, "remove", label, None, 0.0)
-            elif "box_outside" in label.repairs:
-                outside = 1 - _area(label.box) / _area(_in_order(label.written))
-                yield self._issue("outside_box", outside, "move", label, None, 0.0, label.box)
-            elif _area(label.box) < TINY * areas[label.name] and not self._at_border(label.box):
-                score = 1 - _area(label.box) / areas[label.name]
-                yield self._issue("tiny_box", score, "remove", label, None, 0.0)
+    def _impossible(
+        self, g: int, label: LabeledObject, median_areas: Mapping[str, float]
+    ) -> Iterator[LabelIssue]:
+        if "point_box" in label.repairs:
+            yield self._issue("point_box", 1.0, g)
+        elif label.box is None:
+            yield self._issue("outside_box", 1.0, g)
+        elif "box_outside" in label.repairs:
+            outside = 1 - _area(label.box) / _area(label.written)
+            yield self._issue("outside_box", outside, g, proposal=(label.name, label.box))
+        elif not self._at_border(label.box):
+            share = _area(label.box) / median_areas[label.name]
+            if share < TINY:
+                yield self._issue("tiny_box", 1 - share, g)
 
-    def _at_border(self, box: Sequence[float]) -> bool:
+    def _at_border(self, box: Corners) -> bool:
         width, height = self.sample.width, self.sample.height
         return min(box[0], box[1]) <= 1 or box[2] >= width - 1 or box[3] >= height - 1
+
+    def _box(self, d: int) -> Corners:
+        return tuple(round(side, 2) for side in self.found[d].tolist())
 
     def _issue(
         self,
         kind: str,
         score: float,
-        action: str,
-        label: Label | None,
-        detection: int | None,
-        overlap: float,
-        proposed_box: Sequence[float] | None = None,
+        g: int | None,
+        d: int | None = None,
+        proposal: tuple[str | None, Corners | None] = (None, None),
     ) -> LabelIssue:
-        name, found, proposed_class = label.name if label else "", None, None
-        if detection is not None:
-            name = name or self.detections.names[detection]
-            found = tuple(round(side, 2) for side in self.detections.boxes[detection].tolist())
-        if action != "remove":
-            proposed_class = self.detections.names[detection] if action == "rename" else name
-            proposed_box = proposed_box or (label.box if action == "rename" and label else found)
-        box = label.written if label else found
-        assert box is not None
+        image = self.sample.image_id
+        name, box = proposal if g is None else self.labels[g][:2]
+        detector = (None, None, None)
+        if d is not None:
+            nearest = self.overlap[:, d].max(initial=0.0) if g is None else self.overlap[g, d]
+            detector = self.names[d], round(float(self.scores[d]), 4), round(float(nearest), 4)
         return LabelIssue(
-            id=f"{self.sample.image_id}/{kind}/{name}/{'-'.join(f'{side:.0f}' for side in box)}",
-            image=self.sample.image_id,
+            id=f"{image}/{kind}/{name}/{'-'.join(f'{side:.0f}' for side in box)}",
+            image=image,
             kind=kind,
             class_name=name,
             box=tuple(box),
-            score=round(min(max(score, 0.0), 1.0), 4),
-            action=action,
-            object=label.number if label else None,
-            proposed_class=proposed_class,
-            proposed_box=tuple(proposed_box) if proposed_box else None,
-            detector_class=self.detections.names[detection] if detection is not None else None,
-            detector_score=round(float(self.detections.scores[detection]), 4)
-            if detection is not None
-            else None,
-            detector_iou=round(overlap, 4) if detection is not None else None,
-            second_opinion=self.opinions.get(label.number) if label else None,
-            image_path=str(self.sample.image_path),
-            annotation_path=str(self.sample.label_file),
-            labels=tuple((label.name, label.written) for label in self.labels),
+            score=round(float(np.clip(score, 0.0, 1.0)), 4),
+            object=None if g is None else g + 1,
+            proposed_class=proposal[0],
+            proposed_box=proposal[1],
+            detector_class=detector[0],
+            detector_score=detector[1],
+            detector_iou=detector[2],
         )
 
 
-def _median_areas(images: Sequence[_Image]) -> dict[str, float]:
+def _median_areas(samples: Iterable[Sample]) -> dict[str, float]:
     areas: dict[str, list[float]] = {}
-    for image in images:
-        for label in image.pairing.labels:
-            areas.setdefault(label.name, []).append(_area(label.box))
+    for label in (label for sample in samples for label in sample.objects if label.box is not None):
+        areas.setdefault(label.name, []).append(_area(label.box))
     return {name: float(np.median(values)) for name, values in areas.items()}
 
 
-def _area(box: Sequence[float] | None) -> float:
-    return (box[2] - box[0]) * (box[3] - box[1]) if box else 0.0
+def _area(box: Corners) -> float:
+    return abs((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def _in_order(box: Sequence[float]) -> tuple[float, ...]:
-    return min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3])
+def grouped(issues: Iterable[LabelIssue], field: str) -> dict[str, list[LabelIssue]]:
+    """The issues by the value of a field, such as "kind" or "image", in the order in which they come."""
+    groups: dict[str, list[LabelIssue]] = {}
+    for issue in issues:
+        groups.setdefault(getattr(issue, field), []).append(issue)
+    return groups
 
 
 def issues_csv(issues: Iterable[LabelIssue]) -> str:
-    """One row for each issue; boxes as four columns."""
-    stream = io.StringIO()
+    """A CSV file with one row for each issue; boxes as four columns."""
     corners = ("xmin", "ymin", "xmax", "ymax")
-    nested = ("box", "proposed_box", "labels")
-    plain = [name for name in LabelIssue.__dataclass_fields__ if name not in nested]
-    fields = [*plain, *corners, *(f"proposed_{corner}" for corner in corners), "evidence"]
-    writer = csv.DictWriter(stream, fields, lineterminator="\n")
-    writer.writeheader()
+    proposed = tuple(f"proposed_{corner}" for corner in corners)
+    plain = [field.name for field in fields(LabelIssue) if field.name not in ("box", "proposed_box")]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*plain, "action", *corners, *proposed, "evidence"])
     for issue in issues:
-        row = issue.to_dict()
-        del row["labels"]
-        box, proposed = row.pop("box"), row.pop("proposed_box") or [None] * 4
-        row |= dict(zip(corners, box, strict=True))
-        row |= {f"proposed_{corner}": side for corner, side in zip(corners, proposed, strict=True)}
-        writer.writerow({**row, "evidence": issue.evidence})
+        values = (getattr(issue, name) for name in plain)
+        writer.writerow(
+            [*values, issue.action, *issue.box, *(issue.proposed_box or [None] * 4), issue.evidence]
+        )
     return stream.getvalue()
 
 
-def count_kinds(issues: Iterable[LabelIssue]) -> dict[str, int]:
-    """How many of each kind; 0 for those without any."""
-    counts = dict.fromkeys(KINDS, 0)
-    for issue in issues:
-        counts[issue.kind] += 1
-    return counts
+def count_table(issues: Iterable[LabelIssue]) -> Table:
+    """How many issues of each kind there are, and of all."""
+    counts = Counter(issue.kind for issue in issues)
+    rows = [[f"{kind}: {meaning}", str(counts[kind])] for kind, meaning in KINDS.items()]
+    return Table(["possible label errors", "number"], [*rows, ["all", str(counts.total())]], total=True)

@@ -1,7 +1,6 @@
-"""Decisions about issues: the file that keeps them, a session that takes them, a widget to click through.
+"""Decisions about label issues: the file that keeps them, a session that takes them, a widget for notebooks.
 
-`decisions.json` holds the issues themselves with a decision each, so that it can be applied, or gone on
-with, without anything else.
+`decisions.json` holds each issue with its decision, so that it can be applied, or gone on with, alone.
 """
 
 from __future__ import annotations
@@ -9,95 +8,90 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.common.files import read_json, write_json
+from ssdlib.common.pages import render
+from ssdlib.data.images import encode_image
+from ssdlib.data.source import DataSource, open_folder
+from ssdlib.tools.label_errors.pages import crop_of
 from ssdlib.tools.label_errors.rank import ACTIONS, LabelIssue
 
-if TYPE_CHECKING:
-    import ipywidgets
-
-    from ssdlib.data.source import DataSource
-
 DECISIONS = ("accept", "refuse", "skip")
-FORMAT = "ssdlib-decisions-1"
+FORMAT = "ssdlib-decisions-2"
+
+Decided = tuple[LabelIssue, str | None]
+"""An issue and its decision: one of DECISIONS, None while it is open."""
 
 
 def write_decisions(path: str | Path, source: DataSource, issues: Sequence[LabelIssue]) -> int:
-    """Write a fresh decisions.json, keeping what was already decided there, and return how many those are.
+    """The number of decisions in a fresh decisions.json, in which those already taken are kept.
 
-    A issue decided on earlier and no longer found stays in the file with its decision, at the end.
+    An issue decided on earlier and no longer found stays in the file with its decision, at the end.
     Raises DataError if the file belongs to other data.
     """
-    path, data = Path(path), source.describe(root=False)
-    kept: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        stored = _read(path)
-        _check_data(path, stored, source)
-        kept = {item["id"]: item for item in stored["issues"] if item.get("decision")}
-    records = [{**s.to_dict(), "decision": kept.pop(s.id, {}).get("decision")} for s in issues]
-    records += kept.values()
-    write_json(path, {"format": FORMAT, "data": data, "issues": records})
-    return sum(record["decision"] is not None for record in records)
+    path = Path(path)
+    earlier = read_decisions(path, source) if path.exists() else []
+    taken = {issue.id: (issue, decision) for issue, decision in earlier if decision}
+    decided: list[Decided] = [(issue, taken.pop(issue.id, (issue, None))[1]) for issue in issues]
+    decided += taken.values()
+    _write(path, source.describe(), decided)
+    return sum(decision is not None for _, decision in decided)
 
 
-def read_decisions(path: str | Path, source: DataSource | None = None) -> list[tuple[LabelIssue, str | None]]:
-    """(issue, accept / refuse / skip / None) in the file's order.
+def read_decisions(path: str | Path, source: DataSource | None = None) -> list[Decided]:
+    """Each issue of a decisions.json with its decision (None while it is open), in the file's order.
 
     Raises SsdError for a file that is missing or damaged, DataError if it was made for other data than
     `source`.
     """
-    content = _read(Path(path))
-    if source is not None:
-        _check_data(Path(path), content, source)
-    found = []
-    for item in content["issues"]:
-        values = dict(item)
+    return _read(Path(path), source)[1]
+
+
+def _read(path: Path, source: DataSource | None) -> tuple[dict[str, Any], list[Decided]]:
+    content = read_json(path, hint="`ssdlib data label-errors` writes it.")
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(
+            f"{path} is not a file of decisions in the format {FORMAT}: find the label errors again, into "
+            "another folder."
+        )
+    data = content.get("data", {})
+    if source is not None and data.get("fingerprint") != source.fingerprint:
+        raise DataError(
+            f"{path} was made for other data than {source.folder}, or these have changed since: its labels "
+            "cannot be told apart by number any more. Find the label errors again, into another folder."
+        )
+    decided: list[Decided] = []
+    for values in content["issues"]:
         decision = values.pop("decision", None)
         if decision not in (*DECISIONS, None):
             raise DataError(
                 f"{path}: {decision!r} is no decision; choose from {', '.join(DECISIONS)} or null."
             )
-        found.append((LabelIssue.from_dict(values), decision))
-    return found
+        decided.append((LabelIssue.from_dict(values), decision))
+    return data, decided
 
 
-def _read(path: Path) -> dict[str, Any]:
-    hint = "`ssdlib data issues` writes it."
-    content = read_json(path, hint=hint)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise DataError(f"{path} is not a file of decisions: {hint}")
-    return content
-
-
-def _check_data(path: Path, content: dict[str, Any], source: DataSource) -> None:
-    if content.get("data", {}).get("fingerprint") != source.fingerprint:
-        raise DataError(
-            f"{path} was made for other data than {source.folder}, or these have changed since: its objects "
-            "cannot be told apart by number any more. Look for issues again into another folder."
-        )
+def _write(path: Path, data: dict[str, Any], decided: Iterable[Decided]) -> None:
+    issues = [{**issue.to_dict(), "decision": decision} for issue, decision in decided]
+    write_json(path, {"format": FORMAT, "data": data, "issues": issues})
 
 
 class ReviewSession:
     """Goes through the issues of a decisions.json one by one; every decision is on disk at once.
 
-    Starts at the first one without a decision. `kinds` limits it to some kinds. `source` says where the data
-    lie now, if not where they were found, and is checked to be the same. Raises DataError as
-    `read_decisions`, ConfigError for an unknown decision.
+    Starts at the first one without a decision. `kinds` limits it to some kinds; `source` is checked to be
+    the data of the file. Raises errors as `read_decisions`.
     """
 
     def __init__(
         self, path: str | Path, source: DataSource | None = None, *, kinds: Iterable[str] | None = None
     ) -> None:
         self.path = Path(path)
-        self._content = _read(self.path)
-        self._records = self._content["issues"]
-        pairs = read_decisions(self.path, source)
+        self.data, self._decided = _read(self.path, source)
         wanted = None if kinds is None else set(kinds)
-        self._order = [k for k, (s, _) in enumerate(pairs) if wanted is None or s.kind in wanted]
-        found = [pairs[k][0] for k in self._order]
-        self._issues = [issue.under(source) for issue in found] if source else found
+        self._order = [k for k, (s, _) in enumerate(self._decided) if wanted is None or s.kind in wanted]
         self.position = next((p for p in range(len(self)) if self.decision(p) is None), len(self))
 
     def __len__(self) -> int:
@@ -105,41 +99,32 @@ class ReviewSession:
 
     @property
     def current(self) -> LabelIssue | None:
-        """The issue in question; None when all have been seen."""
-        return self._issues[self.position] if self.position < len(self) else None
-
-    @property
-    def done(self) -> bool:
-        """Whether the end is reached."""
-        return self.current is None
+        """The issue to decide on; None when all have been seen."""
+        return self._decided[self._order[self.position]][0] if self.position < len(self) else None
 
     def decision(self, position: int) -> str | None:
-        """What was decided about the issue at a position."""
-        return self._records[self._order[position]].get("decision")
+        """The decision about the issue at a position; None while it is open."""
+        return self._decided[self._order[position]][1]
 
     def counts(self) -> dict[str, int]:
-        """How many were accepted, refused, skipped, and are open."""
+        """How many issues were accepted, refused and skipped, and how many are open."""
         found = Counter(self.decision(position) or "open" for position in range(len(self)))
         return {name: found[name] for name in (*DECISIONS, "open")}
 
     def decide(self, decision: str) -> LabelIssue | None:
         """Decide on the current issue, save, and go to the next, which is returned (None at the end).
 
-        With nothing left to decide it does nothing. If the disk refuses, the decision is not taken either.
+        With nothing left to decide it does nothing. Raises ConfigError for an unknown decision, SsdError
+        where it cannot be saved: then it is not taken either.
         """
         if decision not in DECISIONS:
             raise ConfigError(f"there is no decision {decision!r}; choose one of {', '.join(DECISIONS)}")
-        if self.current is None:
-            return None
-        record = self._records[self._order[self.position]]
-        before = record.get("decision")
-        record["decision"] = decision
-        try:
-            write_json(self.path, self._content)
-        except BaseException:
-            record["decision"] = before
-            raise
-        self.position += 1
+        if self.current is not None:
+            decided = list(self._decided)
+            decided[self._order[self.position]] = (self.current, decision)
+            _write(self.path, self.data, decided)
+            self._decided = decided
+            self.position += 1
         return self.current
 
     def back(self) -> LabelIssue | None:
@@ -149,9 +134,10 @@ class ReviewSession:
 
 
 class ReviewWidget:
-    """A issue's crop with buttons, for a notebook: `ReviewWidget("out/decisions.json").show()`.
+    """An issue's crop with buttons, for a notebook: `ReviewWidget("out/decisions.json").show()`.
 
-    `widget` is the ipywidgets box, `buttons` its buttons by name: accept, refuse, skip, back.
+    `widget` is the ipywidgets box, `buttons` its buttons by name: accept, refuse, skip, back. `source` is
+    needed only where the data no longer lie where the issues were found. Raises errors as `ReviewSession`.
     """
 
     def __init__(
@@ -160,68 +146,39 @@ class ReviewWidget:
         import ipywidgets as widgets
 
         self.session = ReviewSession(path, source, kinds=kinds)
-        colors = {"accept": "success", "refuse": "danger", "skip": "", "back": ""}
-        self.buttons = {
-            name: widgets.Button(description=name, button_style=color) for name, color in colors.items()
-        }
-        for name, button in self.buttons.items():
-            button.on_click(lambda _, name=name: self._clicked(name))
-        self.picture = widgets.Image(format="jpeg", width=480)
-        self.text, self.message = widgets.HTML(), widgets.HTML()
-        self.progress = widgets.IntProgress(min=0, max=max(1, len(self.session)))
-        row = widgets.HBox(list(self.buttons.values()))
-        self.widget: ipywidgets.VBox = widgets.VBox(
-            [self.progress, self.text, self.picture, row, self.message]
-        )
+        self._dataset = (source or open_folder(self.session.data["root"])).dataset("all")
+        styles = {"accept": "success", "refuse": "danger", "skip": "", "back": ""}
+        self.buttons = {name: widgets.Button(description=name, button_style=s) for name, s in styles.items()}
+        for button in self.buttons.values():
+            button.on_click(self._clicked)
+        self.picture, self.text = widgets.Image(format="jpeg", width=480), widgets.HTML()
+        self.widget = widgets.VBox([self.text, self.picture, widgets.HBox(list(self.buttons.values()))])
         self._draw()
 
     def show(self) -> None:
-        """Display it in the notebook."""
+        """Display the widget in the notebook."""
         from IPython.display import display
 
         display(self.widget)
 
-    def _clicked(self, name: str) -> None:
-        # An exception in a callback would vanish in the kernel's log.
-        from ssdlib.common.errors import SsdError
-
+    def _clicked(self, button: Any) -> None:
         try:
-            if name == "back":
+            if button is self.buttons["back"]:
                 self.session.back()
             else:
-                self.session.decide(name)
-            self.message.value = ""
+                self.session.decide(button.description)
             self._draw()
-        except SsdError as error:
-            self.message.value = f"<b style='color:#b91c1c'>{_escape(str(error))}</b>"
+        except SsdError as error:  # it would vanish in the kernel's log
+            self._write(error)
 
     def _draw(self) -> None:
-        from ssdlib.data.images import encode_image
-        from ssdlib.tools.label_errors.pages import crop_of
-
-        session, issue = self.session, self.session.current
-        counts = session.counts()
-        said = ", ".join(f"{count} {name}" for name, count in counts.items())
-        self.progress.value = len(session) - counts["open"]
+        issue = self.session.current
         for name in DECISIONS:
             self.buttons[name].disabled = issue is None
-        self.buttons["back"].disabled = session.position == 0
-        if issue is None:
-            what = "no issues" if not len(session) else "all issues have been seen"
-            self.text.value = f"<b>{what}</b> ({said}). Decisions: {_escape(str(session.path))}"
-            self.picture.value = b""
-            return
-        before = session.decision(session.position)
-        self.text.value = (
-            f"<b>{session.position + 1} of {len(session)}: {issue.kind.replace('_', ' ')}, "
-            f"{_escape(issue.class_name)}</b>, score {issue.score:.2f}, {_escape(issue.image)}<br>"
-            f"{_escape(issue.evidence)}. Accepting means: {ACTIONS[issue.action]}."
-            f"{f' Decided before: {before}.' if before else ''}<br><small>{said}</small>"
-        )
-        self.picture.value = encode_image(crop_of(issue, side=480), ".jpg")
+        self.buttons["back"].disabled = self.session.position == 0
+        self.picture.value = encode_image(crop_of(issue, self._dataset, side=480)) if issue else b""
+        self._write()
 
-
-def _escape(text: str) -> str:
-    import html
-
-    return html.escape(text)
+    def _write(self, error: SsdError | None = None) -> None:
+        values = {"session": self.session, "actions": ACTIONS, "error": error}
+        self.text.value = render("tools/label_errors/review.html", **values)

@@ -1,66 +1,49 @@
-"""The whole of `ssdlib data issues`: predictions, ranking, and everything that is written about them."""
+"""The work of `ssdlib data label-errors`: predictions, ranking, and everything that is written about it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ssdlib.common.files import write_text
 from ssdlib.data.source import DataSource
 from ssdlib.tools.label_errors.correct import write_overlay
-from ssdlib.tools.label_errors.folds import out_of_fold, read_predictions
-from ssdlib.tools.label_errors.pages import write_page, write_sheets
-from ssdlib.tools.label_errors.rank import LabelIssue, find_issues, issues_csv
+from ssdlib.tools.label_errors.folds import FoldSettings, out_of_fold, read_predictions
+from ssdlib.tools.label_errors.pages import write_page
+from ssdlib.tools.label_errors.rank import CUTS, LabelIssue, find_label_issues, issues_csv
 from ssdlib.tools.label_errors.review import write_decisions
 
-DECISIONS_FILE = "decisions.json"
+CSV_FILE, PAGE_FILE, DECISIONS_FILE = "label_errors.csv", "label_errors.html", "decisions.json"
 
 
 def search(
     source: DataSource,
     out: str | Path,
+    settings: FoldSettings,
     *,
-    split: str = "all",
-    folds: int = 5,
-    epochs: int | None = None,
-    init: str = "scratch",
     predictions: str | Path | None = None,
-    overrides: Mapping[str, Any] | None = None,
-    min_score: float | None = None,
-    device: str = "auto",
-    progress: bool = True,
+    cuts: Mapping[str, float] = CUTS,
 ) -> list[LabelIssue]:
-    """Find the issues of a dataset and write them to `out`; the original is only read.
+    """The label issues of a data set, which are written to `out` too; the data are only read.
 
-    issues.csv, issues.html, sheets/KIND-01.png ..., overlay/Annotations/*.xml (labels and proposed boxes)
-    and decisions.json, in which decisions already taken stay. Called again it goes on where it stopped. With
-    `predictions`, a folder of JSON files as `ssdlib detect --json` writes, nothing is trained: whoever made
-    them answers for it that the detector had not seen these labels. The rest as for `out_of_fold` and
-    `find_issues`, whose errors it raises.
+    label_errors.csv, label_errors.html, overlay/Annotations/*.xml (labels and proposed boxes) and
+    decisions.json, in which decisions already taken stay. Called again it goes on where it stopped.
+
+    predictions: a folder of JSON files as `ssdlib detect --json` writes, used instead of training networks.
+    The caller vouches that their detector was not trained on these labels.
+
+    Raises errors as `out_of_fold` and `find_label_issues`.
     """
-    out = Path(out)
-    dataset = source.dataset(split)
-    if predictions is not None:
-        found = read_predictions(predictions, dataset)
+    out, dataset = Path(out), source.dataset(settings.split)
+    if predictions is None:
+        found = out_of_fold(source, out, settings)
     else:
-        found = out_of_fold(
-            source,
-            out,
-            split=split,
-            folds=folds,
-            epochs=epochs,
-            init=init,
-            overrides=overrides,
-            device=device,
-            progress=progress,
-        )
-    issues = find_issues(dataset, found, min_score=min_score)
+        found = read_predictions(predictions, dataset)
+    issues = find_label_issues(dataset, found, cuts)
     # Decisions first: if they belong to other data, nothing else is overwritten.
     write_decisions(out / DECISIONS_FILE, source, issues)
-    write_text(out / "issues.csv", issues_csv(issues))
-    write_sheets(issues, out / "sheets")
-    write_overlay(issues, out / "overlay")
-    title = f"Doubtful labels of {len(dataset)} images"
-    write_page(issues, out / "issues.html", title=title, notice=source.notice)
+    write_text(out / CSV_FILE, issues_csv(issues))
+    write_overlay(issues, dataset, out / "overlay")
+    title = f"Possible label errors in {len(dataset)} images"
+    write_page(issues, dataset, out / PAGE_FILE, title=title, notice=source.notice)
     return issues
