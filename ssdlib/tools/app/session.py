@@ -90,10 +90,9 @@ class Session:
     @property
     def outdated(self) -> list[Upload]:
         """Uploads that the detector has seen at another scale than the present one, and that do not wait."""
-        fields = self._fields.items()
         return [
             upload
-            for upload, field in fields
+            for upload, field in list(self._fields.items())  # another thread may add to them
             if field.um_per_pixel != self.um_per_pixel and upload not in self.waiting
         ]
 

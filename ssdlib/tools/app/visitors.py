@@ -50,4 +50,5 @@ class SharedPredictor:
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
         """The detections of each (H, W, 3) uint8 RGB array of a batch, once its turn has come."""
-        return iter(self._thread.submit(lambda: list(self._predictor.stream(images))).result())
+        batch = list(images)  # cut from the image in the caller's own thread
+        return iter(self._thread.submit(lambda: list(self._predictor.stream(batch))).result())
