@@ -189,10 +189,12 @@ class Scripted:
 
     def __init__(self, holds=False):
         self.batches, self.holds, self.free = [], holds, threading.Semaphore(0)
+        self.held = threading.Event()
 
     def stream(self, images):
         images = list(images)
         if self.holds and len(images) == self.batch_size:  # large fields only
+            self.held.set()
             self.free.acquire(timeout=60)
         self.batches.append(len(images))
         for image in images:
@@ -227,7 +229,7 @@ def test_a_large_field_shows_how_far_it_is_lets_others_pass_and_stops(open_page,
     detector = Scripted(holds=True)
     address = own_server(detector)
     page = open_page(address=address)
-    upload(page, large_field(), {**large_field(), "name": "next.jpg"})
+    upload(page, large_field(5000), {**large_field(), "name": "next.jpg"})
     detector.free.release()
     page.get_by_text(re.compile(r"large\.jpg, image 1 of 2, 8 of \d+ tiles")).wait_for()
     # What has come is in memory, and nothing on the disk, while it is looked at.
@@ -238,7 +240,12 @@ def test_a_large_field_shows_how_far_it_is_lets_others_pass_and_stops(open_page,
 
     other = open_page(address=address)
     other.get_by_role("button", name="Smear 1", exact=True).click()
-    wait_until(lambda: detector.free.release() or other.locator(".ssd-picture").count() == 1)
+    for _ in range(15):  # of the 20 batches of the large field
+        detector.free.release()
+        other.wait_for_timeout(1000)
+        if served := other.locator(".ssd-picture").count():
+            break
+    assert served and 1 in detector.batches
 
     stop.click()
     detector.free.release(50)
@@ -369,7 +376,7 @@ def test_a_closed_page_is_forgotten(browser, own_server, monkeypatch):
     page.get_by_role("button", name="Smear 1", exact=True).click()
     wait_for_image(page, SMEARS[0].name)
     upload(page, large_field())
-    wait_until(lambda: opened[0]().waiting)
+    assert detector.held.wait(60)
     page.close()
     wait_until(lambda: not opened[0]().waiting)
     detector.free.release(50)
