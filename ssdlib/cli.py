@@ -410,9 +410,9 @@ def app_page(
     import signal
 
     from ssdlib.inference.engines import open_predictor
-    from ssdlib.tools.app import serve
-    from ssdlib.tools.app.launch import require_gradio
-    from ssdlib.tools.app.session import LEAST_SCORE, Limits
+    from ssdlib.tools.app.launch import require_gradio, serve
+    from ssdlib.tools.app.session import LEAST_SCORE
+    from ssdlib.tools.app.uploads import Limits
 
     require_gradio()
     limits = Limits(file_bytes=round(max_megabytes * 1e6), pixels=round(max_megapixels * 1e6))

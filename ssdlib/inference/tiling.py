@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +39,6 @@ MERGE_IOU = 0.45
 _TOLERANCE = {"known": 1.1, "guessed": 1.4}
 """A field at most so many times the training field is one tile: all but exact where the scale is known, and
 generous where it is only guessed."""
-
 
 Tile = tuple[int, int, int, int]
 """xyxy in pixels of the original; it may reach beyond the right and lower border of a small image."""
@@ -148,12 +145,11 @@ def detect_image(
     tiling: Tiling,
     *,
     on_tiles: Callable[[int, int], None] = lambda done, tiles: None,
-    turn: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Detections:
     """The detections of an (H, W, 3) uint8 RGB image, found tile by tile in a large field.
 
     `on_tiles` is called with the number of tiles done and of all, first with 0, and ends the work if it
-    raises; `turn` is entered while the network works on a batch, so that several callers can take turns.
+    raises.
     """
     size = image.shape[1], image.shape[0]
     tiles = tiling.tiles(*size)
@@ -161,8 +157,7 @@ def detect_image(
     on_tiles(0, len(tiles))
     while len(found) < len(tiles):
         batch = tiles[len(found) : len(found) + predictor.batch_size]
-        with turn():
-            found += predictor.stream(crop(image, tile) for tile in batch)
+        found += predictor.stream(crop(image, tile) for tile in batch)
         on_tiles(len(found), len(tiles))
     return found[0] if tiling.is_one_tile(*size) else merge(found, tiles, size)
 

@@ -66,9 +66,9 @@ def own_server(monkeypatch, tmp_path):
     started = []
 
     def serve(detector):
-        blocks = page.build_page(detector)
+        blocks, address = page.launch_page(detector, server_name="127.0.0.1")
         started.append(blocks)
-        return blocks.launch(**page.launch_options(), server_name="127.0.0.1", share=False)[1]
+        return address
 
     yield serve
     for blocks in started:

@@ -10,7 +10,7 @@ import pytest
 from ssdlib.common.paths import project_root
 from ssdlib.detector.model_file import shipped_weights
 from ssdlib.inference.predictor import Predictor
-from ssdlib.tools.app import open_inline
+from ssdlib.tools.app.launch import open_inline
 
 pytestmark = pytest.mark.browser
 

@@ -1,9 +1,4 @@
-"""A page in the browser: drop images in, see and count cells, move thresholds, take the results away.
-
-`session` holds all that happens and `markup` draws it as HTML, both without Gradio; `page` is what Gradio
-shows (extra `app`), and `launch` opens it.
+"""A page in the browser for the person at the microscope: drop field images in, see and count the cells, move
+the score thresholds, save the results. `launch` opens it, below a notebook's cell as notebook 6 shows, too;
+`page` alone needs Gradio (extra `app`).
 """
-
-from ssdlib.tools.app.launch import open_inline, serve
-
-__all__ = ["open_inline", "serve"]
