@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, StageError
-from ssdlib.config import Profile, find_profile
+from ssdlib.config import Profile, differences, find_profile
 from ssdlib.runs.lookup import locate
-from ssdlib.runs.overrides import _differences, _identity, apply_overrides
+from ssdlib.runs.overrides import apply_overrides
 
 if TYPE_CHECKING:
     from ssdlib.data.dataset import DetectionDataset
@@ -84,11 +84,11 @@ class RunFolder:
             run = cls(folder, resolved, source, config)
             run._write_config(previous=stored)
             return run
-        changes = _differences(_identity(stored), _identity(config))
+        changes = differences(_identity(stored), _identity(config))
         if changes:
             listed = "\n  ".join(changes)
             raise ConfigError(
-                f"the run {folder} was made with other settings (then -> now):\n  {listed}\n"
+                f"the run {folder} was made with other settings:\n  {listed}\n"
                 "Choose another run name, or give --force (force=True) to take the new settings."
             )
         return cls(folder, resolved, source, stored)
@@ -254,7 +254,22 @@ def _say_pretraining(epochs: int, record: EpochRecord) -> None:
     print(f"pretraining on synthetic smears: {record.line(epochs)}", file=sys.stderr)
 
 
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: settings and data, not when, nor under which name the data were found."""
+    fingerprint = (config.get("data") or {}).get("fingerprint")
+    return {**(config.get("profile") or {}), "data fingerprint": fingerprint}
+
+
 def read_stages(folder: Path) -> list[dict[str, Any]]:
     """What stages.json says; empty if no chain has run in this folder."""
     path = folder / "stages.json"
     return files.read_json(path, hint="Remove it and run again.")["stages"] if path.exists() else []
+
+
+def data_name(description: Mapping[str, Any]) -> str:
+    """What data are called on a page: BCCD, synthetic smears, or the folder of others.
+
+    description: what `DataSource.describe` returns and runs store.
+    """
+    names = {"bccd": "BCCD", "smears": "synthetic smears"}
+    return names.get(description["source"], description["root"])

@@ -19,7 +19,7 @@ from ssdlib.common import files, pages
 from ssdlib.common.tables import Table, number
 from ssdlib.config import flatten
 from ssdlib.evaluation import tables
-from ssdlib.runs.folder import read_stages
+from ssdlib.runs.folder import data_name, read_stages
 
 if TYPE_CHECKING:
     from bs4 import BeautifulSoup
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 ANALYSIS = "analysis"
 """The section of metrics.json that `ssdlib.evaluation.analysis` makes."""
-DATA_NAMES = {"bccd": "BCCD", "smears": "synthetic smears"}
-"""What the sources of data that come with the project are called."""
 
 
 def write_report(run: RunFolder) -> Path:
@@ -53,7 +51,7 @@ def render_report(run: RunFolder) -> str:
         "runs/report.html",
         title=run.name,
         profile=run.profile.name,
-        data=DATA_NAMES.get(metrics["data"]["source"], metrics["data"]["root"]),
+        data=data_name(metrics["data"]),
         created=_minute(run.config.get("created")),
         notice=metrics["data"].get("notice"),
         tiles=_tiles(sections),
