@@ -250,7 +250,7 @@ class Comparison:
         }
 
     def to_csv(self) -> str:
-        """A line for each run with the values of the JSON except the error; a missing value is an empty cell."""
+        """A line for each run with the values of the JSON but the error; a missing value is an empty cell."""
         rows = []
         for run in self.runs:
             row = run.to_dict(self.columns)

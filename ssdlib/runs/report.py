@@ -13,8 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from markupsafe import Markup
-
 from ssdlib.common import files, pages
 from ssdlib.common.tables import Table, number
 from ssdlib.config import flatten
@@ -157,7 +155,7 @@ class NotebookSection:
     headings: dict[str, str] = field(default_factory=dict)
     """{id: text} of the headings that the contents list."""
     body: str = ""
-    """HTML that needs no escaping (`markupsafe.Markup`)."""
+    """HTML."""
     error: str = ""
     """Why there is no body."""
 
@@ -177,7 +175,7 @@ def notebook_section(path: Path) -> NotebookSection:
     page = BeautifulSoup(converted, "html.parser")
     _keep_offline(page)
     title, headings = _number_headings(page, path.stem)
-    return NotebookSection(_slug(path.stem), title, headings, Markup(str(page)))
+    return NotebookSection(_slug(path.stem), title, headings, str(page))
 
 
 @cache
@@ -187,7 +185,6 @@ def _exporter() -> HTMLExporter:
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
-    from traitlets.config import Config
 
     class Renderer(IPythonRenderer):
         """Markdown as nbconvert renders it, but for formulas."""
@@ -206,6 +203,20 @@ def _exporter() -> HTMLExporter:
                 return self.codespan(latex.strip())
 
     class Exporter(HTMLExporter):
+        @property
+        def default_config(self) -> Any:
+            config = super().default_config
+            # Nothing that needs a script or a live kernel.
+            unfit = ("application/vnd.jupyter.widget-view+json", "application/javascript", "text/vnd.mermaid")
+            shown = config.NbConvertBase.display_data_priority
+            config.NbConvertBase.display_data_priority = [kind for kind in shown if kind not in unfit]
+            # What a carriage return overwrote is gone, as on a terminal.
+            config.CoalesceStreamsPreprocessor.enabled = True
+            # The summary names the failing cell; papermill's own marker would stand above the heading.
+            config.TagRemovePreprocessor.enabled = True
+            config.TagRemovePreprocessor.remove_cell_tags = ["papermill-error-cell-tag"]
+            return config
+
         @pass_context
         def markdown2html(self, context: Any, source: str) -> str:
             renderer = Renderer(
@@ -217,28 +228,9 @@ def _exporter() -> HTMLExporter:
             )
             return MarkdownWithMath(renderer=renderer).render(source)
 
-    shown = [
-        "text/html",
-        "text/markdown",
-        "image/svg+xml",
-        "image/png",
-        "image/jpeg",
-        "text/latex",
-        "text/plain",
-    ]
-    settings = {
-        # Nothing that needs a script or a live kernel.
-        "NbConvertBase": {"display_data_priority": shown},
-        # What a carriage return overwrote is gone, as on a terminal.
-        "CoalesceStreamsPreprocessor": {"enabled": True},
-        # The summary names the failing cell already; papermill's own marker would stand above the heading.
-        "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": ["papermill-error-cell-tag"]},
-    }
-    template = Path(__file__).with_name("notebook.html")
     return Exporter(
-        config=Config(settings),
         template_name="classic",
-        template_file=str(template),
+        template_file=str(Path(__file__).with_name("notebook.html")),
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
