@@ -642,8 +642,8 @@ def counts_text(summary: Summary) -> str:
     body = [[image, *map(str, counts)] for image, counts in shown]
     if not whole:
         body.append([f"... {summary.images - len(shown):,} more", *[""] * len(summary.class_names)])
-    body.append([f"all {summary.images:,}", *(f"{count:,}" for count in summary.counts)])
-    return Table(["image", *summary.class_names], body, total=True).to_text()
+    total = [f"all {summary.images:,}", *(f"{count:,}" for count in summary.counts)]
+    return Table(["image", *summary.class_names], [*body, total], total=True).to_text()
 
 
 def failures_text(summary: Summary) -> str:

@@ -35,6 +35,7 @@ from ssdlib.runs.sweep import (
     setting_names,
     split_values,
 )
+from ssdlib.training.history import EpochRecord, History
 
 SMOKE = find_profile("smoke")
 STAGES = {"from_stage": "04", "to_stage": "05"}
@@ -49,22 +50,8 @@ def smears(tmp_path_factory):
 
 def epochs(*values: float | None) -> dict:
     """A history with these val mAPs."""
-    return {
-        "best_epoch": None,
-        "epochs": [
-            {
-                "epoch": i,
-                "loss": 5 / i,
-                "localization": 2 / i,
-                "confidence": 3 / i,
-                "learning_rate": 1e-3,
-                "images_per_second": 10.0 + i,
-                "seconds": 30.0,
-                "map_50": value,
-            }
-            for i, value in enumerate(values, 1)
-        ],
-    }
+    records = [EpochRecord(i, 5 / i, 2 / i, 3 / i, 1e-3, 10.0 + i, 30.0, v) for i, v in enumerate(values, 1)]
+    return History(records).to_dict()
 
 
 def write_run(folder: Path, overrides: dict, *values: float | None, test: float = 0.5, **data) -> Path:
@@ -132,9 +119,6 @@ def test_values_are_parted_by_commas_outside_of_brackets(text, expected):
         ("seed", "seed"),
         ("lr", "recipe.learning_rate"),
         ("learning_rate", "recipe.learning_rate"),
-        ("epochs", "recipe.epochs"),
-        ("batch_size", "recipe.batch_size"),
-        ("width", "recipe.model.width"),
         ("model.width", "recipe.model.width"),
         ("recipe.model.priors.scales", "recipe.model.priors.scales"),
         ("recipe", "recipe"),
@@ -155,11 +139,7 @@ def test_last_words_tell_all_settings_apart():
     [
         ("seed=0,1", "seed", (0, 1)),
         ("lr=1e-3, 3e-3", "recipe.learning_rate", (1e-3, 3e-3)),
-        (
-            "scales=[0.1,0.2,0.3,0.4,0.5,0.6],[0.07,0.15,0.25,0.4,0.6,0.85]",
-            "recipe.model.priors.scales",
-            ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.07, 0.15, 0.25, 0.4, 0.6, 0.85]),
-        ),
+        ("std=[0.1,0.2,0.3],[1,1,1]", "recipe.model.std", ([0.1, 0.2, 0.3], [1, 1, 1])),
         ("optimizer=adamw,sgd", "recipe.optimizer", ("adamw", "sgd")),
         ("quarter_turns=true,false", "recipe.augment.quarter_turns", (True, False)),
         ("recipe=original,scratch", "recipe", ("original", "scratch")),
@@ -213,18 +193,11 @@ def test_combinations_try_each_setting_once_before_any_twice(tmp_path):
 
 
 def test_a_recipe_is_swept_whole_and_single_settings_still_hold(tmp_path):
-    planned = plan_sweep(
-        tmp_path,
-        ["batch_size=2,4", "recipe=original,paper"],
-        profile="smoke",
-        overrides={"recipe.epochs": 3, "seed": 7},
-    )
-    assert {c.name for c in planned.combinations} == {
-        "recipe=original,batch_size=2",
-        "recipe=original,batch_size=4",
-        "recipe=paper,batch_size=2",
-        "recipe=paper,batch_size=4",
-    }
+    axes, overrides = ["batch_size=2,4", "recipe=original,paper"], {"recipe.epochs": 3, "seed": 7}
+    planned = plan_sweep(tmp_path, axes, profile="smoke", overrides=overrides)
+    recipes, sizes = ("original", "paper"), (2, 4)
+    names = [f"recipe={recipe},batch_size={size}" for recipe in recipes for size in sizes]
+    assert [c.name for c in planned.combinations] == names
     for c in planned.combinations:
         recipe = RECIPES[c.overrides["recipe"]].replace(epochs=3, batch_size=c.overrides["recipe.batch_size"])
         assert c.profile == SMOKE.replace(recipe=recipe, seed=7)
@@ -265,12 +238,7 @@ def test_a_sweep_goes_on_past_a_failure_and_skips_what_is_done(tmp_path, smears,
         fail=[("seed=0,lr=0.003", "05_evaluate")],
     )
     result = sweep(folder, smears, axes, chain)
-    assert [call[0] for call in chain.calls] == [
-        "seed=0,lr=0.001",
-        "seed=0,lr=0.003",
-        "seed=1,lr=0.001",
-        "seed=1,lr=0.003",
-    ]
+    assert [call[0] for call in chain.calls] == [f"seed={s},lr={lr}" for s in (0, 1) for lr in (0.001, 0.003)]
     assert {run.name: run.state for run in result.runs}["seed=0,lr=0.003"] == "failed"
     assert sum(run.state == "done" for run in result.runs) == 3
     assert "the <reason>" in capsys.readouterr().err
@@ -366,9 +334,7 @@ def test_groups_have_mean_and_spread_and_the_best_is_named_by_val(tmp_path):
     assert values["best_run_test_map_50"] == 0.2
     assert [group["n"] for group in values["groups"]] == [1, 2, 0]
     assert (values["groups"][1]["min"], values["groups"][1]["max"]) == (0.80, 0.84)
-    assert "0.9" not in json.dumps([run for run in values["runs"] if run["run"] == "c"]).replace(
-        '"WBC": 0.9', ""
-    )
+    assert all("test" not in key for run in values["runs"] for key in run), "test is told of the best alone"
     rows = list(csv.DictReader(io.StringIO(result.to_csv())))
     assert [row["run"] for row in rows] == ["b", "c", "a", "d", "e"]
     assert (rows[0][lr], rows[0]["val_map_50"], rows[0]["val_ap_50_WBC"], rows[-1]["val_map_50"]) == (
@@ -432,10 +398,8 @@ def test_runs_on_other_val_images_are_not_ranked(tmp_path):
 
 def test_the_page_is_whole_safe_and_links_to_the_reports(tmp_path):
     folders = [
-        write_run(
-            tmp_path / f"runs/<{rate:g}>,{seed}", {"recipe.learning_rate": rate, "seed": seed}, 0.4, value
-        )
-        for rate, seed, value in ((1e-3, 0, 0.8), (1e-3, 1, 0.7), (3e-3, 0, 0.5))
+        write_run(tmp_path / f"runs/<{lr:g}>,{seed}", {"recipe.learning_rate": lr, "seed": seed}, 0.4, value)
+        for lr, seed, value in ((1e-3, 0, 0.8), (1e-3, 1, 0.7), (3e-3, 0, 0.5))
     ]
     (folders[0] / "report.html").touch()
     path = write_comparison(compare_runs(folders, title="a <title>"), tmp_path / "out")
@@ -457,8 +421,6 @@ def test_a_page_without_results_says_so(tmp_path):
 
 
 def test_curves_have_a_color_for_each_group_and_a_mean_of_whole_runs(tmp_path):
-    from ssdlib.training.history import History
-
     histories = [History.from_dict(epochs(*v)) for v in ((0.2, None, 0.4), (0.4, None, 0.8), (0.0,))]
     ax = map_curves(None, {"a": histories, "b": [History.from_dict(epochs(0.5))], "c": []})
     lines = {line.get_label(): line for line in ax.get_lines()}
@@ -512,10 +474,6 @@ def test_a_sweep_from_the_command_line_runs_notebooks(tmp_path, smears, monkeypa
     assert capsys.readouterr().err.count("done before") == 2
 
 
-@pytest.mark.parametrize(
-    ("axis", "message"), [("", "NAME=VALUE"), ("lrr=1", "Did you mean lr?"), ("seed=x", "must be int")]
-)
-def test_the_command_line_refuses_a_wrong_sweep(tmp_path, axis, message, capsys):
-    assert main(["run", "--run", str(tmp_path / "s"), "--sweep", axis]) == 1
-    errors = capsys.readouterr().err
-    assert message in errors and "Traceback" not in errors and not (tmp_path / "s").exists()
+def test_the_command_line_refuses_a_wrong_sweep(tmp_path, capsys):
+    assert main(["run", "--run", str(tmp_path / "s"), "--sweep", "lrr=1"]) == 1
+    assert "Did you mean lr?" in capsys.readouterr().err and not (tmp_path / "s").exists()
