@@ -80,12 +80,13 @@ def run(
     With --sweep: once for every combination of the values, each in a folder of its own, and a page that
     compares them. The same command with the same --run goes on where it stopped.
     """
+    from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
 
     stages = {"from_stage": from_stage, "to_stage": to_stage, "only": only}
     # A wrong stage name should be said before data is looked for.
     select_stages(find_stages(), **stages)
-    folder, overrides = _run_path(run, profile, data), _overrides(settings)
+    folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)
     options = {**stages, "force": force, "progress": not quiet}
     if sweep:
         folder = folder if run else folder.with_name(f"{folder.name}-sweep")
@@ -146,11 +147,13 @@ def train(
     from ssdlib.common.distributed import launched_as, leave
     from ssdlib.common.errors import ConfigError
     from ssdlib.runs.folder import RunFolder
+    from ssdlib.runs.lookup import run_folder
 
     rank, processes = launched_as()
     if not run and processes > 1:
         raise ConfigError("with several processes give the run a name: --run NAME")
-    folder, overrides, main = _run_path(run, profile, data), _overrides(settings), rank == 0
+    folder, main = run_folder(run, profile=profile, data=data), rank == 0
+    overrides = _overrides(settings)
     if init is not None:
         overrides = {**_init(init, profile, data, say=main), **(overrides or {})}
     opened = RunFolder.open(
@@ -219,9 +222,7 @@ def evaluate(
 @app.command(epilog="Example: python -m ssdlib compare first shipped --data bccd --split val")
 def compare(
     a: Annotated[str, typer.Argument(metavar="RUN_A", help=WEIGHTS_HELP, show_default=False)],
-    b: Annotated[
-        str, typer.Argument(metavar="RUN_B", help="The other one, named the same way.", show_default=False)
-    ],
+    b: Annotated[str, typer.Argument(metavar="RUN_B", help="The other, likewise.", show_default=False)],
     data: Data = "auto",
     split: Split = "val",
     samples: Annotated[int, typer.Option(help="Bootstrap resamples of the images.", min=1)] = 1000,
@@ -258,20 +259,14 @@ def export(
     weights: Weights = "shipped",
     with_nms: Annotated[
         bool,
-        typer.Option(
-            "--with-nms", help="Include decoding and NMS: the outputs are boxes, scores and labels."
-        ),
+        typer.Option("--with-nms", help="With decoding and NMS inside: boxes, scores and labels come out."),
     ] = False,
-    score: Annotated[
-        float, typer.Option(help="With --with-nms: score below which a box is dropped.", min=0, max=1)
-    ] = 0.01,
+    score: Annotated[float, typer.Option(help="Lowest score, with --with-nms.", min=0, max=1)] = 0.01,
     int8: Annotated[bool, typer.Option("--int8", help="Quantize weights and activations to 8 bits.")] = False,
     data: Annotated[str, typer.Option(help="Data for the calibration of int8: as for train.")] = "auto",
     calibrate_on: Annotated[str, typer.Option(help="Split of that data; its labels are not used.")] = "train",
     images: Annotated[int, typer.Option(help="Number of images to calibrate on.", min=1)] = 48,
-    method: Annotated[
-        str, typer.Option(help="Calibration method: minmax, percentile or entropy.")
-    ] = "minmax",
+    method: Annotated[str, typer.Option(help="Calibration: minmax, percentile or entropy.")] = "minmax",
     quiet: Quiet = False,
 ) -> None:
     """Write the network as an ONNX file: any batch of (N, 3, 300, 300) uint8 RGB in."""
@@ -316,7 +311,7 @@ def detect(
     ] = "auto",
     um_per_pixel: Annotated[
         float | None,
-        typer.Option(help="Scale of the images in micrometers (training: 0.072); adds sizes in um."),
+        typer.Option(help="Scale of the images in micrometers (training: 0.072)."),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Detect in all images again.")] = False,
     engine: Engine = "torch",
@@ -329,7 +324,7 @@ def detect(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(help="Workers of the cluster. Default: one for each GPU, or else for each core.", min=1),
+        typer.Option(help="Workers of the cluster. Default: one a GPU, or else a core.", min=1),
     ] = None,
     part_images: Annotated[int, typer.Option(help="Images in one task of the cluster.", min=1)] = 64,
     device: Device = "auto",
@@ -653,17 +648,6 @@ def failures_text(summary: Summary) -> str:
     images = summary.images + summary.unreadable
     head = f"{summary.unreadable:,} of {images:,} images could not be read:"
     return "\n  ".join([head, *summary.failures, *more])
-
-
-def _run_path(run: str, profile: str, data: str) -> Path:
-    """The run's folder: a bare name lies under runs/, anything with a separator is a path from here."""
-    from ssdlib.common import paths
-    from ssdlib.runs.lookup import new_run_name
-
-    if not run:
-        return paths.runs_folder() / new_run_name(profile, data)
-    bare = Path(run).name == run and run not in (".", "..")
-    return paths.runs_folder() / run if bare else Path(run).expanduser().resolve()
 
 
 def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class RunFolder:
         force: bool = False,
         progress: bool = True,
     ) -> RunFolder:
-        """The run at `path`, created if it is not there yet; see `ssdlib.runs.lookup.locate` for an empty path.
+        """The run at `path`, created if it is not there yet; `ssdlib.runs.lookup.locate` resolves the path.
 
         `overrides` change single settings of the profile by dotted name, such as {"recipe.epochs": 3,
         "train_images": 8}; None keeps those that the run was made with. A run already made with other

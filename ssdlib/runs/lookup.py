@@ -32,6 +32,16 @@ def locate(path: str | Path, *, profile: str, data: str) -> Path:
     return (paths.project_root() / Path(text).expanduser()).resolve()
 
 
+def run_folder(run: str, *, profile: str, data: str) -> Path:
+    """The folder that `--run` names: a bare name lies under `runs/`, anything with a separator is a path.
+
+    An empty one is a new folder, see `new_run_name`.
+    """
+    name = run or new_run_name(profile, data)
+    bare = Path(name).name == name and name not in (".", "..")
+    return paths.runs_folder() / name if bare else Path(name).expanduser().resolve()
+
+
 def newest_checkpoint() -> Path:
     """The most recently written `runs/*/checkpoints/best.safetensors`. Raises StageError if there is none."""
     folder = paths.runs_folder()

@@ -28,8 +28,8 @@ def smears(tmp_path_factory):
 
 
 SMALL = {
-    "recipe.initial_weights": "scratch", "recipe.model.width": 0.05, "recipe.epochs": 1, "recipe.batch_size": 2,
-    "train_images": 2, "val_images": 1,
+    "recipe.initial_weights": "scratch", "recipe.model.width": 0.05, "recipe.epochs": 1,
+    "recipe.batch_size": 2, "train_images": 2, "val_images": 1,
 }  # fmt: skip
 """What makes a training take a second."""
 
