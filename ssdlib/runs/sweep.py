@@ -327,7 +327,6 @@ class _Work:
                 force=self.force,
                 progress=self.progress,
             )
-            self.changed.discard(combination.name)
         except ChainInterrupted:
             raise
         except Exception as error:
