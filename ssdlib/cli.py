@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,7 +45,7 @@ Sweep = Annotated[
         "every combination.",
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Use a run made with other settings all the same.")]
+Force = Annotated[bool, typer.Option("--force", help="Go on in a run made with other settings, with these.")]
 WEIGHTS_HELP = (
     "A checkpoint; a run's name or folder (its best one); newest (the newest run's best one); or "
     "shipped: the weights that come with the project, trained on BCCD."
@@ -56,6 +56,9 @@ Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Engine = Annotated[
     str, typer.Option(help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use).")
 ]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
+Split = Annotated[str, typer.Option(help="train, val, test or trainval.")]
+Batch = Annotated[int, typer.Option(help="Images at once.", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -77,28 +80,20 @@ def run(
     With --sweep: once for every combination of the values, each in a folder of its own, and a page that
     compares them. The same command with the same --run goes on where it stopped.
     """
+    from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
 
+    stages = {"from_stage": from_stage, "to_stage": to_stage, "only": only}
     # A wrong stage name should be said before data is looked for.
-    select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
-    folder = _run_path(run, profile, data)
+    select_stages(find_stages(), **stages)
+    folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)
+    options = {**stages, "force": force, "progress": not quiet}
     if sweep:
         folder = folder if run else folder.with_name(f"{folder.name}-sweep")
-        stages = {"from_stage": from_stage, "to_stage": to_stage, "only": only}
-        _sweep(folder, sweep, profile, data, _overrides(settings), force=force, progress=not quiet, **stages)
+        _sweep(folder, sweep, profile, data, overrides, **options)
         return
     print(f"run folder: {folder}", file=sys.stderr)
-    done = run_chain(
-        profile,
-        data,
-        folder,
-        from_stage=from_stage,
-        to_stage=to_stage,
-        only=only,
-        overrides=_overrides(settings),
-        force=force,
-        progress=not quiet,
-    )
+    done = run_chain(profile, data, folder, overrides=overrides, **options)
     print(results_text(done.metrics()))
     print(f"report: {done.path / 'report.html'}")
 
@@ -108,13 +103,13 @@ def _sweep(
     axes: Sequence[str],
     profile: str,
     data: str,
-    settings: dict[str, Any] | None,
+    overrides: dict[str, Any] | None,
     **options: Any,
 ) -> None:
     """Run a sweep and say how it went. Ends with 1 if some combination did not come to its end."""
     from ssdlib.runs.sweep import plan_sweep, run_sweep
 
-    planned = plan_sweep(folder, axes, profile=profile, data=data, overrides=settings)
+    planned = plan_sweep(folder, axes, profile=profile, data=data, overrides=overrides)
     print(f"sweep of {len(planned.combinations)} runs in {folder}", file=sys.stderr)
     comparison = run_sweep(planned, **options)
     print(comparison.to_text())
@@ -149,26 +144,24 @@ def train(
 ) -> None:
     """Train without the notebooks. Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m ssdlib
     train --run NAME ..."""
-    import os
-
+    from ssdlib.common.distributed import launched_as, leave
+    from ssdlib.common.errors import ConfigError
     from ssdlib.runs.folder import RunFolder
+    from ssdlib.runs.lookup import run_folder
 
-    folder = _run_path(run, profile, data)
-    main_process = os.environ.get("RANK", "0") == "0"
+    rank, processes = launched_as()
+    if not run and processes > 1:
+        raise ConfigError("with several processes give the run a name: --run NAME")
+    folder, main = run_folder(run, profile=profile, data=data), rank == 0
     overrides = _overrides(settings)
     if init is not None:
-        overrides = {**_init(init, profile, data, say=main_process), **(overrides or {})}
+        overrides = {**_init(init, profile, data, say=main), **(overrides or {})}
     opened = RunFolder.open(
-        folder,
-        profile=profile,
-        data=data,
-        overrides=overrides,
-        force=force,
-        progress=main_process,
+        folder, profile=profile, data=data, overrides=overrides, force=force, progress=main
     )
     history = opened.train(resume=resume, device=device)
-    _leave_process_group()
-    if not main_process:
+    leave()
+    if not main:
         return
     if history.best is not None:
         print(f"best epoch: {history.best.epoch}, val mAP@0.5 {history.best.map_50:.3f}")
@@ -179,25 +172,32 @@ def train(
 def evaluate(
     weights: Weights = "shipped",
     data: Data = "auto",
-    split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "test",
+    split: Split = "test",
     limit: Annotated[int | None, typer.Option(help="Only the split's first images.", min=1)] = None,
-    threshold: Annotated[float, typer.Option(help="Score for precision and recall.", min=0, max=1)] = 0.5,
-    lab: Annotated[
-        bool, typer.Option("--lab", help="Errors by kind, counts and calibration, too; chosen on val.")
+    threshold: Annotated[
+        float, typer.Option(help="Score threshold for precision and recall.", min=0, max=1)
+    ] = 0.5,
+    analysis: Annotated[
+        bool,
+        typer.Option(
+            "--analysis", help="Also errors by kind, counts and calibration; thresholds are chosen on val."
+        ),
     ] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    lab: Annotated[bool, typer.Option("--lab", hidden=True)] = False,
+    json_file: Json = None,
     engine: Engine = "torch",
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
+    batch: Batch = 8,
     quiet: Quiet = False,
 ) -> None:
-    """Judge a detector: mAP three ways, precision and recall, each class; 95 % intervals over the images."""
+    """Evaluate a detector: mAP three ways, precision and recall by class; 95 % intervals over the images."""
     from ssdlib.common.files import write_json
     from ssdlib.data import source as bccd
     from ssdlib.evaluation.evaluate import evaluate_split
     from ssdlib.inference.engines import open_predictor
 
+    analysis = analysis or lab  # the option's former name
     path = _weights(weights)
     source = bccd.resolve(data, progress=not quiet)
     predictor = open_predictor(engine, path, device=device, precision=precision, batch_size=batch)
@@ -207,12 +207,12 @@ def evaluate(
         split,
         limit=limit,
         score_threshold=threshold,
-        analysis=lab,
+        analysis=analysis,
         progress=not quiet,
     )
     report |= {"weights": str(path), "engine": engine}
     print(results_text({split: report, "data": report["data"]}))
-    if lab:
+    if analysis:
         print(analysis_text(report["analysis"], split))
     if json_file is not None:
         write_json(json_file, report)
@@ -222,11 +222,11 @@ def evaluate(
 @app.command(epilog="Example: python -m ssdlib compare first shipped --data bccd --split val")
 def compare(
     a: Annotated[str, typer.Argument(metavar="RUN_A", help=WEIGHTS_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="RUN_B", help="The same.", show_default=False)],
+    b: Annotated[str, typer.Argument(metavar="RUN_B", help="The other, likewise.", show_default=False)],
     data: Data = "auto",
-    split: Annotated[str, typer.Option(help="train, val, test or trainval.")] = "val",
+    split: Split = "val",
     samples: Annotated[int, typer.Option(help="Bootstrap resamples of the images.", min=1)] = 1000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
+    json_file: Json = None,
     device: Device = "auto",
     precision: Precision = "auto",
     quiet: Quiet = False,
@@ -255,17 +255,18 @@ def compare(
 
 @app.command(epilog="Example: python -m ssdlib export --weights shipped --out model.onnx --int8 --with-nms")
 def export(
-    out: Annotated[Path, typer.Option(help="File to write, model.onnx say.")],
+    out: Annotated[Path, typer.Option(help="File to write, such as model.onnx.")],
     weights: Weights = "shipped",
     with_nms: Annotated[
-        bool, typer.Option("--with-nms", help="Boxes, scores and labels come out, not raw outputs.")
+        bool,
+        typer.Option("--with-nms", help="With decoding and NMS inside: boxes, scores and labels come out."),
     ] = False,
-    score: Annotated[float, typer.Option(help="Least score, with NMS inside.", min=0, max=1)] = 0.01,
-    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights and activations.")] = False,
-    data: Annotated[str, typer.Option(help="Images to calibrate int8 on: as for train.")] = "auto",
-    calibrate_on: Annotated[str, typer.Option(help="Their split; labels are not looked at.")] = "train",
-    images: Annotated[int, typer.Option(help="How many of them.", min=1)] = 48,
-    method: Annotated[str, typer.Option(help="minmax, percentile or entropy.")] = "minmax",
+    score: Annotated[float, typer.Option(help="Lowest score, with --with-nms.", min=0, max=1)] = 0.01,
+    int8: Annotated[bool, typer.Option("--int8", help="Quantize weights and activations to 8 bits.")] = False,
+    data: Annotated[str, typer.Option(help="Data for the calibration of int8: as for train.")] = "auto",
+    calibrate_on: Annotated[str, typer.Option(help="Split of that data; its labels are not used.")] = "train",
+    images: Annotated[int, typer.Option(help="Number of images to calibrate on.", min=1)] = 48,
+    method: Annotated[str, typer.Option(help="Calibration: minmax, percentile or entropy.")] = "minmax",
     quiet: Quiet = False,
 ) -> None:
     """Write the network as an ONNX file: any batch of (N, 3, 300, 300) uint8 RGB in."""
@@ -291,7 +292,7 @@ def detect(
     ],
     weights: Weights = "shipped",
     threshold: Annotated[
-        str, typer.Option(help="Least score that counts: 0.4, or for classes: WBC=0.4,RBC=0.6.")
+        str, typer.Option(help="Score from which a detection counts: 0.4, or by class: WBC=0.4,RBC=0.6.")
     ] = "0.5",
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; called again it goes on where it stopped.")
@@ -304,15 +305,15 @@ def detect(
             show_default=False,
         ),
     ] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write boxes and counts here.")] = None,
+    json_file: Json = None,
     tile: Annotated[
         str, typer.Option(help="Cut large fields: auto, off, or a tile's width in pixels.")
     ] = "auto",
     um_per_pixel: Annotated[
         float | None,
-        typer.Option(help="Scale of the images in micrometers; training has 0.072. Sizes in um, too."),
+        typer.Option(help="Scale of the images in micrometers (training: 0.072)."),
     ] = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Do all images again.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Detect in all images again.")] = False,
     engine: Engine = "torch",
     cluster: Annotated[
         str | None,
@@ -322,27 +323,57 @@ def detect(
         ),
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(help="Of the cluster. Default: one for each GPU, or else core.", min=1)
+        int | None,
+        typer.Option(help="Workers of the cluster. Default: one a GPU, or else a core.", min=1),
     ] = None,
-    part_images: Annotated[
-        int, typer.Option(help="Images that a worker of the cluster does at a time.", min=1)
-    ] = 64,
+    part_images: Annotated[int, typer.Option(help="Images in one task of the cluster.", min=1)] = 64,
     device: Device = "auto",
     precision: Precision = "auto",
-    batch: Annotated[int, typer.Option(help="Images at once.", min=1)] = 8,
+    batch: Batch = 8,
     quiet: Quiet = False,
 ) -> None:
     """Find and count the cells in images of yours. Unreadable images are named; the others are done.
 
     Ends with 3 if some could not be read.
     """
-    from ssdlib.common.errors import ConfigError
     from ssdlib.common.files import sha256_of
     from ssdlib.inference.engines import class_names_of, open_predictor
     from ssdlib.inference.inputs import find_images, listed_paths
     from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
-    from ssdlib.inference.results import DEFAULT_FORMATS, parse_formats
     from ssdlib.inference.tiling import Tiling
+
+    chosen = _detect_formats(formats, out, json_file, cluster, workers)
+    path = _weights(weights)
+    thresholds = parse_thresholds(threshold, class_names_of(path))
+    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
+    lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
+    tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
+    identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
+    job = DetectJob(tasks, thresholds, tiling, out, chosen, json_file, identity)
+    settings = {
+        "device": device,
+        "precision": precision,
+        "batch_size": batch,
+        "score_threshold": min(thresholds.values()),
+    }
+    if cluster:
+        from ssdlib.tools.cluster.cluster import run_archive
+        from ssdlib.tools.cluster.worker import ArchiveJob
+
+        archive = ArchiveJob(job, engine, path, part_images, settings, workers)
+        summary = run_archive(archive, restart=restart, progress=not quiet)
+    else:
+        predictor = open_predictor(engine, path, **settings)
+        summary = run_detection(predictor, job, restart=restart, progress=not quiet)
+    _say_detected(summary, (json_file, out))
+
+
+def _detect_formats(
+    formats: str | None, out: Path | None, json_file: Path | None, cluster: str | None, workers: int | None
+) -> tuple[str, ...]:
+    """What `detect` writes to `out`. Raises ConfigError for options that do not go together."""
+    from ssdlib.common.errors import ConfigError
+    from ssdlib.inference.results import DEFAULT_FORMATS, parse_formats
 
     if cluster is None and workers is not None:
         raise ConfigError("--workers is for a cluster: give --engine-cluster ray, too")
@@ -354,29 +385,14 @@ def detect(
     chosen = parse_formats(formats) if formats is not None else DEFAULT_FORMATS
     if formats is not None and out is None:
         raise ConfigError("--format says what to write into a folder: name one with --out")
-    path = _weights(weights)
-    thresholds = parse_thresholds(threshold, class_names_of(path))
-    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
-    lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
-    tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
-    identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
-    settings = {"precision": precision, "batch_size": batch, "score_threshold": min(thresholds.values())}
-    if cluster:
-        from ssdlib.tools.cluster.cluster import run_archive
-        from ssdlib.tools.cluster.worker import ArchiveJob
+    return () if out is None or cluster is not None else chosen
 
-        job = DetectJob(tasks, thresholds, tiling, out, identity=identity)
-        archive = ArchiveJob(job, engine, path, part_images, {**settings, "device": device}, workers)
-        summary = run_archive(archive, restart=restart, progress=not quiet)
-    else:
-        predictor = open_predictor(engine, path, device=device, **settings)
-        chosen = chosen if out is not None else ()
-        job = DetectJob(tasks, thresholds, tiling, out, chosen, json_file, identity)
-        summary = run_detection(predictor, job, restart=restart, progress=not quiet)
+
+def _say_detected(summary: Summary, written: Iterable[Path | None]) -> None:
+    """Print what `detect` found. Ends with UNREADABLE_IMAGES if some images could not be read."""
     print(counts_text(summary))
-    for written in (json_file, out):
-        if written is not None:
-            print(f"written: {written}")
+    for path in filter(None, written):
+        print(f"written: {path}")
     if summary.resumed:
         print(f"{summary.resumed:,} images had been done before", file=sys.stderr)
     if summary.scale_warning:
@@ -397,11 +413,16 @@ def app_page(
         int | None, typer.Option(help="Default: the first free one from 7860.", min=1, max=65535)
     ] = None,
     share: Annotated[
-        bool, typer.Option("--share", help="Open to the whole world, through Gradio's servers.")
+        bool,
+        typer.Option(
+            "--share", help="Make a public link through Gradio's servers: anyone who has it can use the page."
+        ),
     ] = False,
     browser: Annotated[bool, typer.Option("--open", help="Open a browser, too.")] = False,
-    max_megabytes: Annotated[float, typer.Option(help="Of one file.", min=0.1)] = 20,
-    max_megapixels: Annotated[float, typer.Option(help="Of one image.", min=0.1, max=170)] = 60,
+    max_megabytes: Annotated[float, typer.Option(help="Largest upload, in MB.", min=0.1)] = 20,
+    max_megapixels: Annotated[
+        float, typer.Option(help="Largest image, in megapixels.", min=0.1, max=170)
+    ] = 60,
     device: Device = "auto",
     precision: Precision = "auto",
     quiet: Quiet = False,
@@ -442,7 +463,7 @@ def data_fetch(quiet: Quiet = False) -> None:
 @data_app.command("check", epilog="Example: python -m ssdlib data check --data my_cells/ --json audit.json")
 def data_check(
     data: Data = "auto",
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the whole audit here.")] = None,
+    json_file: Json = None,
     quiet: Quiet = False,
 ) -> None:
     """Audit a data set: what is in it, what is wrong, what to do about it. Ends with 1 if it has errors."""
@@ -590,18 +611,19 @@ def model_card(
     """Measure weights on val and test and write their model card beside them."""
     from ssdlib.data import source as bccd
     from ssdlib.runs.lookup import find_weights
-    from ssdlib.runs.model_card import Measured, read_notes, write_card
+    from ssdlib.runs.model_card import Measured, read_notes, ship_weights, write_card
 
     training = read_notes(notes)
     sources = [Measured(bccd.resolve(data, progress=not quiet), data, ("val", "test"))]
     if smears:
         sources.append(Measured(bccd.resolve("smears", progress=not quiet), "smears", ("val",)))
     options = {"training": training, "device": device, "precision": precision, "progress": not quiet}
-    print(f"written: {write_card(find_weights(ship or weights), sources, ship=bool(ship), **options)}")
+    path = ship_weights(find_weights(ship), training) if ship else find_weights(weights)
+    print(f"written: {write_card(path, sources, **options)}")
 
 
 def counts_text(summary: Summary) -> str:
-    """Cells of each class on each image (of many, the first) and in all, as a plain table."""
+    """A table of the cells of each class, image by image (of many images, the first) and in all."""
     if not summary.images:
         return "no image could be read"
     whole = len(summary.rows) == summary.images
@@ -614,7 +636,7 @@ def counts_text(summary: Summary) -> str:
 
 
 def failures_text(summary: Summary) -> str:
-    """Which images could not be read, and why; of many, the first."""
+    """The images that could not be read, with the reasons; of many images, the first."""
     unsaid = summary.unreadable - len(summary.failures)
     more = [f"... {unsaid:,} more: see the table of images"] * bool(unsaid)
     images = summary.images + summary.unreadable
@@ -622,24 +644,8 @@ def failures_text(summary: Summary) -> str:
     return "\n  ".join([head, *summary.failures, *more])
 
 
-def _run_path(run: str, profile: str, data: str) -> Path:
-    """A bare name lies under runs/; anything with a separator is a path from here."""
-    import os
-
-    from ssdlib.common import paths
-    from ssdlib.common.errors import ConfigError
-    from ssdlib.runs.lookup import new_run_name
-
-    if not run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("with several processes give the run a name: --run NAME")
-    if not run:
-        return paths.runs_folder() / new_run_name(profile, data)
-    bare = Path(run).name == run and run not in (".", "..")
-    return paths.runs_folder() / run if bare else Path(run).expanduser().resolve()
-
-
 def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
-    """The settings that --init means; what becomes of the heads is said on stderr."""
+    """The settings that --init stands for; what becomes of the heads is said on stderr."""
     from ssdlib.data import source as bccd
     from ssdlib.runs.overrides import start_settings
 
@@ -650,14 +656,6 @@ def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
     return settings
 
 
-def _leave_process_group() -> None:
-    """Say goodbye to the other processes of `accelerate launch` or torchrun, which else complain."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def _overrides(settings: Sequence[str] | None) -> dict[str, Any] | None:
     from ssdlib.runs.overrides import parse_override
 
@@ -665,7 +663,7 @@ def _overrides(settings: Sequence[str] | None) -> dict[str, Any] | None:
 
 
 def _weights(asked: str) -> Path:
-    """The file meant, which is said on stderr."""
+    """The weights file that was asked for; its path is also said on stderr."""
     from ssdlib.runs.lookup import find_weights
 
     path = find_weights(asked)

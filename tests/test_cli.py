@@ -6,7 +6,6 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from ssdlib.__main__ import main
@@ -19,22 +18,13 @@ from ssdlib.data.smears import write_dataset
 from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.evaluation.tables import results_text
-from ssdlib.inference.detections import Detections
-from ssdlib.inference.draw import annotate
 from ssdlib.inference.job import MAX_ROWS, Summary
 from ssdlib.runs import lookup
 
 COMMANDS = (
-    "run",
-    "train",
-    "evaluate",
-    "compare",
-    "detect",
-    "data fetch",
-    "data check",
-    "data smears",
-    "data convert",
-)
+    "run", "train", "evaluate", "compare", "detect", "export", "app", "model-card",
+    "data fetch", "data check", "data label-errors", "data smears", "data convert",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +129,8 @@ def test_detect_writes_json_pictures_and_counts_and_goes_on_past_damage(smears, 
     captured = capsys.readouterr()
     assert "1 of 4 images could not be read" in captured.err and "b.jpg" in captured.err
     entries = json.loads(report.read_text())
-    assert [entry["image"] for entry in entries] == [
-        str(folder / "a.jpg"),
-        str(folder / "deep/a.jpg"),
-        str(third),
-    ]
+    images = [folder / "a.jpg", folder / "deep/a.jpg", third]
+    assert [entry["image"] for entry in entries] == list(map(str, images))
     for entry in entries:
         assert (entry["width"], entry["height"]) == (640, 480)
         assert set(entry["counts"]) == {"WBC", "RBC", "Platelets"}
@@ -186,9 +173,10 @@ def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys):
     assert results_text({"test": values, "data": values["data"]}) in captured.out
 
 
-def test_evaluate_lab_adds_errors_counts_and_calibration(smears, weights, tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--analysis", "--lab"])
+def test_evaluate_adds_errors_counts_and_calibration(smears, weights, tmp_path, capsys, option):
     report = tmp_path / "results.json"
-    arguments = ["evaluate", "--lab", "--data", str(smears), "--split", "val", "--limit", "1", "--quiet"]
+    arguments = ["evaluate", option, "--data", str(smears), "--split", "val", "--limit", "1", "--quiet"]
     assert main([*arguments, "--json", str(report)]) == 0
     section = json.loads(report.read_text())["analysis"]
     assert section["images"] == 1 and set(section["counting"]["per_class"]) == {"WBC", "RBC", "Platelets"}
@@ -263,7 +251,7 @@ def test_data_commands(tmp_path, capsys):
     assert "findings" in capsys.readouterr().out
 
 
-def test_results_text_without_results():
+def test_results_of_nothing():
     assert results_text({}) == "no results yet"
     assert results_text({"data": {"notice": "SYNTHETIC"}}) == "SYNTHETIC"
 
@@ -288,19 +276,6 @@ def test_many_failures_are_counted_and_the_first_are_named():
     text = failures_text(summary)
     assert text.startswith("102 of 102 images could not be read:\n  0.jpg is damaged\n")
     assert "... 2 more" in text.splitlines()[-1] and len(text.splitlines()) == MAX_ROWS + 2
-
-
-@pytest.mark.parametrize(
-    "boxes", [[], [[0, 0, 639, 479]], [[-5, -5, 10, 10], [600, 470, 640, 480], [10, 10, 10, 10]]]
-)
-def test_annotating_draws_on_a_copy(boxes):
-    image = np.full((480, 640, 3), 200, np.uint8)
-    found = Detections(
-        np.array(boxes, np.float32).reshape(-1, 4), [0.9] * len(boxes), [1] * len(boxes), (640, 480), ("WBC",)
-    )
-    drawn = annotate(image, found)
-    assert drawn.shape == image.shape and (image == 200).all()
-    assert (drawn != image).any() == bool(boxes)
 
 
 def test_python_m_ssdlib(tmp_path):

@@ -5,6 +5,7 @@ Everything here is a plain answer in a single process, so callers need not ask h
 
 from __future__ import annotations
 
+import os
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,17 @@ def rank_and_count() -> tuple[int, int]:
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
     return distributed.get_rank(), distributed.get_world_size()
+
+
+def launched_as() -> tuple[int, int]:
+    """This process's rank and the number of processes that torchrun or its like started, connected or not."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def leave() -> None:
+    """Disconnect from the other processes, if any: they complain about one that just ends."""
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def gather(value: T) -> list[T]:

@@ -1,8 +1,8 @@
 """Several runs side by side: their settings that differ, their results, and the spread over seeds.
 
 Everything is read from the run folders, so runs made by a sweep and runs made by hand compare alike. Runs
-whose settings differ in the seed alone form a group. The best run and the best group are named by val; what
-a run scored on test is told of the best run only, because a test split that helps to choose is none.
+whose settings differ in the seed alone form a group. The best run and the best group are chosen by val; the
+result on test is given for the best run only, because a test split that helps to choose is no test any more.
 """
 
 from __future__ import annotations
@@ -10,24 +10,30 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from ssdlib.common import files
+from ssdlib.common import files, pages
 from ssdlib.common.errors import StageError
-from ssdlib.runs.folder import read_stages
+from ssdlib.common.tables import Table, number
+from ssdlib.config import flatten
+from ssdlib.runs.folder import data_name, read_stages
 from ssdlib.training.history import History
 
 SEED = "seed"
 CLASSES = "recipe.model.class_names"
-"""Follows from the data: not a setting that anybody chose."""
+"""A setting that follows from the data."""
 NAMED = ("name", "recipe.name")
-"""Names that stand for many settings at once: those of the profile and of the recipe."""
+"""The names of the profile and of the recipe, each of which stands for many settings."""
 SHORT_NAMES = {"name": "profile", "recipe.name": "recipe", "recipe.learning_rate": "lr"}
 FORMAT = 1
+LEGEND_LIMIT = 8
+"""Groups that the figure names; more colors are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class RunSummary:
     name: str
     path: Path
     settings: dict[str, Any]
-    """The whole profile, flat: {"recipe.learning_rate": 0.001, "seed": 0, ...}."""
+    """The whole profile by dotted name: {"recipe.learning_rate": 0.001, "seed": 0, ...}."""
     state: str
     """done, failed, interrupted, unfinished, running or not run."""
     error: str = ""
@@ -47,45 +53,36 @@ class RunSummary:
 
     @property
     def trained(self) -> bool:
-        """Whether the training came to its last epoch: only then does the result count."""
+        """Whether the training came to its last epoch; the results of others are not compared."""
         return len(self.history.epochs) >= self.settings["recipe.epochs"]
 
     @property
-    def val_map_50(self) -> float | None:
-        """mAP@0.5 on val of the best epoch so far, which is the one whose weights are kept."""
-        return self.history.best.map_50 if self.history.best else None
-
-    @property
     def result(self) -> float | None:
-        """`val_map_50` of a run that was trained to its end, else None."""
-        return self.val_map_50 if self.trained else None
-
-    @property
-    def val_map(self) -> float | None:
-        """mAP on val over IoU 0.5 to 0.95, as COCO counts it; the stage 05 measures it."""
-        return self.metrics.get("val", {}).get("map")
-
-    @property
-    def val_ap_50(self) -> dict[str, float | None]:
-        """AP@0.5 on val of each class; empty before the stage 05."""
-        classes = self.metrics.get("val", {}).get("per_class", {})
-        return {name: values.get("ap_50") for name, values in classes.items()}
+        """mAP@0.5 on val of the best epoch, whose weights are kept; None before the training's end."""
+        return self.history.best.map_50 if self.history.best and self.trained else None
 
     @property
     def test_map_50(self) -> float | None:
         """mAP@0.5 on test."""
         return self.metrics.get("test", {}).get("map_50")
 
-    @property
-    def seconds(self) -> float | None:
-        """Time in training and its evaluations."""
-        return sum(record.seconds for record in self.history.epochs) if self.history.epochs else None
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Median over the epochs."""
-        speeds = [record.images_per_second for record in self.history.epochs]
-        return statistics.median(speeds) if speeds else None
+    def to_dict(self, columns: Sequence[str]) -> dict[str, Any]:
+        """JSON values: the settings in `columns` and the results on val, None where not measured yet."""
+        epochs, best, val = self.history.epochs, self.history.best, self.metrics.get("val", {})
+        return {
+            "run": self.name,
+            "state": self.state,
+            "error": self.error,
+            "settings": {name: self.settings.get(name) for name in columns},
+            "epochs": len(epochs),
+            "best_epoch": self.history.best_epoch,
+            "val_map_50": best and best.map_50,
+            "trained": self.trained,
+            "val_map": val.get("map"),
+            "val_ap_50": {name: one.get("ap_50") for name, one in val.get("per_class", {}).items()},
+            "seconds": sum(record.seconds for record in epochs) if epochs else None,
+            "images_per_second": statistics.median(r.images_per_second for r in epochs) if epochs else None,
+        }
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,8 @@ class Group:
     @property
     def label(self) -> str:
         """Such as "lr=0.003, epochs=20"; "all runs" where nothing but the seed differs."""
-        return label_of(self.settings) or "all runs"
+        settings = (f"{short_name(name)}={value_text(value)}" for name, value in self.settings.items())
+        return ", ".join(settings) or "all runs"
 
     @property
     def results(self) -> list[float]:
@@ -108,12 +106,26 @@ class Group:
 
     @property
     def mean(self) -> float | None:
+        """Mean of the results; None without any."""
         return statistics.fmean(self.results) if self.results else None
 
     @property
     def deviation(self) -> float | None:
         """Standard deviation of a sample (divided by n - 1); None for fewer than two results."""
         return statistics.stdev(self.results) if len(self.results) > 1 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
+        return {
+            "label": self.label,
+            "settings": self.settings,
+            "runs": [run.name for run in self.runs],
+            "n": len(self.results),
+            "mean": self.mean,
+            "standard_deviation": self.deviation,
+            "min": min(self.results, default=None),
+            "max": max(self.results, default=None),
+        }
 
 
 @dataclass(frozen=True)
@@ -129,22 +141,23 @@ class Comparison:
     @property
     def same_data(self) -> bool:
         """Whether all results are of the same val images, so that they can be ranked at all."""
-        return len({(r.data.get("fingerprint"), r.settings["val_images"]) for r in self._results}) <= 1
+        ranked = [run for run in self.runs if run.result is not None]
+        return len({(run.data.get("fingerprint"), run.settings["val_images"]) for run in ranked}) <= 1
 
     @property
     def best_run(self) -> RunSummary | None:
         """The run with the highest val mAP@0.5; None before there is one, or if the val images differ."""
-        return self._results[0] if self._results and self.same_data else None
+        return self.runs[0] if self.same_data and self.runs[0].result is not None else None
 
     @property
     def best_group(self) -> Group | None:
-        """The group with the highest mean val mAP@0.5."""
-        return self.groups[0] if self.same_data and self.groups[0].results else None
+        """The group with the highest mean val mAP@0.5; None where there is no best run."""
+        return self.groups[0] if self.best_run else None
 
     @property
     def notices(self) -> list[str]:
-        """What everyone who reads the results must know: that data are synthetic, or not the same."""
-        found = list(dict.fromkeys(n for run in self.runs if (n := run.data.get("notice"))))
+        """Warnings that belong above the results: that the data are synthetic, or not the same."""
+        found = list(dict.fromkeys(notice for run in self.runs if (notice := run.data.get("notice"))))
         if not self.same_data:
             found.append(
                 "These runs were validated on different images: their figures do not compare, "
@@ -154,12 +167,18 @@ class Comparison:
 
     @property
     def class_names(self) -> list[str]:
-        """Of all runs, in label order."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.val_ap_50))
+        """The classes of all runs, in label order."""
+        return list(dict.fromkeys(name for run in self.runs for name in run.to_dict(())["val_ap_50"]))
 
-    @property
-    def _results(self) -> list[RunSummary]:
-        return [run for run in self.runs if run.result is not None]
+    def conclusions(self) -> list[str]:
+        """Which run is best, and whether the best group's lead is more than luck, in sentences."""
+        best = self.best_run
+        if best is None:
+            return ["No run has been trained to its end yet."] if self.same_data else []
+        found = f"Best run on val: {best.name}, mAP@0.5 {best.result:.3f} at epoch {best.history.best_epoch}."
+        if best.test_map_50 is not None:
+            found += f" On test, which chose nothing, it has {best.test_map_50:.3f}."
+        return [found, self.verdict()] if self.verdict() else [found]
 
     def verdict(self) -> str:
         """Whether the best group's lead is more than luck, in a sentence; empty where there is no choice."""
@@ -176,6 +195,43 @@ class Comparison:
             return f"{lead}, no more than the spread over seeds ({points}): that may be luck."
         return f"{lead}; the spread over seeds is {points}."
 
+    def to_table(self) -> Table:
+        """A row for each run, the best group first, and under each group the mean over its seeds.
+
+        Results are on val; one in brackets is of a training that has not come to its end.
+        """
+        names = self.class_names
+        header = ["run", *map(short_name, self.columns), "mAP@0.5", *names, "COCO mAP", "best epoch", "time"]
+        rows = []
+        for group in self.groups:
+            for run in group.runs:
+                values = run.to_dict(self.columns)
+                so_far = not run.trained and values["val_map_50"] is not None
+                rows.append(
+                    [
+                        run.name,
+                        *map(value_text, values["settings"].values()),
+                        f"({values['val_map_50']:.3f})" if so_far else number(run.result),
+                        *(number(values["val_ap_50"].get(name)) for name in names),
+                        number(values["val_map"]),
+                        f"{values['best_epoch'] or '–'}/{run.settings['recipe.epochs']}",
+                        "n/a" if values["seconds"] is None else pages.duration(values["seconds"]),
+                        run.state,
+                    ]
+                )
+            if group.deviation is not None:
+                shared = [value_text(group.settings[n]) if n != SEED else "" for n in self.columns]
+                row = [f"mean of {len(group.results)}", *shared, f"{group.mean:.3f} ± {group.deviation:.3f}"]
+                rows.append([*row, *[""] * (1 + len(header) - len(row))])
+        return Table([*header, "state"], rows)
+
+    def to_text(self) -> str:
+        """The notices, the table and the conclusions, for a terminal."""
+        blocks = [*self.notices, self.to_table().to_text(), *self.conclusions()]
+        if self.best_run:
+            blocks.append(f"its weights: {self.best_run.path / 'checkpoints/best.safetensors'}")
+        return "\n".join(blocks)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON values. Test results are those of the best run alone."""
         best = self.best_run
@@ -189,66 +245,24 @@ class Comparison:
             "verdict": self.verdict(),
             "notices": self.notices,
             "settings": list(self.columns),
-            "groups": [_group_dict(group) for group in self.groups],
-            "runs": [self._run_dict(run) for run in self.runs],
+            "groups": [group.to_dict() for group in self.groups],
+            "runs": [run.to_dict(self.columns) for run in self.runs],
         }
-
-    def _run_dict(self, run: RunSummary) -> dict[str, Any]:
-        return {
-            "run": run.name,
-            "state": run.state,
-            "error": run.error,
-            "settings": {name: run.settings.get(name) for name in self.columns},
-            "epochs": len(run.history.epochs),
-            "best_epoch": run.history.best_epoch,
-            "val_map_50": run.val_map_50,
-            "trained": run.trained,
-            "val_map": run.val_map,
-            "val_ap_50": run.val_ap_50,
-            "seconds": run.seconds,
-            "images_per_second": run.images_per_second,
-        }
-
-    def to_text(self) -> str:
-        """Notices, a line for each group, and the best by val, for a terminal."""
-        lines = [*self.notices]
-        for group in self.groups:
-            spread = f" ± {group.deviation:.3f}" if group.deviation is not None else ""
-            result = f"{group.mean:.3f}{spread} (n={len(group.results)})" if group.results else "n/a"
-            lines.append(f"{group.label}: val mAP@0.5 {result}")
-        if self.best_run is not None:
-            lines.append(f"best run on val: {self.best_run.name}, mAP@0.5 {self.best_run.result:.3f}")
-            lines.append(f"its weights: {self.best_run.path / 'checkpoints/best.safetensors'}")
-        return "\n".join([*lines, *filter(None, [self.verdict()])])
 
     def to_csv(self) -> str:
-        """A line for each run, as in the JSON; empty cells are values that are missing."""
+        """A line for each run with the values of the JSON but the error; a missing value is an empty cell."""
+        rows = []
+        for run in self.runs:
+            row = run.to_dict(self.columns)
+            row["settings"] = {name: value_text(value) for name, value in row["settings"].items()}
+            row["val_ap_50"] = {f"val_ap_50_{n}": row["val_ap_50"].get(n) for n in self.class_names}
+            flat = ((value if isinstance(value, dict) else {name: value}) for name, value in row.items())
+            rows.append({name: value for part in flat for name, value in part.items() if name != "error"})
         stream = io.StringIO()
-        fixed = ("epochs", "best_epoch", "val_map_50", "trained", "val_map")
-        last = ("seconds", "images_per_second")
-        classes = self.class_names
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["run", "state", *self.columns, *fixed, *(f"val_ap_50_{n}" for n in classes), *last])
-        for run in map(self._run_dict, self.runs):
-            settings = [value_text(value) for value in run["settings"].values()]
-            classwise = [run["val_ap_50"].get(name) for name in classes]
-            results = [run[name] for name in fixed], classwise, [run[name] for name in last]
-            writer.writerow([run["run"], run["state"], *settings, *(v for part in results for v in part)])
+        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
         return stream.getvalue()
-
-
-def _group_dict(group: Group) -> dict[str, Any]:
-    results = group.results
-    return {
-        "label": group.label,
-        "settings": group.settings,
-        "runs": [run.name for run in group.runs],
-        "n": len(results),
-        "mean": group.mean,
-        "standard_deviation": group.deviation,
-        "min": min(results, default=None),
-        "max": max(results, default=None),
-    }
 
 
 def compare_runs(
@@ -266,8 +280,9 @@ def compare_runs(
     if not runs:
         raise StageError("there is no run to compare: name at least one run folder")
     columns = differing_settings([run.settings for run in runs], always)
-    # Stable, so that equals stay in the order in which they were given.
-    runs.sort(key=lambda r: (r.result is None, -(r.result or 0), r.val_map_50 is None, -(r.val_map_50 or 0)))
+    # Stable, so that equals stay in the order in which they were given; unfinished trainings come last.
+    best_so_far = {id(run): run.history.best.map_50 if run.history.best else -1.0 for run in runs}
+    runs.sort(key=lambda run: (run.result is None, -best_so_far[id(run)]))
     return Comparison(title, columns, tuple(runs), _groups(runs, columns))
 
 
@@ -281,18 +296,10 @@ def read_run(folder: str | Path, stages: Sequence[str] = ()) -> RunSummary:
         raise StageError(f"{folder} is not a run: it has no config.json")
     config = files.read_json(folder / "config.json")
     history = History.from_dict(_read(folder / "history.json", {"epochs": []}))
-    settings = flat(config["profile"])
+    settings = flatten(config["profile"])
     state, error = _state(folder, stages, len(history.epochs) >= settings["recipe.epochs"])
-    return RunSummary(
-        folder.name,
-        folder,
-        settings,
-        state,
-        error,
-        history,
-        _read(folder / "metrics.json", {}),
-        config["data"],
-    )
+    metrics = _read(folder / "metrics.json", {})
+    return RunSummary(folder.name, folder, settings, state, error, history, metrics, config["data"])
 
 
 def _read(path: Path, default: dict[str, Any]) -> dict[str, Any]:
@@ -311,14 +318,6 @@ def _state(folder: Path, stages: Sequence[str], trained: bool) -> tuple[str, str
     if not states:  # made without the notebooks
         return ("done" if trained else "unfinished"), ""
     return ("done" if set(states) == {"done"} else "not run" if "done" not in states else "unfinished"), ""
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def differing_settings(settings: Sequence[Mapping[str, Any]], always: Sequence[str] = ()) -> tuple[str, ...]:
@@ -369,6 +368,62 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def label_of(settings: Mapping[str, Any]) -> str:
-    """ "lr=0.003, epochs=20"."""
-    return ", ".join(f"{short_name(name)}={value_text(value)}" for name, value in settings.items())
+# -------------------------------------------------------------------------------------------------- page
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
+    """Write comparison.html, .json and .csv into `folder` and return the page's path."""
+    folder = Path(folder)
+    files.write_json(folder / "comparison.json", comparison.to_dict())
+    files.write_text(folder / "comparison.csv", comparison.to_csv())
+    files.write_text(folder / "comparison.html", render_comparison(comparison, folder))
+    return folder / "comparison.html"
+
+
+def render_comparison(comparison: Comparison, folder: str | Path) -> str:
+    """The page as text, with links to the runs' reports relative to `folder`."""
+    runs, table = comparison.runs, comparison.to_table()
+    shared = {k: v for k, v in runs[0].settings.items() if all(run.settings.get(k) == v for run in runs)}
+    reports = {run.name: run.path / "report.html" for run in runs}
+    return pages.render(
+        "runs/comparison.html",
+        title=comparison.title,
+        comparison=comparison,
+        done=sum(run.state == "done" for run in runs),
+        data=sorted({data_name(run.data) for run in runs}),
+        settings=", ".join(map(short_name, comparison.columns)),
+        seconds=sum(record.seconds for run in runs for record in run.history.epochs),
+        table=table,
+        means={row[0] for row in table.rows} - {run.name for run in runs},
+        figure=_figure(comparison),
+        links={name: _relative(path, Path(folder)) for name, path in reports.items() if path.exists()},
+        shared=Table((), [(name, value_text(value)) for name, value in shared.items()]),
+    )
+
+
+def _relative(path: Path, folder: Path) -> str:
+    """The URL of a file as seen from a page in `folder`."""
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix(), safe="/=,+")
+
+
+def _figure(comparison: Comparison) -> bytes | None:
+    """A PNG of val mAP@0.5 against epochs; None before the first epoch."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    from ssdlib.plots.style import STYLE, mark_synthetic
+    from ssdlib.plots.sweep import map_curves
+
+    if not any(run.history.epochs for run in comparison.runs):
+        return None
+    with rc_context(STYLE):
+        figure = Figure(figsize=(9, 4.2), layout="constrained")
+        groups = {group.label: [run.history for run in group.runs] for group in comparison.groups}
+        ax = map_curves(figure.subplots(), groups)
+        lines, labels = (found[::-1][:LEGEND_LIMIT] for found in ax.get_legend_handles_labels())
+        ax.legend(lines, labels, loc="lower right")
+        if any(run.data.get("synthetic") for run in comparison.runs):
+            mark_synthetic(figure)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png", dpi=150)
+    return stream.getvalue()

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, StageError
-from ssdlib.config import Profile, find_profile
+from ssdlib.config import Profile, differences, find_profile
 from ssdlib.runs.lookup import locate
-from ssdlib.runs.overrides import _differences, _identity, apply_overrides
+from ssdlib.runs.overrides import apply_overrides
 
 if TYPE_CHECKING:
     from ssdlib.data.dataset import DetectionDataset
@@ -33,7 +33,7 @@ CONFIG_FORMAT = 1
 
 
 class RunFolder:
-    """One run on disk. Make it with `RunFolder.open`."""
+    """One run on disk, made or reopened by `RunFolder.open`."""
 
     def __init__(self, path: Path, profile: Profile, source: DataSource, config: dict[str, Any]) -> None:
         self.path = path
@@ -52,7 +52,7 @@ class RunFolder:
         force: bool = False,
         progress: bool = True,
     ) -> RunFolder:
-        """Create the run, or come back to it.
+        """The run at `path`, created if it is not there yet; `ssdlib.runs.lookup.locate` resolves the path.
 
         `overrides` change single settings of the profile by dotted name, such as {"recipe.epochs": 3,
         "train_images": 8}; None keeps those that the run was made with. A run already made with other
@@ -84,11 +84,11 @@ class RunFolder:
             run = cls(folder, resolved, source, config)
             run._write_config(previous=stored)
             return run
-        changes = _differences(_identity(stored), _identity(config))
+        changes = differences(_identity(stored), _identity(config))
         if changes:
             listed = "\n  ".join(changes)
             raise ConfigError(
-                f"the run {folder} was made with other settings (then -> now):\n  {listed}\n"
+                f"the run {folder} was made with other settings:\n  {listed}\n"
                 "Choose another run name, or give --force (force=True) to take the new settings."
             )
         return cls(folder, resolved, source, stored)
@@ -119,27 +119,19 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The weights with the best val mAP. Raises StageError that says how to get them."""
-        return self.require("checkpoints/best.safetensors", stage="04_train")
-
-    def require(self, name: str, *, stage: str) -> Path:
-        """The path of what `stage` writes in this run. Raises StageError with the remedy if it is missing."""
-        path = self.path / name
+        """The file of the weights with the best val mAP. Raises StageError that says how to get them."""
+        path = self.checkpoints / "best.safetensors"
         if not path.is_file():
             raise StageError(
-                f"{path} is missing: the stage {stage} writes it. Run that notebook first with the same "
-                f"RUN_DIR, or: python -m ssdlib run --only {stage[:2]} --profile {self.profile.name} "
+                f"{path} is missing: the stage 04_train writes it. Run that notebook first with the same "
+                f"RUN_DIR, or: python -m ssdlib run --only 04 --profile {self.profile.name} "
                 f"--data {self.config['data']['request']} --run {self.path}"
             )
         return path
 
     def dataset(self, split: str, transform: Callable | None = None) -> DetectionDataset:
         """The images of train, val or test that this profile uses, from the split's start."""
-        limit = {
-            "train": self.profile.train_images,
-            "val": self.profile.val_images,
-            "test": self.profile.test_images,
-        }.get(split)
+        limit = getattr(self.profile, f"{split}_images", None)
         return self.source.dataset(split, limit=limit, transform=transform)
 
     def train(
@@ -191,8 +183,8 @@ class RunFolder:
     def ensure_trained(self) -> Path:
         """The best checkpoint, trained on the spot if need be under the profile smoke.
 
-        So every notebook runs alone in a test. The other profiles take too long for a surprise: they
-        raise StageError with the command to run.
+        So every notebook runs alone in a test. Under the other profiles, which train for longer, it raises
+        StageError with the command to run.
         """
         try:
             return self.best_checkpoint
@@ -205,7 +197,7 @@ class RunFolder:
         return self.best_checkpoint
 
     def metrics(self) -> dict[str, Any]:
-        """All sections measured so far; `data` says what on, with the notice if it is synthetic."""
+        """All sections of metrics.json, with the profile's name and the description of the data."""
         path = self.path / "metrics.json"
         stored = files.read_json(path, hint="Remove it and run the stages again.") if path.exists() else {}
         return {**stored, "profile": self.profile.name, "data": self.source.describe()}
@@ -254,7 +246,22 @@ def _say_pretraining(epochs: int, record: EpochRecord) -> None:
     print(f"pretraining on synthetic smears: {record.line(epochs)}", file=sys.stderr)
 
 
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in two runs of one folder: settings and data, not the time or the data's path."""
+    fingerprint = (config.get("data") or {}).get("fingerprint")
+    return {**(config.get("profile") or {}), "data fingerprint": fingerprint}
+
+
 def read_stages(folder: Path) -> list[dict[str, Any]]:
-    """What stages.json says; empty if no chain has run in this folder."""
+    """The entries of stages.json; empty if no chain has run in this folder."""
     path = folder / "stages.json"
     return files.read_json(path, hint="Remove it and run again.")["stages"] if path.exists() else []
+
+
+def data_name(description: Mapping[str, Any]) -> str:
+    """What data are called on a page: BCCD, synthetic smears, or the folder of others.
+
+    description: what `DataSource.describe` returns and runs store.
+    """
+    names = {"bccd": "BCCD", "smears": "synthetic smears"}
+    return names.get(description["source"], description["root"])

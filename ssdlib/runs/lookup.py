@@ -6,20 +6,13 @@ import os
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, StageError
 
-if TYPE_CHECKING:
-    pass
-
-
-RUN_FOLDER_VARIABLE = "SSDLIB_RUN_DIR"
-
 
 def new_run_name(profile: str, data: str) -> str:
-    """Such as `20260131-142501-quick-bccd`: sorts by time, says what it is."""
+    """A name for a new run, such as `20260131-142501-quick-bccd`, which sorts by time."""
     return f"{datetime.now():%Y%m%d-%H%M%S}-{profile}-{_data_word(data)}"
 
 
@@ -28,20 +21,30 @@ def _data_word(data: str) -> str:
 
 
 def locate(path: str | Path, *, profile: str, data: str) -> Path:
-    """The absolute folder that a notebook's RUN_DIR means.
+    """The absolute path of the run folder that a notebook's RUN_DIR names.
 
     A relative path starts at the checkout, not at the notebook. An empty one is `$SSDLIB_RUN_DIR`, else
     `runs/lab-PROFILE-DATA`, so that notebooks opened by hand one after the other share a run.
     """
-    text = str(path) if str(path) not in ("", ".") else os.environ.get(RUN_FOLDER_VARIABLE, "")
+    text = str(path) if str(path) not in ("", ".") else os.environ.get("SSDLIB_RUN_DIR", "")
     if not text:
         text = f"runs/lab-{profile}-{_data_word(data)}"
     return (paths.project_root() / Path(text).expanduser()).resolve()
 
 
-def newest_checkpoint(folder: Path | None = None) -> Path:
-    """The most recently written `*/checkpoints/best.safetensors` under `runs/`. Raises StageError if none."""
-    folder = folder or paths.runs_folder()
+def run_folder(run: str, *, profile: str, data: str) -> Path:
+    """The folder that `--run` names: a bare name lies under `runs/`, anything with a separator is a path.
+
+    An empty one is a new folder, see `new_run_name`.
+    """
+    name = run or new_run_name(profile, data)
+    bare = Path(name).name == name and name not in (".", "..")
+    return paths.runs_folder() / name if bare else Path(name).expanduser().resolve()
+
+
+def newest_checkpoint() -> Path:
+    """The most recently written `runs/*/checkpoints/best.safetensors`. Raises StageError if there is none."""
+    folder = paths.runs_folder()
     found = list(folder.glob("*/checkpoints/best.safetensors"))
     if not found:
         raise StageError(
@@ -52,7 +55,7 @@ def newest_checkpoint(folder: Path | None = None) -> Path:
 
 
 def find_weights(asked: str | Path | None = None) -> Path:
-    """The checkpoint that `--weights` means.
+    """The path of the checkpoint that `--weights` names.
 
     None or "shipped" is the one that comes with the project; "newest" the best one of the newest run; else
     a file, a run's folder or a run's name under `runs/`, whose best one is meant. Raises CheckpointError

@@ -1,4 +1,4 @@
-"""The model card of the shipped weights: a page beside the file, of what it is, can do, and cannot.
+"""The model card of the shipped weights: a page beside the file on what it is, what it can do, and what not.
 
     python -m ssdlib model-card --smears                                  # measures the shipped file
     python -m ssdlib model-card --smears --ship runs/NAME --notes how.md  # ships a run's best weights first
@@ -10,108 +10,36 @@ metadata `training`, which --notes gives.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.files import sha256_of, write_text
+from ssdlib.common.tables import Table
 from ssdlib.evaluation.tables import results_text
 
 if TYPE_CHECKING:
     from ssdlib.data.source import DataSource
     from ssdlib.detector.model import SSD300
 
-_TEMPLATE = """\
-# {name}
-
-An SSD300 that finds and counts {classes} in photographs of stained blood smears. It is what `ssdlib detect`
-and `ssdlib evaluate` use unless told otherwise, and what the profiles `smoke` and `quick` start from.
-
-{network}
-
-## Data
-
-{data}
-
-## Training
-
-{training}
-
-{recipe}
-
-## Results
-
-Measured in {precision}. AP50, and its mean over the classes in the last row, is COCO's average precision at
-IoU 0.5; AP is COCO's over IoU 0.5 to 0.95; precision and recall are those at a score of 0.5. In brackets:
-95 % percentile intervals from {samples} draws of as many images, with replacement. They show what the
-choice of images does, not what another training or another microscope would.
-
-{results}
-
-To check them:
-
-```
-{commands}
-```
-
-Without `--precision fp32` a processor with bf16 uses that: faster, and the last digits differ.
-
-## Limits
-
-- This is not a medical device: no decision about a patient may rest on it.
-- It knows one kind of picture: JPEG of 640 x 480 pixels, one magnification, one way of staining. On any
-  other, count some fields by hand and compare before trusting it.
-- Many red cells and some platelets of BCCD have no label, where it learnt as where it was measured: some
-  finds that count as false are cells, and some cells it was taught to pass over.
-- 11 of the 72 test images show cells that a train or val image shows too (`data/README.md`), so test is a
-  little kinder than a field never seen.
-- val chose the epoch and the recipe, so its figures are too kind; those of test were looked at once, at the
-  end.
-- Drawn smears are all alike and perfectly labeled: good figures there say nothing about real cells.
-
-## License
-
-The weights: MIT, as the project (`LICENSE`). BCCD: MIT, by Shenggan; images and original annotations by
-cosmicad and akshaylamba. The smears are drawn by the project.
-"""
-_UNTOLD = "The file does not say by which command, on what machine and how long."
+_TEMPLATE = Path(__file__).with_name("model_card.md")
+_TRAINING_UNKNOWN = "The file does not say by which command, on what machine and how long."
 
 
 class Measured(NamedTuple):
-    """Where to measure: the data, what `--data` calls it, and its splits."""
+    """What to measure on: the data, what `--data` calls it, and its splits."""
 
     source: DataSource
     word: str
     splits: tuple[str, ...]
 
 
-def write_card(
-    weights: Path,
-    sources: Sequence[Measured],
-    *,
-    ship: bool = False,
-    training: str = "",
-    device: str = "auto",
-    precision: str = "fp32",
-    progress: bool = False,
-) -> Path:
-    """The page written beside `weights`; with `ship` they take the place of the shipped weights first.
-
-    `training` says by which command, on what hardware and how long; it goes into the file that is shipped.
-    Raises what `ship_weights` and `render_card` raise.
-    """
-    path = ship_weights(weights, training) if ship else weights
-    text = render_card(
-        path, sources, training=training, device=device, precision=precision, progress=progress
-    )
-    write_text(path.with_suffix(".md"), text)
-    return path.with_suffix(".md")
-
-
 def ship_weights(checkpoint: Path, training: str = "") -> Path:
-    """Put a checkpoint, in fp16, in the place of the shipped weights and return that; its metadata stay.
+    """Put a checkpoint, in fp16, in the place of the shipped weights and return their path.
 
+    Its metadata are kept; `training` says by which command, on what hardware and how long it was made.
     Raises CheckpointError for a bad checkpoint, SsdError where the disk refuses.
     """
     from ssdlib.detector import model_file
@@ -126,7 +54,7 @@ def ship_weights(checkpoint: Path, training: str = "") -> Path:
     return model_file.SHIPPED
 
 
-def render_card(
+def write_card(
     weights: Path,
     sources: Sequence[Measured],
     *,
@@ -134,10 +62,11 @@ def render_card(
     device: str = "auto",
     precision: str = "fp32",
     progress: bool = False,
-) -> str:
-    """The page. `training` stands in for what the file's metadata say of it.
+) -> Path:
+    """Measure the weights, write their card beside them and return its path.
 
-    Raises CheckpointError for a bad file or one of other classes than the data's, DataError for bad data.
+    `training` stands in for what the file's metadata say of how it was trained. Raises CheckpointError for a
+    bad file or one of other classes than the data's, DataError for bad data.
     """
     from ssdlib.detector.model_file import SHIPPED, load_model, read_metadata
     from ssdlib.evaluation.evaluate import evaluate_split
@@ -156,18 +85,20 @@ def render_card(
             commands.append(
                 f"python -m ssdlib evaluate{named} --data {word} --split {split} --precision {precision}"
             )
-    return _TEMPLATE.format(
+    text = _TEMPLATE.read_text(encoding="utf-8").format(
         name=weights.stem,
         classes=", ".join(model.config.class_names),
         network=_table(_network_facts(weights, model)),
         data="\n".join(f"- {_data_line(source)}" for source, _, _ in sources),
-        training=training.strip() or str(about.get("training", _UNTOLD)).strip(),
+        training=training.strip() or str(about.get("training", _TRAINING_UNKNOWN)).strip(),
         recipe=_table(_recipe_facts(about)),
         precision=predictor.precision,
         samples=report["intervals"]["samples"],
         results="\n\n".join(results),
         commands="\n".join(commands),
     )
+    write_text(weights.with_suffix(".md"), text)
+    return weights.with_suffix(".md")
 
 
 def _network_facts(weights: Path, model: SSD300) -> dict[str, Any]:
@@ -188,23 +119,24 @@ def _network_facts(weights: Path, model: SSD300) -> dict[str, Any]:
 
 
 def _recipe_facts(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of the trainer knows of its making; a dash where another wrote it."""
-    recipe = about.get("recipe") or {}
-    told = {key: recipe.get(key, "–") for key in ("name", "initial_weights", "schedule", "ema_decay")}
-    augment = recipe.get("augment") or {}
+    """How the checkpoint was trained, from its metadata; a dash for what they lack."""
+    known = defaultdict(lambda: "–", about.get("recipe") or {})
+    augment = (about.get("recipe") or {}).get("augment") or {}
+    switches = {True: "on", False: "off"}
     return {
-        "recipe": told["name"],
-        "initial weights": told["initial_weights"],
-        "optimizer": " ".join(
-            f"{word} {recipe.get(key, '–')}".strip()
-            for word, key in (("", "optimizer"), ("rate", "learning_rate"), ("decay", "weight_decay"))
-        ),
-        "schedule": f"{told['schedule']}, {recipe.get('warmup_steps', '–')} steps of warm-up",
-        "epochs": f"{recipe.get('epochs', '–')} of batch {recipe.get('batch_size', '–')}; "
+        "recipe": known["name"],
+        "initial weights": known["initial_weights"],
+        "optimizer": f"{known['optimizer']} rate {known['learning_rate']} decay {known['weight_decay']}",
+        "schedule": f"{known['schedule']}, {known['warmup_steps']} steps of warm-up",
+        "epochs": f"{known['epochs']} of batch {known['batch_size']}; "
         f"these weights are of epoch {about.get('epoch', '–')}",
-        "synthetic smears": f"{recipe.get('smears', '–')} among the images of every epoch",
-        "moving average": told["ema_decay"],
-        "augmentation": ", ".join(f"{key} {_value(value)}" for key, value in augment.items()) or "–",
+        "synthetic smears": f"{known['smears']} among the images of every epoch",
+        "moving average": known["ema_decay"],
+        "augmentation": ", ".join(
+            f"{name} {switches[value] if isinstance(value, bool) else value}"
+            for name, value in augment.items()
+        )
+        or "–",
         "seed": about.get("seed", "–"),
         "precision": about.get("precision", "–"),
         "training data": f"fingerprint `{(about.get('data') or {}).get('fingerprint') or '–'}`",
@@ -223,16 +155,11 @@ def _name_of(source: DataSource) -> str:
 
 
 def _table(facts: Mapping[str, Any]) -> str:
-    lines = [f"| {name} | {value} |" for name, value in facts.items()]
-    return "\n".join(["| | |", "| --- | --- |", *lines])
+    return Table(["", ""], [[name, str(value)] for name, value in facts.items()]).to_markdown()
 
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _value(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
 
 
 def read_notes(notes: Path | None) -> str:

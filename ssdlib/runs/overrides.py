@@ -1,18 +1,14 @@
-"""Single settings changed by name, and what differs between two sets of them."""
+"""Settings of a profile changed by name: by `--set` and `--sweep`, and what `--init` stands for."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Profile, find_profile
+from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Profile, find_profile, flatten
 from ssdlib.runs.lookup import find_weights
-
-if TYPE_CHECKING:
-    pass
-
 
 NEW_CLASSES_LEARNING_RATE = 5e-4
 """Five times the recipe's: a new class has to be learnt, not only kept (docs/own_data.md has the figures)."""
@@ -35,80 +31,65 @@ def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
         for part in parents:
             node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
-            known = sorted(_leaves(profile.to_dict()))
-            raise ConfigError(f"the profile has no setting {name!r}; it has: {', '.join(known)}")
+            known = ", ".join(sorted(flatten(profile.to_dict())))
+            raise ConfigError(f"the profile has no setting {name!r}; it has: {known}")
         node[last] = value
     return Profile.from_dict(values)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """("recipe.epochs", 3) from "recipe.epochs=3"; a value that is not JSON is taken as text."""
+    """("recipe.epochs", 3) from "recipe.epochs=3". Raises ConfigError where the name or `=` is missing."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip():
         raise ConfigError(f"--set wants NAME=VALUE such as recipe.epochs=3, not {text!r}")
+    return name.strip(), parse_value(value)
+
+
+def parse_value(text: str) -> Any:
+    """The JSON value that `text` is, else the text itself. Raises ConfigError for NaN and Infinity."""
+
+    def refuse(constant: str) -> None:
+        raise ConfigError(f"{constant} is not a finite number")
+
     try:
-        return name.strip(), json.loads(value)
+        return json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError:
-        return name.strip(), value
+        return text
 
 
 def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """The overrides with which a run starts from `init`, and a line on what becomes of the class heads.
+    """The overrides with which a run starts from `init`, and a sentence about what becomes of the network.
 
-    `scratch` takes the recipe of that name; anything else is weights to fine-tune: what `find_weights` finds,
-    whose network the run then has, or imagenet or coco. A profile that trains from scratch then takes the
-    recipe `finetune`. Raises CheckpointError for a file that is missing, damaged or of another project.
+    - `scratch`: random weights, and the recipe `scratch` unless the profile's trains from scratch anyway.
+    - Anything else is fine-tuned, by the recipe `finetune` if the profile's trains from scratch:
+      `imagenet` and `coco` with new heads; or weights that `find_weights` finds, whose network the run then
+      has. Class heads are kept where the name of the class is the same; new ones need a higher learning rate.
+
+    Raises CheckpointError for a file that is missing, damaged or of another project.
     """
     from ssdlib.detector.model_file import read_metadata
 
-    recipe = find_profile(profile).recipe
-    from_scratch = recipe.initial_weights == "scratch"
+    from_scratch = find_profile(profile).recipe.initial_weights == "scratch"
+    names = ", ".join(class_names)
     if init == "scratch":
         settings = {} if from_scratch else {"recipe": "scratch"}
-        return settings, f"all of the network starts from random weights, for {', '.join(class_names)}"
+        return settings, f"all of the network starts from random weights, for {names}"
     settings = {"recipe": "finetune"} if from_scratch else {}
     if init in ("imagenet", "coco"):
-        return {
-            **settings,
-            "recipe.initial_weights": init,
-        }, f"the heads are new, for {', '.join(class_names)}"
+        return {**settings, "recipe.initial_weights": init}, f"the heads are new, for {names}"
     path = find_weights(init)
     stored = ModelConfig.from_dict(read_metadata(path)["config"])
     settings["recipe.initial_weights"] = "shipped" if init == "shipped" else str(path.resolve())
     if stored.replace(class_names=BCCD_CLASSES) != SHIPPED_MODEL.replace(mean=stored.mean, std=stored.std):
         settings["recipe.model"] = stored.to_dict()
-    kept = [name for name in class_names if name in stored.class_names]
-    new = [name for name in class_names if name not in stored.class_names]
-    lost = [name for name in stored.class_names if name not in class_names]
-    if not new and not lost:
-        return settings, f"all of the network is kept: {path} knows {', '.join(kept)}"
-    if new:
-        settings["recipe.learning_rate"] = NEW_CLASSES_LEARNING_RATE
-    parts = {"kept": kept, "new": new, "dropped": lost}
-    return settings, "class heads remade: " + "; ".join(f"{k} {', '.join(v)}" for k, v in parts.items() if v)
-
-
-def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same: settings and data, not when, nor under which name the data were found."""
-    fingerprint = (config.get("data") or {}).get("fingerprint")
-    return {**(config.get("profile") or {}), "data fingerprint": fingerprint}
-
-
-def _leaves(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionaries flattened to dotted names."""
-    if not isinstance(values, dict):
-        return {prefix: values}
-    return {
-        name: leaf
-        for key, value in values.items()
-        for name, leaf in _leaves(value, f"{prefix}.{key}" if prefix else key).items()
+    heads = {
+        "kept": [name for name in class_names if name in stored.class_names],
+        "new": [name for name in class_names if name not in stored.class_names],
+        "dropped": [name for name in stored.class_names if name not in class_names],
     }
-
-
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    old, new = _leaves(before), _leaves(after)
-    return [
-        f"{name}: {old.get(name)!r} -> {new.get(name)!r}"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
-    ]
+    if heads["new"]:
+        settings["recipe.learning_rate"] = NEW_CLASSES_LEARNING_RATE
+    elif not heads["dropped"]:
+        return settings, f"all of the network is kept: {path} knows {names}"
+    said = "; ".join(f"{what} {', '.join(those)}" for what, those in heads.items() if those)
+    return settings, f"class heads remade: {said}"

@@ -28,9 +28,9 @@ class ChainInterrupted(StageError):
     """Ctrl-C: the kernel is stopped, the state saved, and the message says how to go on."""
 
 
-def find_stages(folder: Path | None = None) -> list[Path]:
+def find_stages() -> list[Path]:
     """The notebooks of the chain, `NN_name.ipynb`, in order. Raises StageError if there are none."""
-    folder = folder or paths.project_root() / "notebooks"
+    folder = paths.project_root() / "notebooks"
     found = sorted(folder.glob(STAGE_PATTERN))
     if not found:
         raise StageError(
@@ -77,33 +77,28 @@ def run_chain(
     to_stage: str | None = None,
     only: str | None = None,
     overrides: Mapping[str, Any] | None = None,
-    parameters: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: bool = True,
-    notebooks: Path | None = None,
 ) -> RunFolder:
-    """Run the notebooks (or some of them) into `run_dir` and write its report.html.
+    """Run the notebooks (or some of them) into `run_dir`, write its report.html and return the run.
 
-    `parameters` go to every notebook whose parameters cell has them. Raises StageError that names the
-    notebook, the cell and the error when a cell fails, and ConfigError when `run_dir` was made with other
-    settings. The report is written in every case, Ctrl-C included.
+    Raises StageError that names the notebook, the cell and the error when a cell fails, and ConfigError when
+    `run_dir` was made with other settings. The report is written in every case, Ctrl-C included.
     """
-    stages = find_stages(notebooks)
+    stages = find_stages()
     chosen = select_stages(stages, from_stage=from_stage, to_stage=to_stage, only=only)
-    extra = dict(parameters or {})
-    declared = _check_parameters(chosen, extra)
+    _check_parameters(chosen)
     run = RunFolder.open(
         run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
     )
-    given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path), **extra}
+    given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
     record = StageRecord(run.path, [stage.stem for stage in stages])
     try:
         with _Bars(len(chosen), enabled=progress) as bars, _kernel_environment():
             for stage in chosen:
                 bars.begin(stage.stem)
                 with record.running(stage.stem):
-                    values = {k: v for k, v in given.items() if k in declared[stage]}
-                    _execute(stage, run.path / "notebooks" / stage.name, values, bars)
+                    _execute(stage, run.path / "notebooks" / stage.name, given, bars)
                 bars.finish()
     except KeyboardInterrupt as stop:
         raise ChainInterrupted(
@@ -128,14 +123,13 @@ def _write_report(run: RunFolder) -> None:
         print(f"warning: the report could not be written: {error}", file=sys.stderr)
 
 
-def _check_parameters(stages: Sequence[Path], extra: Mapping[str, Any]) -> dict[Path, set[str]]:
-    """The names in each notebook's parameters cell. Raises StageError before anything has run."""
+def _check_parameters(stages: Sequence[Path]) -> None:
+    """Raise StageError, before anything has run, for a notebook that lacks one of GIVEN_PARAMETERS."""
     from papermill import inspect_notebook
 
-    declared = {}
     for stage in stages:
         try:
-            declared[stage] = names = set(inspect_notebook(_unformatted(stage)))
+            names = inspect_notebook(_unformatted(stage))
         except Exception as error:
             raise StageError(
                 f"{stage} is not a notebook that can be run ({error}). Save it again in JupyterLab with the "
@@ -146,24 +140,17 @@ def _check_parameters(stages: Sequence[Path], extra: Mapping[str, Any]) -> dict[
             raise StageError(
                 f"{stage.name} has no parameter {', '.join(missing)}: add it to the cell tagged 'parameters'"
             )
-    known = set().union(*declared.values())
-    unknown = sorted(set(extra) - known)
-    if unknown:
-        raise StageError(
-            f"no notebook has a parameter {', '.join(unknown)}; known ones: {', '.join(sorted(known))}"
-        )
-    return declared
 
 
 def _data_parameter(run: RunFolder, request: str) -> str:
-    """What each notebook gets as DATA, so that all six take what the chain resolved once."""
+    """The DATA parameter of every notebook: what the chain resolved once, so that all take the same."""
     if request == "auto":
         return run.source.kind
     return str(Path(request).resolve()) if Path(request).is_dir() else request
 
 
 def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Bars) -> None:
-    """Run one notebook, keeping what was executed whatever happens. Raises StageError."""
+    """Run one notebook; what was executed is saved even where it fails. Raises StageError."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
@@ -200,7 +187,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
 
 
 def _logging_kernel_manager(log: Path) -> type:
-    """A kernel manager whose kernels write what they say outside of cells to a file, not between our bars."""
+    """A kernel manager whose kernels write to a file what would else appear between the progress bars."""
     from jupyter_client.manager import AsyncKernelManager
 
     class LoggingKernelManager(AsyncKernelManager):
@@ -217,7 +204,7 @@ def _unformatted(path: Path) -> str:
 
 
 def _running_cell(output: Path) -> str:
-    """ " in cell N" for the last cell that papermill began."""
+    """The words " in cell N" for the last cell that papermill began; empty if that is not known."""
     with contextlib.suppress(Exception):
         cells = files.read_json(output)["cells"]
         states = [cell["metadata"].get("papermill", {}).get("status", "pending") for cell in cells]
@@ -227,7 +214,7 @@ def _running_cell(output: Path) -> str:
 
 @contextlib.contextmanager
 def _kernel_environment() -> Iterator[None]:
-    """Variables for the kernels, put back afterwards; what the user has set wins."""
+    """Set environment variables for the kernels, and put them back afterwards; the user's own values win."""
     package_parent = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
     wanted = {
@@ -250,7 +237,7 @@ def _kernel_environment() -> Iterator[None]:
 
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may use: its affinity, limited by a container's quota. At least 1."""
+    """The number of cores this process may use by its affinity and its container's quota, at least 1."""
     from ssdlib.common.runtime import available_cores
 
     cores = available_cores()
@@ -261,7 +248,7 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
 
 
 class StageRecord:
-    """stages.json: state, duration and error of each stage, written at every change."""
+    """The states, durations and errors of the stages, written to stages.json at every change."""
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.path = folder / "stages.json"
@@ -296,10 +283,10 @@ class StageRecord:
 
 
 class _Bars:
-    """Three lines on the terminal: notebooks, cells (papermill's own), and the running cell's latest word.
+    """Three progress lines on the terminal: notebooks, cells (papermill's own), and the kernel's last output.
 
-    It is also the stream that papermill copies the kernel's stderr to: the batches' progress bar of a
-    training cell thus appears live on the third line.
+    It is also the stream that papermill copies the kernel's stderr to, so that the progress bar of a
+    training cell appears live on the third line.
     """
 
     def __init__(self, stages: int, *, enabled: bool) -> None:
@@ -347,4 +334,4 @@ class _Bars:
             self._word.set_description_str(latest, refresh=True)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing, since nothing is buffered; papermill calls it as of any stream."""

@@ -1,7 +1,7 @@
-"""Sweeps: the chain once for every combination of some settings' values, and a page that compares them.
+"""Sweeps: the chain once for every combination of some settings' values, and a page that compares the runs.
 
     runs/SWEEP/sweep.json         what was asked
-               comparison.html    curves, groups, runs, the best named; also .json and .csv
+               comparison.html    the runs and groups side by side, the best named; also .json and .csv
                seed=0,lr=0.001/   a run folder like any other for each combination
 
 What is done stays done: the same command again goes on where it stopped.
@@ -12,11 +12,10 @@ from __future__ import annotations
 import difflib
 import hashlib
 import itertools
-import json
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -24,20 +23,19 @@ from typing import Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.config import Profile, find_profile
+from ssdlib.config import Profile, find_profile, flatten
 from ssdlib.runs.comparison import (
     SEED,
     Comparison,
     RunSummary,
     compare_runs,
-    flat,
     read_run,
     short_name,
     value_text,
+    write_comparison,
 )
-from ssdlib.runs.comparison_page import write_comparison
 from ssdlib.runs.folder import RunFolder, read_stages
-from ssdlib.runs.overrides import apply_overrides
+from ssdlib.runs.overrides import apply_overrides, parse_value
 from ssdlib.runs.pipeline import ChainInterrupted, find_stages, run_chain, select_stages
 
 ALIASES = {"lr": "recipe.learning_rate"}
@@ -51,22 +49,23 @@ class Axis:
     """One setting and the values that it is to take."""
 
     name: str
-    """Dotted, as `apply_overrides` knows it."""
+    """The setting's dotted name, as `apply_overrides` takes it."""
     values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One run of a sweep: the overrides that make it, and its folder's name."""
+    """One run of a sweep."""
 
     name: str
+    """The name of its folder."""
     overrides: dict[str, Any]
     profile: Profile
 
 
 @dataclass
 class Sweep:
-    """A sweep that was planned: nothing has run or been written yet. Make it with `plan_sweep`."""
+    """A sweep as planned by `plan_sweep`; nothing has been run or written yet."""
 
     folder: Path
     profile: str
@@ -77,7 +76,7 @@ class Sweep:
     """What is the same for all runs but differs from the profile."""
 
 
-# ------------------------------------------------------------------------------------------------ asking
+# ---------------------------------------------------------------------------------------------- planning
 
 
 def parse_axis(text: str, profile: Profile) -> Axis:
@@ -91,25 +90,30 @@ def parse_axis(text: str, profile: Profile) -> Axis:
     name, separator, rest = text.partition("=")
     if not separator or not name.strip() or not rest.strip():
         raise ConfigError(f"--sweep wants NAME=VALUE,VALUE such as lr=1e-3,3e-3, not {text!r}")
-    name = find_setting(name.strip(), profile)
+    name = find_setting(name.strip(), setting_names(profile))
     values: list[Any] = []
-    for part in split_values(rest):
-        if not part:
-            raise ConfigError(f"--sweep {text}: there is an empty value between commas")
-        value = _value(part, text)
-        if value in values:
-            raise ConfigError(f"--sweep {text}: the value {part} is given twice")
-        values.append(value)
-        try:
+    try:
+        for part in split_values(rest):
+            if not part:
+                raise ConfigError("there is an empty value between commas")
+            value = parse_value(part)
+            if value in values:
+                raise ConfigError(f"the value {part} is given twice")
             apply_overrides(profile, {name: value})
-        except ConfigError as error:
-            raise ConfigError(f"--sweep {text}: {error}") from error
+            values.append(value)
+    except ConfigError as error:
+        raise ConfigError(f"--sweep {text}: {error}") from error
     return Axis(name, tuple(values))
 
 
-def find_setting(name: str, profile: Profile) -> str:
-    """The dotted name that `name` means. Raises ConfigError with the choices if that is none or several."""
-    settings = _setting_names(profile.to_dict())
+def setting_names(profile: Profile) -> list[str]:
+    """Dotted names of all settings of a profile and of their groups, a group before its settings."""
+    paths = (name.split(".") for name in flatten(profile.to_dict()))
+    return list(dict.fromkeys(".".join(path[:end]) for path in paths for end in range(1, len(path) + 1)))
+
+
+def find_setting(name: str, settings: Sequence[str]) -> str:
+    """The one of `settings` that `name` means. Raises ConfigError with the choices if none or several fit."""
     wanted = ALIASES.get(name, name)
     if wanted in settings:
         return wanted
@@ -117,25 +121,15 @@ def find_setting(name: str, profile: Profile) -> str:
     if len(found) > 1:
         raise ConfigError(f"--sweep {name}: that may be {' or '.join(found)}; give the whole name")
     if not found:
-        endings = {setting.rpartition(".")[2]: setting for setting in settings} | ALIASES
-        close = difflib.get_close_matches(name.rpartition(".")[2], endings, n=1)
+        endings = [setting.rpartition(".")[2] for setting in settings]
+        close = difflib.get_close_matches(name.rpartition(".")[2], [*endings, *ALIASES], n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
         raise ConfigError(f"there is no setting {name!r} to sweep.{hint} There are: {', '.join(settings)}")
     return found[0]
 
 
-def _setting_names(values: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Dotted names of all settings and of the groups of them."""
-    found = []
-    for key, value in values.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, Mapping):
-            found += _setting_names(value, f"{prefix}{key}.")
-    return found
-
-
 def split_values(text: str) -> list[str]:
-    """Parts of `text` between its commas, but for those inside brackets, braces and double quotes."""
+    """The parts of `text` between its commas, except for commas inside brackets, braces and double quotes."""
     parts, depth, quoted, begin = [], 0, False, 0
     for i, letter in enumerate(text):
         if letter == '"' and text[i - 1 : i] != "\\":
@@ -148,18 +142,6 @@ def split_values(text: str) -> list[str]:
     return [part.strip() for part in (*parts, text[begin:])]
 
 
-def _value(part: str, text: str) -> Any:
-    try:
-        value = json.loads(part)
-    except json.JSONDecodeError:
-        return part
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError as error:
-        raise ConfigError(f"--sweep {text}: {part} is not a finite number") from error
-    return value
-
-
 def plan_sweep(
     folder: str | Path,
     axes: Sequence[str],
@@ -168,10 +150,10 @@ def plan_sweep(
     data: str = "auto",
     overrides: Mapping[str, Any] | None = None,
 ) -> Sweep:
-    """Check what is asked and work out the combinations; nothing is written.
+    """The sweep over all combinations of some settings' values; nothing is written.
 
-    axes: NAME=VALUE,VALUE texts, see `parse_axis`. overrides: the same for all runs. Raises ConfigError for
-    anything that cannot be.
+    axes: NAME=VALUE,VALUE texts, see `parse_axis`. overrides: settings that are the same for all runs.
+    Raises ConfigError for an impossible setting, value or combination.
     """
     folder, overrides = Path(folder), dict(overrides or {})
     if (folder / "config.json").exists():
@@ -184,21 +166,21 @@ def plan_sweep(
             raise ConfigError(f"{name} is swept twice: give all its values in one --sweep")
         if any(other == name or other.startswith(f"{name}.") for other in overrides) and name != "recipe":
             raise ConfigError(f"{name} is both set and swept: drop --set or --sweep of it")
-    # Always in this order, whatever the order on the command line, so that folder names stay the same.
-    order = _setting_names(base.to_dict())
+    # Always in this order, whatever the order on the command line, so that folder names stay the same. The
+    # seed comes first, so that each setting is tried once before any is tried again.
+    order = setting_names(base)
     parsed.sort(key=lambda axis: (axis.name != SEED, order.index(axis.name)))
     return Sweep(folder, profile, data, tuple(parsed), _combine(profile, overrides, parsed), overrides)
 
 
 def _combine(profile: str, overrides: Mapping[str, Any], axes: Sequence[Axis]) -> list[Combination]:
-    """Every combination. The seed comes first, so each setting is tried once before any is tried again."""
+    """Every combination of the axes' values."""
     labels = [short_name(axis.name) for axis in axes]
     if len(set(labels)) < len(labels):
         labels = [axis.name for axis in axes]
     found = []
     for values in itertools.product(*(axis.values for axis in axes)):
-        chosen = dict(zip((axis.name for axis in axes), values, strict=True))
-        merged = {**overrides, **chosen}
+        merged = {**overrides, **{axis.name: value for axis, value in zip(axes, values, strict=True)}}
         name = folder_name(dict(zip(labels, values, strict=True)))
         try:
             resolved = apply_overrides(find_profile(profile), merged)
@@ -209,7 +191,7 @@ def _combine(profile: str, overrides: Mapping[str, Any], axes: Sequence[Axis]) -
 
 
 def folder_name(values: Mapping[str, Any]) -> str:
-    """ "seed=0,lr=0.001": readable, and safe on every file system.
+    """The name of a combination's folder, such as `seed=0,lr=0.001`: readable, and safe on every file system.
 
     Where a value had to be changed or shortened, a few digits of its checksum keep it apart from others.
     """
@@ -246,21 +228,16 @@ def run_sweep(
     ChainInterrupted after Ctrl-C, and ConfigError, before anything runs, for a combination whose folder was
     made with other settings or data (unless `force`).
     """
-    stages = [
-        stage.stem
-        for stage in select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
-    ]
-    work = _Work(sweep, stages, force=force, progress=progress, chain=chain)
+    chosen = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
+    work = _Work(sweep, [stage.stem for stage in chosen], force=force, progress=progress, chain=chain)
     work.write_request()
-    count = len(sweep.combinations)
     comparison = work.compare()
-    for number, combination in enumerate(sweep.combinations, 1):
+    for place, combination in enumerate(sweep.combinations, 1):
         first = work.first_stage(combination)
-        say = f"[{number}/{count}] {combination.name}"
+        what = "done before" if first is None else f"from {first}"
+        print(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
         if first is None:
-            print(f"{say}: done before", file=sys.stderr)
             continue
-        print(f"{say}: from {first}", file=sys.stderr)
         try:
             work.run(combination, first)
         except (ChainInterrupted, KeyboardInterrupt) as stop:
@@ -274,24 +251,27 @@ def run_sweep(
 
 
 class _Work:
-    """What `run_sweep` does for one combination."""
+    """A sweep that is being run."""
 
     def __init__(
         self, sweep: Sweep, stages: Sequence[str], *, force: bool, progress: bool, chain: Callable[..., Any]
     ) -> None:
-        from ssdlib.data import source as bccd
+        from ssdlib.data.source import resolve
 
         self.sweep, self.stages, self.force = sweep, list(stages), force
         self.progress, self.chain = progress, chain
         self.errors: dict[str, str] = {}
-        source = bccd.resolve(sweep.data, progress=progress)
+        source = resolve(sweep.data, progress=progress)
         # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
         self.data = source.kind if sweep.data == "auto" else sweep.data
         self.described = source.describe()
         self.changed = {c.name for c in sweep.combinations if not self._same_settings(c)}
 
     def _same_settings(self, combination: Combination) -> bool:
-        """Whether the folder, if there is one, is of this combination. Raises ConfigError unless forced."""
+        """Whether the folder of a combination, if there is one, was made with its settings and this data.
+
+        Raises ConfigError if not, unless forced.
+        """
         folder = self.sweep.folder / combination.name
         if not (folder / "config.json").exists():
             return True
@@ -310,7 +290,7 @@ class _Work:
         return True
 
     def write_request(self) -> None:
-        """sweep.json, for people and for other programs; the sweep itself does not read it."""
+        """Write sweep.json, for people and for other programs; the sweep itself does not read it."""
         path = self.sweep.folder / "sweep.json"
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         created = files.read_json(path).get("created", now) if path.exists() else now
@@ -328,14 +308,14 @@ class _Work:
         files.write_json(path, request)
 
     def first_stage(self, combination: Combination) -> str | None:
-        """The first stage that is not done yet; None if all are."""
+        """The first stage of a combination that is not done yet; None if all are."""
         if combination.name in self.changed:
             return self.stages[0]
         states = {e["name"]: e["state"] for e in read_stages(self.sweep.folder / combination.name)}
         return next((stage for stage in self.stages if states.get(stage) != "done"), None)
 
     def run(self, combination: Combination, first: str) -> None:
-        """The chain for one combination. Its failure is printed and kept; being stopped is raised."""
+        """Run the chain for one combination. A failure is printed and kept; Ctrl-C is raised."""
         try:
             self.chain(
                 self.sweep.profile,
@@ -347,7 +327,6 @@ class _Work:
                 force=self.force,
                 progress=self.progress,
             )
-            self.changed.discard(combination.name)
         except ChainInterrupted:
             raise
         except Exception as error:
@@ -357,15 +336,15 @@ class _Work:
             print(f"{combination.name} failed: {error}", file=sys.stderr)
 
     def compare(self) -> Comparison:
-        """Read all runs of the sweep's folder, earlier ones included, and write the page."""
+        """The comparison of all runs in the sweep's folder, earlier ones included; also written as a page."""
         folder, combinations = self.sweep.folder, self.sweep.combinations
-        folders = {path.parent.name for path in folder.glob("*/config.json")}
-        asked = [self._summary(c, begun=c.name in folders) for c in combinations]
-        others = sorted(folders - {c.name for c in combinations})
+        begun = {path.parent.name for path in folder.glob("*/config.json")}
+        asked = [self._summary(c, begun=c.name in begun) for c in combinations]
+        others = sorted(begun - {c.name for c in combinations})
         comparison = compare_runs(
             [*asked, *(read_run(folder / name, self.stages) for name in others)],
             title=folder.name,
-            always=[name for axis in self.sweep.axes for name in _shown(axis)],
+            always=_compared(self.sweep.axes),
         )
         write_comparison(comparison, folder)
         return comparison
@@ -373,7 +352,7 @@ class _Work:
     def _summary(self, combination: Combination, *, begun: bool) -> RunSummary:
         """What is known of a combination, which may not have a folder yet."""
         folder = self.sweep.folder / combination.name
-        settings = flat(combination.profile.to_dict())
+        settings = flatten(combination.profile.to_dict())
         planned = RunSummary(combination.name, folder, settings, "not run", data=self.described)
         run = read_run(folder, self.stages) if begun else planned
         error = self.errors.get(combination.name)
@@ -381,9 +360,10 @@ class _Work:
         return replace(run, state="failed", error=error) if error and run.state != "failed" else run
 
 
-def _shown(axis: Axis) -> Iterator[str]:
-    """The settings of an axis that the page shows whether they differ or not."""
-    if axis.name == "recipe":
-        yield "recipe.name"
-    elif not any(isinstance(value, Mapping) for value in axis.values):
-        yield axis.name
+def _compared(axes: Iterable[Axis]) -> list[str]:
+    """The settings that the comparison shows even where all runs agree; groups of settings are too long."""
+    return [
+        "recipe.name" if axis.name == "recipe" else axis.name
+        for axis in axes
+        if not any(isinstance(value, Mapping) for value in axis.values)
+    ]

@@ -57,3 +57,10 @@ def test_a_box_has_its_class_color():
     image, found = field(640, 480, [[100, 100, 300, 200]], [2])
     red, green, blue = (int(color_of(2)[start : start + 2], 16) for start in (1, 3, 5))
     assert annotate(image, found)[150, 100].tolist() == [red, green, blue]
+
+
+@pytest.mark.parametrize("box", [[0, 0, 639, 479], [-5, -5, 10, 10], [600, 470, 640, 480], [10, 10, 10, 10]])
+def test_a_box_at_the_border_or_without_area_is_drawn_on_a_copy(box):
+    image, found = field(640, 480, [box])
+    drawn = annotate(image, found)
+    assert drawn.shape == image.shape and (image == GREY).all() and (drawn != GREY).any()

@@ -12,6 +12,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, StageError
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import read_stages
@@ -36,15 +37,20 @@ def smears(tmp_path_factory):
 
 
 @pytest.fixture
-def stages(tmp_path):
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
+def folder(tmp_path, monkeypatch):
+    """The notebooks' folder of a checkout, still empty."""
+    monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    return tmp_path / "notebooks"
+
+
+@pytest.fixture
+def stages(folder):
     write_notebook(folder / "01_first.ipynb", "open(RUN_DIR + '/first', 'w').write(PROFILE + DATA)")
     write_notebook(
         folder / "02_second.ipynb",
         "import os\nif os.path.exists(RUN_DIR + '/break'):\n    raise ValueError('the reason')",
-        "open(RUN_DIR + '/second', 'w').write(str(FACTOR))",
-        parameters=PARAMETERS + "\nFACTOR = 1",
+        "open(RUN_DIR + '/second', 'w').write('done')",
     )
     return folder
 
@@ -58,7 +64,7 @@ def test_chain_fails_names_the_cell_goes_on_and_keeps_everything(tmp_path, stage
     out.mkdir()
     (out / "break").touch()
     with pytest.raises(StageError, match=r"02_second\.ipynb failed in cell 4 .*ValueError: the reason"):
-        run_chain("smoke", smears, out, notebooks=stages, progress=False)
+        run_chain("smoke", smears, out, progress=False)
     assert (out / "first").read_text() == "smoke" + smears
     assert states(out) == ["done", "failed"]
     assert all("seconds" in entry for entry in read_stages(out))
@@ -67,24 +73,20 @@ def test_chain_fails_names_the_cell_goes_on_and_keeps_everything(tmp_path, stage
 
     first = (out / "notebooks/01_first.ipynb").stat().st_mtime_ns
     (out / "break").unlink()
-    run_chain(
-        "smoke", smears, out, from_stage="2", parameters={"FACTOR": 7}, notebooks=stages, progress=False
-    )
+    run_chain("smoke", smears, out, from_stage="2", progress=False)
     assert states(out) == ["done", "done"]
-    assert (out / "second").read_text() == "7"
+    assert (out / "second").read_text() == "done"
     assert (out / "notebooks/01_first.ipynb").stat().st_mtime_ns == first, (
         "a stage not asked for is left alone"
     )
 
 
-def test_a_wrong_parameter_is_said_before_anything_runs(tmp_path, stages, smears):
-    with pytest.raises(StageError, match=r"FACTR.*FACTOR"):
-        run_chain("smoke", smears, tmp_path / "run", parameters={"FACTR": 1}, notebooks=stages)
+def test_a_missing_parameter_is_said_before_anything_runs(tmp_path, stages, smears):
     write_notebook(stages / "03_third.ipynb", parameters="PROFILE = 'smoke'")
     with pytest.raises(StageError, match=r"03_third\.ipynb has no parameter DATA, RUN_DIR"):
-        run_chain("smoke", smears, tmp_path / "run", notebooks=stages)
+        run_chain("smoke", smears, tmp_path / "run")
     with pytest.raises(ConfigError, match="no profile"):
-        run_chain("fast", smears, tmp_path / "run", only="1", notebooks=stages)
+        run_chain("fast", smears, tmp_path / "run", only="1")
     assert not (tmp_path / "run").exists()
 
 
@@ -149,19 +151,19 @@ def test_impossible_choices_of_stages(options, message):
         select_stages([Path("01_a.ipynb"), Path("02_b.ipynb")], **options)
 
 
-def test_stages_are_found_by_pattern(tmp_path):
+def test_stages_are_found_by_pattern(folder):
     with pytest.raises(StageError, match="checkout"):
-        find_stages(tmp_path)
+        find_stages()
     for name in ("02_b.ipynb", "01_a.ipynb", "draft.ipynb", "01_a.py"):
-        (tmp_path / name).touch()
-    assert [path.name for path in find_stages(tmp_path)] == ["01_a.ipynb", "02_b.ipynb"]
+        (folder / name).touch()
+    assert [path.name for path in find_stages()] == ["01_a.ipynb", "02_b.ipynb"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_a_kernel_that_dies_is_said_with_its_cell(tmp_path, smears):
-    write_notebook(tmp_path / "01_dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+def test_a_kernel_that_dies_is_said_with_its_cell(tmp_path, folder, smears):
+    write_notebook(folder / "01_dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(StageError, match=r"01_dies\.ipynb failed in cell 4: its Python process died"):
-        run_chain("smoke", smears, tmp_path / "run", notebooks=tmp_path, progress=False)
+        run_chain("smoke", smears, tmp_path / "run", progress=False)
     assert states(tmp_path / "run") == ["failed"]
 
 
@@ -183,7 +185,7 @@ def test_cores_heed_a_containers_quota(tmp_path, quota, expected):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not json"])
-def test_a_file_that_is_no_notebook_is_named(tmp_path, text):
-    (tmp_path / "01_broken.ipynb").write_text(text)
+def test_a_file_that_is_no_notebook_is_named(tmp_path, folder, text):
+    (folder / "01_broken.ipynb").write_text(text)
     with pytest.raises(StageError, match=r"01_broken\.ipynb is not a notebook that can be run"):
-        run_chain("smoke", "smears", tmp_path / "run", notebooks=tmp_path)
+        run_chain("smoke", "smears", tmp_path / "run")
