@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 
 from ssdlib.common import files
 from ssdlib.plots.style import GRID, INK, MUTED, STYLE, mark_synthetic
-from ssdlib.plots.sweep import GROUP_COLORS, map_curves, training_loss_curves
+from ssdlib.plots.style import LINE_COLORS as GROUP_COLORS
+from ssdlib.plots.training import map_curves, training_loss_curves
 from ssdlib.runs.comparison import Comparison, Group, RunSummary, short_name, value_text
 
 ON_DARK = ("#8ab4ff", "#ffa36b", "#5fd3a5", "#e59bf0", "#e3c04a", "#5cc8e0", "#ff8fa6", "#b7a1ff")

@@ -14,8 +14,8 @@ from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError
 from ssdlib.config import RECIPES, find_profile
 from ssdlib.data.smears import write_dataset
-from ssdlib.plots.style import MUTED
-from ssdlib.plots.sweep import GROUP_COLORS, group_color, map_curves
+from ssdlib.plots.style import LINE_COLORS
+from ssdlib.plots.training import map_curves
 from ssdlib.runs.comparison import compare_runs, differing_settings, flat, short_name
 from ssdlib.runs.comparison_page import duration, render_comparison, write_comparison
 from ssdlib.runs.folder import RunFolder, read_stages
@@ -454,9 +454,8 @@ def test_curves_have_a_color_for_each_group_and_a_mean_of_whole_runs(tmp_path):
     lines = {line.get_label(): line for line in ax.get_lines()}
     mean = lines["a, mean of 2"]
     assert list(mean.get_xdata()) == [1, 3] and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
-    assert mean.get_color() == GROUP_COLORS[0] and lines["b"].get_color() == GROUP_COLORS[1]
+    assert (mean.get_color(), lines["b"].get_color()) == LINE_COLORS[:2]
     assert len(ax.get_lines()) == 5 and "c" not in lines
-    assert group_color(len(GROUP_COLORS)) == MUTED
 
 
 @pytest.mark.parametrize(
