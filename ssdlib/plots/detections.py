@@ -53,9 +53,9 @@ def triptych(
 def suppression_lines(color: str = INK) -> dict[str, Line]:
     """How boxes are outlined in each state of NMS: {"waiting", "kept", "suppressed"}."""
     return {
-        "waiting": {"color": color, "lw": 0.9},
+        "waiting": {"color": color, "lw": 1.0},
         "kept": {"color": "#15803d", "lw": 2.5},
-        "suppressed": {"color": MUTED, "lw": 0.9, "ls": (0, (1.5, 1.5))},
+        "suppressed": {"color": MUTED, "lw": 1.2, "ls": (0, (1.5, 1.5))},
     }
 
 

@@ -102,7 +102,7 @@ def negatives(ax: Axes | None, image: Any, priors_xyxy: Any, losses: Any) -> Axe
     scale = plt.Normalize(min(losses.min(initial=0), 0), max(losses.max(initial=0), 1e-12))
     colors = plt.get_cmap("viridis_r")(scale(losses[order]))
     colors[:, 3] = 0.12 + 0.88 * scale(losses[order])  # the easy ones would hide the image
-    ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colors, lw=1.3))
+    ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colors, lw=1.3), autolim=False)
     return ax
 
 
@@ -111,7 +111,7 @@ def loss_ranking(ax: Axes | None, losses: Sequence[float], picked: int) -> Axes:
     ax = axes_or_new(ax, (5, 3.4))
     ranked = -np.sort(-np.asarray(losses, dtype=float))
     ranks = np.arange(1, len(ranked) + 1)
-    ax.fill_between(ranks[:picked], ranked[:picked], color=LINE_COLORS[3], alpha=0.35, label="learned from")
+    ax.fill_between(ranks[:picked], ranked[:picked], color=LINE_COLORS[1], alpha=0.35, label="learned from")
     ax.plot(ranks, ranked, color=INK, label="all negatives")
     ax.axvline(picked + 0.5, color=MUTED, ls="--", lw=1.2)
     ax.set_xscale("log")

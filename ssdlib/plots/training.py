@@ -178,15 +178,15 @@ def accuracy_against(ax: Axes | None, results: Mapping[str, Any], across: str) -
     that stopped because its loss was no longer finite; one without any evaluation is left out.
     """
     ax = axes_or_new(ax, (6, 3.8))
-    for (name, entry), color in zip(results["trainings"].items(), LINE_COLORS, strict=False):
-        points = [point for point in entry["points"] if point["map_50"] is not None]
+    for row, color in zip(results["rows"], LINE_COLORS, strict=False):
+        points = [point for point in row["points"] if point["map_50"] is not None]
         if not points:
             continue
         x = [p["seconds"] / 60 if across == "minutes" else p["images"] for p in points]
         y = [p["map_50"] for p in points]
-        label = f"{name}: {y[-1]:.2f}" + (" (stopped)" if entry["stopped"] else "")
+        label = f"{row['name']}: {y[-1]:.2f}" + (" (stopped)" if row["stopped"] else "")
         ax.plot(x, y, "o-", ms=4, lw=2.2, color=color, label=label, clip_on=False)
-        if entry["stopped"]:
+        if row["stopped"]:
             ax.plot(x[-1], y[-1], "x", ms=10, mew=2.2, color=color, clip_on=False)
     ax.set(xlim=(0, None), ylim=(0, 1), ylabel="mAP@0.5 on val")
     ax.set(xlabel="minutes of training" if across == "minutes" else "images seen")

@@ -1,4 +1,4 @@
-"""Where training's time and memory go: `python -m tests.benchmarks --only waste`.
+"""Where training's time and memory go: `python -m tests.benchmarks --only profile`.
 
 The project's own `Trainer` is watched from outside while it trains; its loop knows nothing of it.
 """
@@ -6,18 +6,15 @@ The project's own `Trainer` is watched from outside while it trains; its loop kn
 from __future__ import annotations
 
 import multiprocessing
-import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ssdlib.common.tables import Table, number
 from ssdlib.config import RECIPES, Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader
@@ -29,41 +26,39 @@ from ssdlib.detector.weights import build_model
 from ssdlib.training.monitor import StopSignals
 from ssdlib.training.optim import make_optimizer
 from ssdlib.training.trainer import Trainer
+from tests.benchmarks.common import target, watch
 from tests.benchmarks.suites import RATE, Bench, forward_flops, matrix_rate
+from tests.benchmarks.timing import now
 
 NETWORK, LOSS, UPDATE, DATA = "network", "matching and loss", "update", "waiting for data"
 WIDTHS = (1.0, 0.5)
 
-SHARE_BAR, MEMORY_BAR, DEVICE_BAR = 0.95, 6.0, 0.40
+NETWORK_SHARE, MEMORY_GB, MATRIX_SHARE = 0.95, 6.0, 0.40
 """At least this share in the network; at most these GB; at least this share of a GPU's matrix rate."""
 
 
 def measure(bench: Bench, recipe: Recipe | None = None, widths: tuple[float, ...] = WIDTHS) -> dict[str, Any]:
     """Where the time goes at each width; at the first one also peak memory and the device's rate."""
-    recipe = _for_timing(recipe or RECIPES["scratch"], bench)
-    return {
-        "time": [time_shares(bench, _of_width(recipe, width)) for width in widths],
-        "memory": peak_memory(bench, _of_width(recipe, widths[0])),
-        "device": device_rates(bench, _of_width(recipe, widths[0])),
+    recipe = (recipe or RECIPES["scratch"]).replace(
+        batch_size=bench.batch, learning_rate=RATE, initial_weights="scratch", epochs=100
+    )
+    recipes = [recipe.replace(model=recipe.model.replace(width=width)) for width in widths]
+    measured = {
+        "time": [time_shares(bench, one) for one in recipes],
+        "memory": peak_memory(bench, recipes[0]),
+        "device": device_rates(bench, recipes[0]),
     }
-
-
-def _for_timing(recipe: Recipe, bench: Bench) -> Recipe:
-    return recipe.replace(batch_size=bench.batch, learning_rate=RATE, initial_weights="scratch", epochs=100)
-
-
-def _of_width(recipe: Recipe, width: float) -> Recipe:
-    return recipe.replace(model=recipe.model.replace(width=width))
+    return {**measured, "targets": targets(measured, bench.device)}
 
 
 # --- time ------------------------------------------------------------------------------------------------
 
 
 class Stopwatch:
-    """Splits all the time that passes: each `lap` gives what went by since the one before to a part.
+    """The time that passes, in parts: each `lap` adds the time since the one before to a part.
 
-    On a GPU every lap waits for what was asked of it, so work that would overlap is counted one by one: the
-    waste there is at most what this says.
+    On a GPU every lap waits for the work given to it, so work that would overlap is counted one after
+    another: the parts beside the network take there at most what this says.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -71,29 +66,24 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """From zero."""
+        """Set all parts to zero."""
         self.seconds = dict.fromkeys((NETWORK, LOSS, UPDATE, DATA), 0.0)
-        self._last = self._now()
+        self._last = now(self.device)
 
     def lap(self, part: str) -> None:
-        """The time since the last lap was spent on `part`."""
-        now = self._now()
-        self.seconds[part] += now - self._last
-        self._last = now
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+        """Add the time since the last lap to `part`."""
+        here = now(self.device)
+        self.seconds[part] += here - self._last
+        self._last = here
 
     def shares(self) -> dict[str, float]:
-        """Each part of the whole; together 1."""
+        """The share of each part; together they are 1."""
         total = sum(self.seconds.values())
         return {part: seconds / total for part, seconds in self.seconds.items()}
 
 
 class _Outside:
-    """Stands before an object of the trainer and lets everything through that it does not time itself."""
+    """A wrapper of an object of the trainer that passes on everything it does not time itself."""
 
     def __init__(self, inside: Any, stopwatch: Stopwatch) -> None:
         self._inside, self._stopwatch = inside, stopwatch
@@ -133,8 +123,8 @@ class _Model(_Outside):
         return outputs
 
 
-def watch(trainer: Trainer) -> Stopwatch:
-    """Have everything that this trainer does timed, by these parts:
+def timed(trainer: Trainer) -> Stopwatch:
+    """A stopwatch that times everything this trainer does, in these parts:
 
     - network: forward and backward pass;
     - matching and loss: ground truth to priors, the loss, its own backward pass;
@@ -157,10 +147,10 @@ def watch(trainer: Trainer) -> Stopwatch:
 
 
 def time_shares(bench: Bench, recipe: Recipe) -> dict[str, Any]:
-    """Shares of the wall time of one epoch, after one of a single step that fills caches."""
+    """The shares of the wall time of one epoch, after one of a single step that fills caches."""
     steps = bench.rounds if bench.device.type == "cpu" else 50
     trainer = _trainer(bench, recipe, steps)
-    stopwatch = watch(trainer)
+    stopwatch = timed(trainer)
     first = StopSignals()
     first.requested = "the benchmark"
     trainer.train_one_epoch(first)
@@ -182,7 +172,7 @@ def _trainer(bench: Bench, recipe: Recipe, steps: int) -> Trainer:
     images = steps * recipe.batch_size
     samples = (data.samples * (1 + images // len(data)))[:images]
     repeated = DetectionDataset(samples, data.class_names).preload()
-    folder = bench.folder / "waste"
+    folder = bench.folder / "profile"
     model = build_model(recipe.model)
     return Trainer(model, recipe, repeated, None, run_dir=folder, device=bench.device, progress=False)
 
@@ -191,31 +181,20 @@ def _trainer(bench: Bench, recipe: Recipe, steps: int) -> Trainer:
 
 
 def peak_memory(bench: Bench, recipe: Recipe, steps: int = 3) -> dict[str, Any]:
-    """Most memory that a fresh process ever held while it trained, loading of the libraries included.
+    """The most memory that a fresh process held while it trained, loading of the libraries included.
 
     Of the training process alone: worker processes, where there are any, share most of theirs with it.
     """
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        gigabytes = fresh.submit(_peak_of_a_training, bench, recipe, steps).result()
-    return {"width": recipe.model.width, "batch": recipe.batch_size, "peak_gb": gigabytes}
+    process = multiprocessing.get_context("spawn").Process(target=_train, args=(bench, recipe, steps))
+    process.start()
+    cost = watch(process.pid, process.is_alive)
+    if process.exitcode:
+        raise RuntimeError(f"the training whose memory was measured ended with {process.exitcode}")
+    return {"width": recipe.model.width, "batch": recipe.batch_size, "peak_gb": cost.first_mb / 1000}
 
 
-def _peak_of_a_training(bench: Bench, recipe: Recipe, steps: int) -> float:
+def _train(bench: Bench, recipe: Recipe, steps: int) -> None:
     _trainer(bench, recipe, steps).train_one_epoch(StopSignals())
-    return resident_peak() / 1e9
-
-
-def resident_peak() -> int:
-    """Bytes: the most this process has had in memory."""
-    try:
-        # Unlike getrusage, this does not begin with what the parent process held.
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        return 1024 * int(line.split()[1])
-    except (OSError, StopIteration):
-        import resource  # not on Windows
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
 
 
 # --- the device's rate -----------------------------------------------------------------------------------
@@ -264,11 +243,11 @@ def _device_rate(bench: Bench, recipe: Recipe, variant: Variant, matrix: float) 
     step = training_step(bench, recipe, variant)
     stopwatch, seconds = Stopwatch(bench.device), []
     warm, timed = (5, 30) if on_gpu else (1, min(bench.rounds, 3))
-    for number in range(warm + timed):
+    for step_number in range(warm + timed):
         stopwatch.start()
         step()
         stopwatch.lap(NETWORK)
-        if number >= warm:
+        if step_number >= warm:
             seconds.append(stopwatch.seconds[NETWORK])
     rate = recipe.batch_size / median(seconds)
     return {
@@ -309,43 +288,44 @@ def training_step(bench: Bench, recipe: Recipe, variant: Variant) -> Callable[[]
 # --- what it says ----------------------------------------------------------------------------------------
 
 
-def judge(waste: dict[str, Any], device: torch.device) -> list[dict[str, Any]]:
-    """Each bar beside what was measured; that of the matrix rate is for GPUs."""
-    bars = [
-        _bar(f"network's share of the time, width {row['width']:g}", row["shares"][NETWORK], SHARE_BAR)
-        for row in waste["time"]
+def targets(measured: Mapping[str, Any], device: torch.device) -> list[dict[str, Any]]:
+    """The targets with what was measured; that of the matrix rate is for GPUs."""
+    found = [
+        target(f"network's share of the time, width {row['width']:g}", row["shares"][NETWORK], NETWORK_SHARE)
+        for row in measured["time"]
     ]
-    memory = waste["memory"]
+    memory = measured["memory"]
     name = f"peak memory, GB, batch {memory['batch']}, width {memory['width']:g}"
-    bars.append(_bar(name, memory["peak_gb"], MEMORY_BAR, at_most=True))
+    found.append(target(name, memory["peak_gb"], MEMORY_GB, at_most=True))
     if device.type == "cuda":
-        best = max(row["share_of_matrix_rate"] for row in waste["device"])
-        bars.append(_bar("share of the GPU's matrix rate", best, DEVICE_BAR))
-    return bars
+        best = max(row["share_of_matrix_rate"] for row in measured["device"])
+        found.append(target("share of the GPU's matrix rate", best, MATRIX_SHARE))
+    return found
 
 
-def _bar(name: str, measured: float, wanted: float, at_most: bool = False) -> dict[str, Any]:
-    passed = measured <= wanted if at_most else measured >= wanted
-    return {"name": name, "wanted": wanted, "measured": measured, "passed": passed, "at_most": at_most}
-
-
-def report(waste: dict[str, Any], device: torch.device) -> str:
-    """Tables and bars, for people."""
-    parts = list(waste["time"][0]["shares"])
-    lines = ["where training's time goes", f"  {'':9}{'ms/image':>10}" + "".join(f"{p:>20}" for p in parts)]
-    for row in waste["time"]:
-        shares = "".join(f"{row['shares'][part]:>20.1%}" for part in parts)
-        lines.append(f"  width {row['width']:<3g}{1e3 * row['seconds_per_image']:>10.1f}{shares}")
-    first = waste["device"][0]
-    lines += ["", f"the network on data that is there, width {first['width']:g}, batch {first['batch']}"]
-    lines.append(f"  {'':30}{'img/s':>10}{'of matrix rate':>16}{'peak GPU GB':>13}")
-    for row in waste["device"]:
-        memory = "n/a" if row["peak_gpu_gb"] is None else f"{row['peak_gpu_gb']:.2f}"
-        share = row["share_of_matrix_rate"]
-        lines.append(f"  {row['name']:30}{row['images_per_second']:>10.2f}{share:>16.1%}{memory:>13}")
-    lines += ["", "bars"]
-    for bar in judge(waste, device):
-        sign = "<=" if bar["at_most"] else ">="
-        verdict = "PASS" if bar["passed"] else "miss"
-        lines.append(f"  {verdict}  {bar['name']:42}{bar['measured']:7.3f}  (bar {sign} {bar['wanted']:g})")
-    return "\n".join(lines)
+def tables(measured: Mapping[str, Any]) -> list[Table]:
+    """Two tables: the time of training by part, and the rate of the network on data that is there."""
+    times, device = measured["time"], measured["device"]
+    parts = list(times[0]["shares"])
+    by_part = [
+        (
+            f"width {row['width']:g}",
+            f"{1e3 * row['seconds_per_image']:.1f}",
+            *(f"{row['shares'][part]:.1%}" for part in parts),
+        )
+        for row in times
+    ]
+    rates = [
+        (
+            row["name"],
+            f"{row['images_per_second']:.2f}",
+            f"{row['share_of_matrix_rate']:.1%}",
+            number(row["peak_gpu_gb"], ".2f"),
+        )
+        for row in device
+    ]
+    title = f"network alone, width {device[0]['width']:g}, batch {device[0]['batch']}"
+    return [
+        Table(("time of training", "ms/image", *parts), by_part),
+        Table((title, "img/s", "of matrix rate", "peak GPU GB"), rates),
+    ]
