@@ -1,4 +1,4 @@
-"""The trainings that time to accuracy compares: ours, the original recipe, and torchvision's reference script."""
+"""The trainings that time to accuracy compares: our recipes, and torchvision's reference script."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ssdlib.common.errors import CheckpointError, ConfigError, TrainingError
-from ssdlib.common.runtime import choose_precision
-from ssdlib.config import NO_AUGMENTATION, RECIPES, Recipe, Settings
+from ssdlib.common.errors import ConfigError, TrainingError
+from ssdlib.config import RECIPES, Recipe, Settings
 from ssdlib.data.dataset import DetectionDataset, ImageCache
 from ssdlib.data.loaders import EpochBatches, SeededDataset, choose_workers, set_epoch
 from ssdlib.data.source import DataSource
-from ssdlib.detector.model import SSD300
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
@@ -33,10 +31,10 @@ from tests.benchmarks.suites import torchvision_model
 
 @dataclass(frozen=True)
 class TorchvisionRecipe(Settings):
-    """The recipe of torchvision's reference script (references/detection) for ssd300_vgg16, for a smaller batch.
+    """The recipe of torchvision's reference script (references/detection), for a smaller batch.
 
-    There: SGD at 0.002 for 8 GPUs with 4 images each, divided by ten after 80 and 110 of 120 epochs, a
-    warm-up from a thousandth of the rate, no clipping, and the augmentation `ssd`.
+    It trains ssd300_vgg16 by SGD at 0.002 for 8 GPUs with 4 images each, divided by ten after 80 and 110 of
+    120 epochs, a warm-up from a thousandth of the rate, no clipping, and the augmentation `ssd`.
     """
 
     name: str = "torchvision"
@@ -67,25 +65,6 @@ def baseline_recipes(pretrained: bool = False) -> dict[str, AnyRecipe]:
     if not pretrained:
         original = original.replace(initial_weights="scratch")
     return {"scratch": scratch, "original": original, "torchvision": TorchvisionRecipe()}
-
-
-def describe(recipe: AnyRecipe, device: torch.device) -> str:
-    """One line that says what is trained, and how."""
-    if isinstance(recipe, TorchvisionRecipe):
-        return (
-            f"torchvision's ssd300_vgg16 from {recipe.initial_weights}, its reference recipe for a batch of "
-            f"{recipe.batch_size}: SGD {recipe.learning_rate:g}, {recipe.augment}, {recipe.precision}"
-        )
-    model, network = recipe.model, "SSD300"
-    if model.width != 1:
-        network += f" of width {model.width:g}"
-    if model.batch_norm:
-        network += " with BatchNorm"
-    augmented = "not augmented" if recipe.augment == NO_AUGMENTATION else "augmented"
-    return (
-        f"our recipe {recipe.name}: {network} from {recipe.initial_weights}, batches of {recipe.batch_size}, "
-        f"{recipe.optimizer} {recipe.learning_rate:g}, {augmented}, {choose_precision('auto', device)}"
-    )
 
 
 @dataclass(frozen=True)
@@ -160,9 +139,8 @@ class Ours:
 
     def __init__(self, recipe: Recipe, schedule: Schedule, setting: Setting) -> None:
         self.device = setting.device
-        model, self.initial_weights = _first_weights(recipe, setting.seed)
         self.trainer = Trainer(
-            model,
+            build_model(recipe.model, recipe.initial_weights, setting.seed),
             recipe.replace(epochs=schedule.epochs),
             setting.source.dataset("train"),
             None,
@@ -173,7 +151,7 @@ class Ours:
         )
 
     def train_until(self, step: int) -> None:
-        """Train to the end of a step, counted from the start. Decoding the images, done once, is part of it."""
+        """Train to the end of a step, counted from the start. Decoding the images is part of it."""
         trainer = self.trainer
         if trainer.step == 0:
             trainer.train_data.preload()
@@ -187,17 +165,6 @@ class Ours:
         return Predictor(self.trainer.weights, device=self.device, precision=self.trainer.precision)
 
 
-def _first_weights(recipe: Recipe, seed: int) -> tuple[SSD300, str]:
-    """The network and the initial weights it has: scratch, if those to download cannot be had."""
-    try:
-        return build_model(recipe.model, recipe.initial_weights, seed), recipe.initial_weights
-    except CheckpointError as error:
-        if recipe.initial_weights not in ("imagenet", "coco"):
-            raise
-        print(f"{recipe.name} starts from scratch: {error}", flush=True)
-        return build_model(recipe.model, "scratch", seed), "scratch"
-
-
 class Torchvision:
     """torchvision's SSD300 with its own loss, transforms and post-processing, after its reference script.
 
@@ -207,7 +174,6 @@ class Torchvision:
 
     def __init__(self, recipe: TorchvisionRecipe, schedule: Schedule, setting: Setting) -> None:
         torch.manual_seed(setting.seed)
-        self.initial_weights = recipe.initial_weights
         self.device, self.progress = setting.device, setting.progress
         self.class_names = tuple(setting.source.class_names)
         data = DetectionDataset(

@@ -120,7 +120,7 @@ class Results:
 
 
 def save_figure(figure: Figure, path: Path, *suffixes: str) -> list[Path]:
-    """Write a figure beside the results at `path`, once for each suffix such as ".png", and return the paths."""
+    """Write a figure beside the results, once for each suffix such as ".png", and return the paths."""
     files = [path.with_suffix(suffix) for suffix in suffixes]
     for file in files:
         write_with(file, lambda stream, file=file: figure.savefig(stream, format=file.suffix[1:], dpi=200))

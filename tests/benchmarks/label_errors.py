@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,9 +23,8 @@ import torch
 import typer
 from lxml import etree
 
-from ssdlib.common.errors import SsdError
 from ssdlib.common.files import read_json, write_bytes, write_json
-from ssdlib.common.runtime import environment
+from ssdlib.common.tables import Table, number
 from ssdlib.data.formats.voc import add_object, read_objects, read_tree, set_box
 from ssdlib.data.smears import HEIGHT, WIDTH, write_dataset
 from ssdlib.data.source import DataSource, open_folder
@@ -36,6 +34,7 @@ from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
 from ssdlib.tools.label_errors.folds import SCORE_FLOOR, out_of_fold
 from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, find_issues, pair, read_labels, second_opinions
+from tests.benchmarks.common import run_command, write_results
 
 Box = Sequence[float]
 Judge = Literal["folds", "shipped"]
@@ -80,14 +79,14 @@ def damage_labels(
     def damage(tree: etree._Element, file: Path) -> None:
         marks = done[file.stem] = {}
         objects = read_objects(file)
-        for number, (node, (name, box)) in enumerate(zip(tree.findall("object"), objects, strict=True), 1):
+        for k, (node, (name, box)) in enumerate(zip(tree.findall("object"), objects, strict=True), 1):
             chance = draw.random()
             if chance < share:
                 set_box(node.find("bndbox"), _moved(box, draw))
-                marks[number] = "moved"
+                marks[k] = "moved"
             elif chance < 2 * share:
                 node.find("name").text = draw.choice([n for n in source.class_names if n != name])
-                marks[number] = "renamed"
+                marks[k] = "renamed"
         if (box := _empty_place([box for _, box in objects], draw)) is not None:
             add_object(tree, "RBC", box)
             marks[len(objects) + 1] = "invented"
@@ -193,7 +192,7 @@ def damage_found(
     for sample, pairing, doubts in zip(dataset.samples, pairings, theirs, strict=True):
         keys += [(sample.image_id, label.number) for label in pairing.labels]
         opinions += [doubts.get(label.number, 0.0) for label in pairing.labels]
-    done = [damage[image].get(number) for image, number in keys]
+    done = [damage[image].get(object_number) for image, object_number in keys]
     scores = [ours.get(key, 0.0) for key in keys]
     return {
         name: _told_apart(
@@ -268,7 +267,6 @@ def measure(
         "epochs": epochs if judge == "folds" else None,
         "training_seconds": seconds,
         "share_removed": share,
-        "environment": environment(),
         "listed": {name: _without_curve(found_again(listed, removed, key)) for name, key in classes.items()},
         "whole_ranking": {name: found_again(issues, removed, key) for name, key in classes.items()},
         "damage": damage_found(open_folder(out / "damaged"), by_image, damage),
@@ -279,28 +277,23 @@ def _without_curve(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("curve", "at_90")}
 
 
-def to_text(result: Mapping[str, Any]) -> str:
-    """The measurement as lines to print."""
-
-    def number(value: float | None) -> str:
-        return "n/a" if value is None else f"{value:.3f}"
-
-    lines = [
-        f"{'class':<10}{'removed':>9}{'listed':>8}{'precision':>11}{'recall':>8}  recall at precision 0.9"
-    ]
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Two tables of the measurement: the removed labels by class, and the labels damaged by kind."""
+    removed = []
     for name, row in result["listed"].items():
         at = result["whole_ranking"][name]["at_90"] or {}
-        lines.append(
-            f"{name:<10}{row['removed']:>9}{row['issues']:>8}{number(row['precision']):>11}"
-            f"{number(row['recall']):>8}  {number(at.get('recall'))} (score {number(at.get('score'))})"
-        )
-    lines += ["", f"{'damage':<10}{'labels':>9}{'damaged':>9}{'AP, ours':>11}{'AP, cleanlab':>14}"]
-    for name, row in result["damage"].items():
-        lines.append(
-            f"{name:<10}{row['labels']:>9}{row['damaged']:>9}{number(row['ours']):>11}"
-            f"{number(row['cleanlab']):>14}"
-        )
-    return "\n".join(lines)
+        counts = str(row["removed"]), str(row["issues"])
+        shares = row["precision"], row["recall"], at.get("recall"), at.get("score")
+        removed.append((name, *counts, *map(number, shares)))
+    header = ("class", "removed", "listed", "precision", "recall", "recall at precision 0.9", "score there")
+    damage = [
+        (name, str(row["labels"]), str(row["damaged"]), number(row["ours"]), number(row["cleanlab"]))
+        for name, row in result["damage"].items()
+    ]
+    return [
+        Table(header, removed),
+        Table(("damage", "labels", "damaged", "AP, ours", "AP, cleanlab"), damage),
+    ]
 
 
 def main(
@@ -313,15 +306,11 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
     """Measure how many removed labels `ssdlib data issues` finds again."""
-    try:
-        result = measure(out, images=images, folds=folds, epochs=epochs, share=share, judge=judge)
-    except SsdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    print(to_text(result))
+    result = measure(out, images=images, folds=folds, epochs=epochs, share=share, judge=judge)
+    print("\n\n".join(table.to_text() for table in tables(result)))
     if json_file is not None:
-        write_json(json_file, result)
+        write_results(json_file, result)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

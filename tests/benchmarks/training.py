@@ -1,9 +1,9 @@
 """`python -m tests.benchmarks.training`: time to accuracy, mAP on val against minutes and images seen.
 
-Each recipe trains in a process of its own, one after the other, on the same images in the same order, the same
-number of them, and is evaluated at the same moments by the same code. What it reached is written after each
-evaluation; a training that is done is not repeated with the same settings, one that was interrupted begins
-again. Minutes are of training alone: decoding, augmentation and all, but not the evaluations.
+Each recipe trains in a process of its own, one after the other, on the same images in the same order, the
+same number of them, and is evaluated at the same moments by the same code. What it reached is written after
+each evaluation; a training that is done is not repeated with the same settings, one that was interrupted
+begins again. Minutes are of training alone: decoding, augmentation and all, but not the evaluations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ssdlib.common.tables import Table, number
 from ssdlib.data.source import DataSource, resolve
 from ssdlib.evaluation.evaluate import evaluate_model
 from ssdlib.plots.training import time_to_accuracy
-from tests.benchmarks.baselines import AnyRecipe, Schedule, Setting, baseline_recipes, describe, start
+from tests.benchmarks.baselines import AnyRecipe, Schedule, Setting, baseline_recipes, start
 from tests.benchmarks.common import Results, choose, run_command, save_figure
 from tests.benchmarks.timing import now
 
@@ -75,7 +75,6 @@ def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
     )
     val.preload()  # else decoding it would be part of the first evaluation
     row: dict[str, Any] = {
-        "description": "",
         "recipe": recipe.to_dict(),
         "images": schedule.images,
         "epochs": schedule.epochs,
@@ -87,7 +86,6 @@ def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="ssdlib-benchmark-") as folder:
         setting = Setting(benchmark.source, device, benchmark.seed, Path(folder), benchmark.progress)
         training = start(recipe, schedule, setting)
-        row["description"] = describe(recipe.replace(initial_weights=training.initial_weights), device)
         for step in schedule.stops:
             began = now(device)
             try:
@@ -131,7 +129,7 @@ def train_all(benchmark: Benchmark, recipes: Mapping[str, AnyRecipe], anew: bool
         if is_done(results.find({"name": name}, recipe.to_dict())):
             print(f"{name:12} is done already: {benchmark.path}")
             continue
-        print(f"{name:12} {describe(recipe, choose_device(benchmark.device))}", flush=True)
+        print(f"{name:12} from {recipe.initial_weights}", flush=True)
         process = multiprocessing.get_context("spawn").Process(target=_train, args=(name, recipe, benchmark))
         process.start()
         try:
