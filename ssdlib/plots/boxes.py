@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from ssdlib.inference.draw import color_of
-from ssdlib.plots.style import MUTED, axes_or_new
+from ssdlib.plots.style import MUTED
 
 Line = Mapping[str, Any]
 """How a box is outlined: `color`, `lw` and `ls`, as matplotlib names them."""
@@ -30,39 +30,16 @@ def show_image(ax: Axes, image: np.ndarray, title: str = "") -> Axes:
 
 
 def draw_boxes(
-    ax: Axes,
-    boxes_xyxy: Any,
-    labels: Any = None,
-    class_names: Sequence[str] = (),
-    scores: Any = None,
-    *,
-    captions: bool = False,
-    color: str | None = None,
-    **line: Any,
+    ax: Axes, boxes_xyxy: Any, labels: Any = None, *, color: str | None = None, **line: Any
 ) -> Axes:
-    """The Axes with (G, 4) xyxy boxes outlined, each in `color` or in that of its class.
+    """The Axes with (G, 4) xyxy boxes outlined in one color, or each in that of its label's class.
 
-    Boxes are in the units of the Axes. `captions` writes the class name, and the score where there is one,
-    at the upper left corner. `line` is what matplotlib's Rectangle takes, such as `lw` and `ls`.
+    Boxes are in the units of the Axes. `line` is what matplotlib's Rectangle takes, such as `lw` and `ls`.
     """
     line = {"fill": False, "lw": 1.6, **line}
     for i, (xmin, ymin, xmax, ymax) in enumerate(as_boxes(boxes_xyxy)):
-        label = 0 if labels is None else int(labels[i])
-        edge = color or color_of(label)
+        edge = color or color_of(int(labels[i]))
         ax.add_patch(Rectangle((xmin, ymin), xmax - xmin, ymax - ymin, edgecolor=edge, **line))
-        if captions:
-            text = class_names[label - 1] if label and class_names else ""
-            if scores is not None:
-                text = f"{text} {float(scores[i]):.2f}".strip()
-            # At the upper and the right border a caption outside the box would be cut off.
-            left, right = sorted(ax.get_xlim())
-            flush_right = xmin > left + 0.85 * (right - left)
-            at_top = ymin < min(ax.get_ylim()) + 0.04 * abs(np.subtract(*ax.get_ylim()))
-            ax.text(
-                xmax if flush_right else xmin, max(ymin, min(ax.get_ylim())), text, fontsize=7,
-                color="white", va="top" if at_top else "bottom", ha="right" if flush_right else "left",
-                clip_on=True, bbox={"facecolor": edge, "edgecolor": "none", "pad": 1.0},
-            )  # fmt: skip
     return ax
 
 
@@ -79,14 +56,13 @@ def as_boxes(boxes: Any) -> np.ndarray:
 
 
 def board(
-    ax: Axes | None, size: float, objects_xyxy: Any = (), colors: Sequence[str] = (MUTED,), grid: int = 0
+    ax: Axes, size: float, objects_xyxy: Any = (), colors: Sequence[str] = (MUTED,), grid: int = 0
 ) -> Axes:
     """A square board of `size` units for a drawn example, with objects (G, 4) xyxy named A, B, ...
 
     Objects are filled with the colors in turn; y runs downward as in images. `grid` is the number of squares
     a side, 0 for none.
     """
-    ax = axes_or_new(ax, (4, 4))
     ax.set(xlim=(0, size), ylim=(size, 0), aspect="equal")
     lines = np.linspace(0, size, grid + 1) if grid else []
     ax.set_xticks(lines, labels=[""] * len(lines))

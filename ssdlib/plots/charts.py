@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ssdlib.inference.draw import color_of
-from ssdlib.plots.style import INK, MUTED, axes_or_new
+from ssdlib.plots.style import INK, MUTED
 
 if TYPE_CHECKING:
     from ssdlib.evaluation.tables import Interval
 
 
 def grouped_bars(
-    ax: Axes | None,
+    ax: Axes,
     values: Mapping[str, Mapping[str, float | None]],
     *,
     form: str = "{:.2f}",
@@ -26,7 +26,6 @@ def grouped_bars(
 
     Values are shares from 0 to 1, or with `log` counts on a logarithmic axis; None is written as n/a.
     """
-    ax = axes_or_new(ax, (8, 3.4))
     shades, width = np.linspace(1.0, 0.4, max(len(values), 2)), 0.8 / max(len(values), 1)
     for k, (series, by_class) in enumerate(values.items()):
         names = list(by_class)
@@ -47,13 +46,12 @@ def grouped_bars(
 
 
 def stacked_bars(
-    ax: Axes | None, rows: Mapping[str, Sequence[float]], ends: Sequence[str], colors: Mapping[str, str]
+    ax: Axes, rows: Mapping[str, Sequence[float]], ends: Sequence[str], colors: Mapping[str, str]
 ) -> Axes:
     """The Axes with a horizontal bar for each {row: a length for each part}, first on top.
 
     `ends` are the texts at the ends of the bars, `colors` those of the parts by name.
     """
-    ax = axes_or_new(ax, (6.4, 3.4))
     starts = np.zeros(len(rows))
     for k, (part, color) in enumerate(colors.items()):
         lengths = np.array([parts[k] for parts in rows.values()], dtype=float)
@@ -67,7 +65,7 @@ def stacked_bars(
 
 
 def interval_dots(
-    ax: Axes | None,
+    ax: Axes,
     values: Mapping[str, Interval],
     class_names: Sequence[str],
     *,
@@ -80,7 +78,6 @@ def interval_dots(
     An undefined value is written as n/a. `at_least` is a range that the axis covers whatever the values are.
     `published` marks {row: value} of others by a hollow diamond.
     """
-    ax = axes_or_new(ax, (6, 2.5))
     for row, (name, one) in enumerate(values.items()):
         if one.value is None:
             ax.annotate("n/a", (0, row), (6, 0), xycoords=("axes fraction", "data"),

@@ -11,23 +11,21 @@ from matplotlib.axes import Axes
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.boxes import as_boxes, draw_boxes, fill_boxes, show_image
 from ssdlib.plots.charts import scaled_histograms
-from ssdlib.plots.style import INK, MUTED, axes_or_new
+from ssdlib.plots.style import INK, MUTED
 
 
-def ground_truth(ax: Axes | None, image: Any, target: Mapping[str, Any], title: str = "") -> Axes:
+def ground_truth(ax: Axes, image: Any, target: Mapping[str, Any], title: str = "") -> Axes:
     """The Axes with an image and its target: "boxes" (G, 4), xyxy pixels, and "labels" (G,)."""
-    ax = axes_or_new(ax, (4.2, 3.3))
     show_image(ax, image, title)
     return draw_boxes(ax, target["boxes"], target["labels"])
 
 
-def size_scatter(ax: Axes | None, sizes: Mapping[str, Any], priors: Any = ()) -> Axes:
+def size_scatter(ax: Axes, sizes: Mapping[str, Any], priors: Any = ()) -> Axes:
     """The Axes with a dot for each box of {class: (G, 2) widths and heights}, fractions of the image.
 
     Both axes are logarithmic. `priors` (K, 2) are the sizes of prior boxes, drawn as diamonds, the one of the
     smallest area larger.
     """
-    ax = axes_or_new(ax, (5.6, 5.2))
     names = list(sizes)
     # The most numerous class first, so that it does not hide the others.
     for name in sorted(names, key=lambda name: -len(sizes[name])):
@@ -49,9 +47,8 @@ def size_scatter(ax: Axes | None, sizes: Mapping[str, Any], priors: Any = ()) ->
     return ax
 
 
-def aspect_histogram(ax: Axes | None, ratios: Mapping[str, Any], prior_ratios: Sequence[float] = ()) -> Axes:
+def aspect_histogram(ax: Axes, ratios: Mapping[str, Any], prior_ratios: Sequence[float] = ()) -> Axes:
     """The Axes with a histogram of width / height for each {class: ratios}; the priors' ratios are dotted."""
-    ax = axes_or_new(ax, (5, 3.4))
     names = list(ratios)
     colors = [color_of(name, names) for name in names]
     scaled_histograms(ax, ratios, np.geomspace(0.2, 5, 49), colors, lw=1.8)
@@ -64,9 +61,8 @@ def aspect_histogram(ax: Axes | None, ratios: Mapping[str, Any], prior_ratios: S
     return ax
 
 
-def count_histogram(ax: Axes | None, counts: Sequence[int], name: str, class_names: Sequence[str]) -> Axes:
+def count_histogram(ax: Axes, counts: Sequence[int], name: str, class_names: Sequence[str]) -> Axes:
     """The Axes with bars of how many images hold 0, 1, 2, ... objects of one class."""
-    ax = axes_or_new(ax, (3.6, 3))
     images = np.bincount(np.asarray(counts, dtype=np.int64), minlength=2)
     ax.bar(np.arange(len(images)), images, width=0.9, color=color_of(name, class_names))
     ax.set(xlabel=f"{name} in an image", ylabel="images", xlim=(-0.7, len(images) - 0.3))
@@ -76,7 +72,7 @@ def count_histogram(ax: Axes | None, counts: Sequence[int], name: str, class_nam
     return ax
 
 
-def hidden_labels(ax: Axes | None, image: Any, target: Mapping[str, Any], hidden: Any) -> Axes:
+def hidden_labels(ax: Axes, image: Any, target: Mapping[str, Any], hidden: Any) -> Axes:
     """Ground truth in which the boxes where `hidden` (G,) is true are filled with yellow, as if unlabeled."""
     boxes, labels = as_boxes(target["boxes"]), np.asarray(target["labels"])
     hidden = np.asarray(hidden, dtype=bool)
@@ -87,9 +83,8 @@ def hidden_labels(ax: Axes | None, image: Any, target: Mapping[str, Any], hidden
     return ax
 
 
-def side_by_side(ax: Axes | None, images: Sequence[Any], title: str = "") -> Axes:
+def side_by_side(ax: Axes, images: Sequence[Any], title: str = "") -> Axes:
     """The Axes with images of one height, each (H, W, 3), next to each other with white gaps."""
-    ax = axes_or_new(ax, (7, 2.8))
     if len(images):
         gap = np.full((np.asarray(images[0]).shape[0], 12, 3), 255, np.uint8)
         pieces = [piece for image in images for piece in (np.asarray(image), gap)][:-1]

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.boxes import Line, as_boxes, draw_boxes, show_image, tag_boxes
 from ssdlib.plots.data import ground_truth
-from ssdlib.plots.style import INK, MUTED, axes_or_new, table
+from ssdlib.plots.style import INK, MUTED, table
 
 if TYPE_CHECKING:
     from ssdlib.inference.detections import Detections
@@ -22,19 +22,10 @@ def counts_text(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
-def detected(
-    ax: Axes | None, image: Any, detections: Detections, *, title: str | None = None, captions: bool = False
-) -> Axes:
-    """The Axes with an image (H, W, 3) and its detections; the title is their counts unless given.
-
-    `captions` writes class and score at each box.
-    """
-    ax = axes_or_new(ax, (5.2, 4.1))
+def detected(ax: Axes, image: Any, detections: Detections, title: str | None = None) -> Axes:
+    """The Axes with an image (H, W, 3) and its detections; the title is their counts unless given."""
     show_image(ax, image, counts_text(detections.counts()) if title is None else title)
-    return draw_boxes(
-        ax, detections.boxes.numpy(), detections.labels.numpy(), detections.class_names,
-        detections.scores.numpy(), captions=captions,
-    )  # fmt: skip
+    return draw_boxes(ax, detections.boxes.numpy(), detections.labels.numpy())
 
 
 def triptych(
@@ -84,7 +75,7 @@ def suppression(
 
 
 def counts_by_threshold(
-    ax: Axes | None,
+    ax: Axes,
     detections: Sequence[Detections],
     true_counts: Mapping[str, int],
     thresholds: Mapping[str, float] | None = None,
@@ -93,7 +84,6 @@ def counts_by_threshold(
 
     A curve for each class; its true number is dashed, and a dot marks its working threshold.
     """
-    ax = axes_or_new(ax, (7, 3.8))
     names = list(true_counts)
     for label, name in enumerate(names, start=1):
         parts = [one.scores.numpy()[one.labels.numpy() == label] for one in detections]
@@ -112,11 +102,8 @@ def counts_by_threshold(
     return ax
 
 
-def counts_table(
-    ax: Axes | None, rows: Mapping[str, Sequence[tuple[int, int]]], names: Sequence[str]
-) -> Axes:
+def counts_table(ax: Axes, rows: Mapping[str, Sequence[tuple[int, int]]], names: Sequence[str]) -> Axes:
     """The Axes with {image: (counted, true) for each class} as a table, in color where the two differ."""
-    ax = axes_or_new(ax, (8, 0.6 + 0.3 * len(rows)))
     if not rows:
         ax.set_axis_off()
         return ax
@@ -133,9 +120,8 @@ def counts_table(
     return ax
 
 
-def scores_table(ax: Axes | None, detections: Sequence[Detections], names: Sequence[str]) -> Axes:
+def scores_table(ax: Axes, detections: Sequence[Detections], names: Sequence[str]) -> Axes:
     """The Axes with a table of each class's number and mean score, by image and together."""
-    ax = axes_or_new(ax, (8, 0.8 + 0.3 * len(detections)))
     images = {one.image: [one] for one in detections}
     rows = {}
     for image, group in {**images, "together": detections}.items():

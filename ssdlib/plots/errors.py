@@ -13,7 +13,7 @@ from ssdlib.common.tables import number
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.boxes import Line, board, draw_boxes, show_image, tag_boxes
 from ssdlib.plots.charts import stacked_bars
-from ssdlib.plots.style import MUTED, Source, axes_or_new, new_figure
+from ssdlib.plots.style import MUTED, Source, new_figure
 
 if TYPE_CHECKING:
     from ssdlib.evaluation.errors import Verdict
@@ -28,7 +28,7 @@ MATCH_LINES = {"true positive": TRUE_POSITIVE, "false positive": FALSE_POSITIVE,
 
 
 def matched_image(
-    ax: Axes | None,
+    ax: Axes,
     image: Any,
     detections: Detections,
     target: Mapping[str, Any],
@@ -36,7 +36,6 @@ def matched_image(
     title: str = "",
 ) -> Axes:
     """The Axes with an image (H, W, 3), its true and false positives, and the objects that were missed."""
-    ax = axes_or_new(ax, (4.2, 3.3))
     show_image(ax, image, title)
     boxes = detections.boxes.numpy()
     draw_boxes(ax, boxes[matches.right], **TRUE_POSITIVE)
@@ -45,7 +44,7 @@ def matched_image(
 
 
 def matched_board(
-    ax: Axes | None, objects_xyxy: Any, boxes_xyxy: Any, right: Sequence[bool], *, size: float
+    ax: Axes, objects_xyxy: Any, boxes_xyxy: Any, right: Sequence[bool], *, size: float
 ) -> Axes:
     """A board with objects (G, 4) named A, B, ... and boxes (D, 4) numbered from 1, true positives green."""
     ax = board(ax, size, objects_xyxy)
@@ -57,7 +56,7 @@ def matched_board(
     )
 
 
-def delta_ap_bars(ax: Axes | None, errors: TideErrors) -> Axes:
+def delta_ap_bars(ax: Axes, errors: TideErrors) -> Axes:
     """The Axes with a bar for each kind of error: the points (0.01) of mAP to gain without it, by class."""
     names = list(errors.per_class)
     gains = {kind: [one.kinds[kind].cost for one in errors.per_class.values()] for kind in errors.kinds}
@@ -108,12 +107,11 @@ def _caption(error: WorstError) -> str:
     return f"{error.kind}\n{said}"
 
 
-def crop(ax: Axes | None, image: Any, box_xyxy: Any, line: Line, title: str = "") -> Axes:
+def crop(ax: Axes, image: Any, box_xyxy: Any, line: Line, title: str = "") -> Axes:
     """The Axes with the surroundings of one box (4,), about twice its side or 80 pixels, and the box.
 
     At the image's border the window is moved inside.
     """
-    ax = axes_or_new(ax, (2, 2.2))
     show_image(ax, image)
     ax.set_title(title, fontsize=9, weight="normal")
     xmin, ymin, xmax, ymax = np.asarray(box_xyxy, dtype=float)

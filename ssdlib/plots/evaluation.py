@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ssdlib.common.tables import number
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.errors import FALSE_POSITIVE, TRUE_POSITIVE
-from ssdlib.plots.style import INK, MUTED, axes_or_new, table
+from ssdlib.plots.style import INK, MUTED, table
 
 if TYPE_CHECKING:
     from ssdlib.evaluation.calibration import Reliability
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 GREEN, ORANGE = TRUE_POSITIVE["color"], FALSE_POSITIVE["color"]
 
 
-def precision_recall_by_hand(ax: Axes | None, curve: PrecisionRecall, *, eleven: bool = False) -> Axes:
+def precision_recall_by_hand(ax: Axes, curve: PrecisionRecall, *, eleven: bool = False) -> Axes:
     """The Axes with a short curve by points, its envelope, and its area or VOC 2007's eleven points."""
-    ax = _precision_recall_axes(axes_or_new(ax, (4.6, 3.8)))
+    ax = _precision_recall_axes(ax)
     recall, envelope = curve.recall, curve.envelope
     if len(recall):
         steps_x = np.concatenate([[0.0], recall, recall[-1:]])
@@ -47,23 +47,19 @@ def precision_recall_by_hand(ax: Axes | None, curve: PrecisionRecall, *, eleven:
 
 
 def precision_recall_curves(
-    ax: Axes | None,
-    curves: Mapping[str, PrecisionRecall],
-    thresholds: Mapping[str, float] | None = None,
+    ax: Axes, curves: Mapping[str, PrecisionRecall], thresholds: Mapping[str, float]
 ) -> Axes:
     """The Axes with a precision-recall curve for each class, with a dot at its score threshold."""
-    ax = _precision_recall_axes(axes_or_new(ax, (5.4, 4.2)))
+    ax = _precision_recall_axes(ax)
     names = list(curves)
     for name, curve in curves.items():
         color = color_of(name, names)
-        ap = "n/a" if curve.ap is None else f"{curve.ap:.3f}"
         recall = np.concatenate([[0.0], curve.recall])
         precision = np.concatenate([curve.precision[:1], curve.precision]) if len(curve.scores) else [np.nan]
-        ax.plot(recall, precision, color=color, label=f"{name}, AP {ap}")
-        if thresholds and curve.ground_truth:
-            p, r, _ = curve.at(thresholds[name])
-            if p is not None:
-                ax.plot([r], [p], "o", ms=9, color=color, mec="white", mew=1.5, zorder=3)
+        ax.plot(recall, precision, color=color, label=f"{name}, AP {number(curve.ap)}")
+        p, r, _ = curve.at(thresholds[name])
+        if None not in (p, r):
+            ax.plot([r], [p], "o", ms=9, color=color, mec="white", mew=1.5, zorder=3)
     if names:
         ax.legend(loc="lower left", fontsize=9)
     return ax
@@ -74,9 +70,8 @@ def _precision_recall_axes(ax: Axes) -> Axes:
     return ax
 
 
-def metrics_table(ax: Axes | None, metrics: Metrics) -> Axes:
+def metrics_table(ax: Axes, metrics: Metrics) -> Axes:
     """The Axes with a table of average precisions, and precision and recall at the threshold."""
-    ax = axes_or_new(ax, (9, 1.9))
     columns = ["objects", "VOC07 AP", "VOC12 AP", "AP at 0.5", "AP (COCO)", "precision", "recall"]
     rows = {
         name: [
@@ -90,9 +85,8 @@ def metrics_table(ax: Axes | None, metrics: Metrics) -> Axes:
     return table(ax, columns, {**rows, "mean": [str(objects), *map(number, means), "", ""]})
 
 
-def ap_by_iou(ax: Axes | None, ious: Sequence[float], values: Mapping[str, Sequence[float | None]]) -> Axes:
+def ap_by_iou(ax: Axes, ious: Sequence[float], values: Mapping[str, Sequence[float | None]]) -> Axes:
     """The Axes with average precision against the IoU threshold: {class: AP at each of `ious`}."""
-    ax = axes_or_new(ax, (5.4, 3.6))
     names = list(values)
     for name in names:
         heights = [np.nan if value is None else value for value in values[name]]
@@ -104,10 +98,9 @@ def ap_by_iou(ax: Axes | None, ious: Sequence[float], values: Mapping[str, Seque
 
 
 def threshold_curves(
-    ax: Axes | None, curve: PrecisionRecall, name: str, class_names: Sequence[str], chosen: float
+    ax: Axes, curve: PrecisionRecall, name: str, class_names: Sequence[str], chosen: float
 ) -> Axes:
     """The Axes with precision (solid), recall (dashed) and F1 (dotted) of one class against the threshold."""
-    ax = axes_or_new(ax, (3.7, 3.2))
     levels = np.linspace(0.01, 0.99, 99)
     points = [curve.at(level)[:2] for level in levels]
     precision, recall = np.array(points, dtype=float).T  # None becomes NaN
@@ -123,10 +116,9 @@ def threshold_curves(
 
 
 def count_threshold_curve(
-    ax: Axes | None, curve: CountCurve, name: str, class_names: Sequence[str], chosen: float
+    ax: Axes, curve: CountCurve, name: str, class_names: Sequence[str], chosen: float
 ) -> Axes:
     """The Axes with the mean absolute (solid) and mean (dashed) count difference by threshold."""
-    ax = axes_or_new(ax, (3.9, 3.3))
     color = color_of(name, class_names)
     ax.plot(curve.thresholds, curve.mae, color=color, label="mean |difference|")
     ax.plot(curve.thresholds, curve.bias, "--", color=color, label="mean difference")
@@ -148,9 +140,8 @@ def _mark_threshold(ax: Axes, chosen: float) -> Axes:
     return ax
 
 
-def confusion(ax: Axes | None, matrix: Any, class_names: Sequence[str]) -> Axes:
+def confusion(ax: Axes, matrix: Any, class_names: Sequence[str]) -> Axes:
     """The Axes with the confusion matrix (C, C), background last, shaded by the share of the row."""
-    ax = axes_or_new(ax, (5, 4.2))
     order = [*range(1, len(class_names) + 1), 0]
     counts = np.asarray(matrix)[np.ix_(order, order)]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -171,11 +162,8 @@ def confusion(ax: Axes | None, matrix: Any, class_names: Sequence[str]) -> Axes:
     return ax
 
 
-def score_histogram(
-    ax: Axes | None, curve: PrecisionRecall, title: str = "", threshold: float | None = None
-) -> Axes:
+def score_histogram(ax: Axes, curve: PrecisionRecall, title: str, threshold: float) -> Axes:
     """The Axes with histograms of the scores of one class's true and false positives, counts logarithmic."""
-    ax = axes_or_new(ax, (3.7, 3.0))
     edges = np.linspace(0, 1, 26)
     for mask, color, name in (
         (curve.true_positive, GREEN, "true positive"),
@@ -184,26 +172,19 @@ def score_histogram(
         counts, _ = np.histogram(curve.scores[mask], edges)
         ax.stairs(counts, edges, color=color, lw=1.8, fill=False, label=name)
         ax.stairs(counts, edges, color=color, alpha=0.2, fill=True, baseline=0.5)
-    if threshold is not None:
-        ax.axvline(threshold, color=MUTED, lw=1.2)
+    ax.axvline(threshold, color=MUTED, lw=1.2)
     ax.set(yscale="log", xlim=(0, 1), xlabel="score", title=title)
     ax.set_ylim(0.5, max(ax.get_ylim()[1], 20))
     return ax
 
 
 def reliability_diagram(
-    ax: Axes | None,
-    reliability: Reliability,
-    title: str = "",
-    *,
-    scaled: Reliability | None = None,
-    color: str = GREEN,
+    ax: Axes, reliability: Reliability, title: str, *, scaled: Reliability | None, color: str
 ) -> Axes:
     """The Axes with the share of true positives in each bin of scores, the bin's count above it.
 
     Calibrated scores lie on the diagonal. `scaled` adds the detections after temperature scaling, as rings.
     """
-    ax = axes_or_new(ax, (4.2, 3.9))
     ax.plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls="--", zorder=1)
     for one in reliability.bins:
         middle = (one.low + one.high) / 2
@@ -222,21 +203,19 @@ def reliability_diagram(
 
 def _points(ax: Axes, reliability: Reliability, name: str, face: str, edge: str) -> Line2D:
     held = [one for one in reliability.bins if one.count]
-    ece = "n/a" if reliability.ece is None else f"{reliability.ece:.3f}"
     return ax.plot(
         [one.mean_score for one in held], [one.right for one in held], "o", ms=6, mfc=face, mec=edge,
-        zorder=3, label=f"{name}: ECE {ece}",
+        zorder=3, label=f"{name}: ECE {number(reliability.ece)}",
     )[0]  # fmt: skip
 
 
 def counts_scatter(
-    ax: Axes | None, true: Sequence[int], counted: Sequence[int], name: str, class_names: Sequence[str]
+    ax: Axes, true: Sequence[int], counted: Sequence[int], name: str, class_names: Sequence[str]
 ) -> Axes:
     """The Axes with a dot an image: its objects counted against those in the ground truth.
 
     On the diagonal the two agree. Dots that fall on each other are drawn larger.
     """
-    ax = axes_or_new(ax, (3.7, 3.6))
     most = max([2, *true, *counted])
     margin = 0.06 * most + 0.3
     ax.plot([-1, most + 1], [-1, most + 1], color=MUTED, lw=1.2, ls="--", zorder=1)
@@ -246,13 +225,12 @@ def counts_scatter(
     return ax
 
 
-def bland_altman(ax: Axes | None, counts: ClassCounts, name: str, class_names: Sequence[str]) -> Axes:
+def bland_altman(ax: Axes, counts: ClassCounts, name: str, class_names: Sequence[str]) -> Axes:
     """The Axes with each image's difference of counted and true against their mean (Bland & Altman 1986).
 
     The bias is a solid line, the 95 % limits of agreement are dashed, their intervals shaded. Dots that fall
     on each other are drawn larger.
     """
-    ax = axes_or_new(ax, (4.0, 3.6))
     true, counted = np.array(counts.true_per_image, float), np.array(counts.counted_per_image, float)
     mean, difference = (true + counted) / 2, counted - true
     ends = [1.0, *np.abs(difference)]

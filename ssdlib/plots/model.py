@@ -12,12 +12,12 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 
-from ssdlib.plots.boxes import as_boxes, draw_boxes, show_image
+from ssdlib.plots.boxes import as_boxes, draw_boxes, show_image, tag_boxes
 from ssdlib.plots.charts import scaled_histograms, stacked_bars
-from ssdlib.plots.style import INK, LINE_COLORS, MUTED, axes_or_new
+from ssdlib.plots.style import INK, LINE_COLORS, MUTED
 
 
-def share_bars(ax: Axes | None, values: Mapping[str, float], unit: str) -> Axes:
+def share_bars(ax: Axes, values: Mapping[str, float], unit: str) -> Axes:
     """The Axes with a horizontal bar for each {part: value}, with the value and its share of the sum."""
     total = sum(values.values())
     ends = [f"{value:.1f} {unit} ({value / total:.0%})" for value in values.values()]
@@ -26,30 +26,24 @@ def share_bars(ax: Axes | None, values: Mapping[str, float], unit: str) -> Axes:
     return ax
 
 
-def receptive_fields(ax: Axes | None, image: Any, fields: Mapping[str, int]) -> Axes:
+def receptive_fields(ax: Axes, image: Any, fields: Mapping[str, int]) -> Axes:
     """The Axes with a (3, S, S) image and the receptive field of one cell of each {map: side in pixels}.
 
     A field larger than the image is drawn whole.
     """
-    ax = axes_or_new(ax, (5.5, 5.5))
     size = np.asarray(image).shape[1]
     show_image(ax, image)
-    for i, (name, side) in enumerate(fields.items()):
+    for (name, side), color in zip(fields.items(), LINE_COLORS, strict=False):
         low = (size - side) / 2
-        color = LINE_COLORS[i % len(LINE_COLORS)]
         draw_boxes(ax, (low, low, low + side, low + side), color=color, lw=2.2)
-        ax.text(
-            low + 4, low - 4, f"{name}: {side}", color="white", fontsize=8, va="bottom",
-            bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5},
-        )  # fmt: skip
+        tag_boxes(ax, (low, low, low + side, low + side), [f"{name}: {side}"], [color])
     margin = max([side - size for side in fields.values()] + [0]) / 2 + 10
-    ax.set(xlim=(-margin, size + margin), ylim=(size + margin, -margin - 24))
+    ax.set(xlim=(-margin, size + margin), ylim=(size + margin, -margin))
     return ax
 
 
-def influence(ax: Axes | None, gradient: Any, side: int) -> Axes:
+def influence(ax: Axes, gradient: Any, side: int) -> Axes:
     """The Axes with |gradient| (S, S) of one cell by each pixel, and the cell's receptive field framed."""
-    ax = axes_or_new(ax, (4, 4))
     strength = np.abs(np.asarray(gradient, dtype=float))
     top = np.quantile(strength[strength > 0], 0.995) if (strength > 0).any() else 1.0
     ax.imshow(strength, cmap="magma", vmin=0, vmax=top)
@@ -59,9 +53,8 @@ def influence(ax: Axes | None, gradient: Any, side: int) -> Axes:
     return ax
 
 
-def norm_histogram(ax: Axes | None, norms: Mapping[str, Any]) -> Axes:
+def norm_histogram(ax: Axes, norms: Mapping[str, Any]) -> Axes:
     """The Axes with a histogram of the lengths of each {map: feature vectors}, on a logarithmic axis."""
-    ax = axes_or_new(ax, (6, 3.4))
     lengths = {name: np.asarray(values, dtype=float).ravel() for name, values in norms.items()}
     positive = np.concatenate([values[values > 0] for values in lengths.values()] or [np.empty(0)])
     low, high = (positive.min() * 0.8, positive.max() * 1.25) if len(positive) else (0.1, 10.0)
@@ -75,9 +68,8 @@ def norm_histogram(ax: Axes | None, norms: Mapping[str, Any]) -> Axes:
     return ax
 
 
-def channels(ax: Axes | None, features: Any, *, rows: int = 3, columns: int = 4) -> Axes:
+def channels(ax: Axes, features: Any, *, rows: int = 3, columns: int = 4) -> Axes:
     """The Axes with a mosaic of the most active channels of (C, H, W) features, each on its own scale."""
-    ax = axes_or_new(ax, (5, 4))
     maps = np.asarray(features, dtype=float)
     chosen = np.argsort(-maps.std(axis=(1, 2)), kind="stable")[: rows * columns]
     height, width = maps.shape[1:]
@@ -92,9 +84,8 @@ def channels(ax: Axes | None, features: Any, *, rows: int = 3, columns: int = 4)
     return ax
 
 
-def negatives(ax: Axes | None, image: Any, priors_xyxy: Any, losses: Any) -> Axes:
+def negatives(ax: Axes, image: Any, priors_xyxy: Any, losses: Any) -> Axes:
     """The Axes with priors (K, 4) in the image's pixels, the darker the larger their (K,) confidence loss."""
-    ax = axes_or_new(ax, (5, 5))
     show_image(ax, image)
     corners, losses = as_boxes(priors_xyxy), np.asarray(losses, dtype=float)
     order = np.argsort(losses, kind="stable")  # the hardest on top
@@ -106,9 +97,8 @@ def negatives(ax: Axes | None, image: Any, priors_xyxy: Any, losses: Any) -> Axe
     return ax
 
 
-def loss_ranking(ax: Axes | None, losses: Sequence[float], picked: int) -> Axes:
+def loss_ranking(ax: Axes, losses: Sequence[float], picked: int) -> Axes:
     """The Axes with the negatives' confidence losses, largest first, the `picked` hardest ones shaded."""
-    ax = axes_or_new(ax, (5, 3.4))
     ranked = -np.sort(-np.asarray(losses, dtype=float))
     ranks = np.arange(1, len(ranked) + 1)
     ax.fill_between(ranks[:picked], ranked[:picked], color=LINE_COLORS[1], alpha=0.35, label="learned from")

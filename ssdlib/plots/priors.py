@@ -16,7 +16,7 @@ from ssdlib.detector.priors import make_priors
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.boxes import as_boxes, draw_boxes, fill_boxes, show_image
 from ssdlib.plots.charts import scaled_histograms
-from ssdlib.plots.style import INK, MUTED, axes_or_new
+from ssdlib.plots.style import INK, MUTED
 
 OBJECT_COLORS = tuple(plt.get_cmap("tab10").colors[i] for i in (1, 0, 2, 6, 4, 9, 8, 5, 3))
 """For objects that must be told apart within one image, whatever their class; gray is left to background."""
@@ -30,15 +30,12 @@ def priors_of_cell(config: PriorConfig, level: int, row: int, column: int) -> to
     return cxcywh_to_xyxy(make_priors(config)[start : start + config.per_location[level]])
 
 
-def map_priors(
-    ax: Axes | None, image: Any, config: PriorConfig, level: int, boxes_xyxy: Any, labels: Any
-) -> Axes:
+def map_priors(ax: Axes, image: Any, config: PriorConfig, level: int, boxes_xyxy: Any, labels: Any) -> Axes:
     """The Axes with one feature map's cell centers, and the priors of the cells that hold objects.
 
     image is (3, S, S) or (S, S, 3); the objects' boxes (G, 4), in its pixels, are filled, and the priors of
     their cells outlined, in the color of the class.
     """
-    ax = axes_or_new(ax, (4, 4))
     cells, size = config.feature_maps[level], np.asarray(image).shape[1]
     show_image(ax, image)
     centers = (np.arange(cells) + 0.5) * size / cells
@@ -55,7 +52,7 @@ def map_priors(
 
 
 def overlap_table(
-    ax: Axes | None,
+    ax: Axes,
     overlap: Any,
     rows: Sequence[str],
     columns: Sequence[str],
@@ -64,7 +61,6 @@ def overlap_table(
     extra: Sequence[tuple[int, int]] = (),
 ) -> Axes:
     """The Axes with the IoU matrix (G, P) as a shaded table; pairs in `own` are framed, in `extra` dashed."""
-    ax = axes_or_new(ax, (5.2, 2.4))
     values = np.asarray(overlap, dtype=float).reshape(len(rows), len(columns))
     if values.size:
         ax.imshow(values, cmap="Greens", vmin=0, vmax=1, aspect="auto")
@@ -82,7 +78,7 @@ def overlap_table(
 
 
 def positives(
-    ax: Axes | None,
+    ax: Axes,
     image: Any,
     boxes_xyxy: Any,
     priors_xyxy: Any = (),
@@ -95,7 +91,6 @@ def positives(
     `object_for_each_prior` (P,) holds the index of the object that each of `priors_xyxy` (P, 4) is matched
     with, -1 for background, which is not drawn. Boxes are in pixels of the image.
     """
-    ax = axes_or_new(ax, (5, 5))
     show_image(ax, image)
     matched = np.asarray(object_for_each_prior)
     for i, box in enumerate(as_boxes(boxes_xyxy)):
@@ -105,12 +100,11 @@ def positives(
     return ax
 
 
-def recall_curves(ax: Axes | None, best: Mapping[str, Any]) -> Axes:
+def recall_curves(ax: Axes, best: Mapping[str, Any]) -> Axes:
     """The Axes with the share of each class's objects whose best prior reaches an IoU, against that IoU.
 
     best: {class: (G,) IoU of each object with its best prior}.
     """
-    ax = axes_or_new(ax, (5.5, 3.8))
     names = list(best)
     levels = np.linspace(0, 1, 201)
     for name in names:
@@ -122,9 +116,8 @@ def recall_curves(ax: Axes | None, best: Mapping[str, Any]) -> Axes:
     return ax
 
 
-def decoded_moves(ax: Axes | None, prior_xyxy: Any, moved_xyxy: Any, names: Sequence[str]) -> Axes:
+def decoded_moves(ax: Axes, prior_xyxy: Any, moved_xyxy: Any, names: Sequence[str]) -> Axes:
     """The Axes with a prior (4,) in gray and the boxes (K, 4) decoded from it, each in a color of its own."""
-    ax = axes_or_new(ax, (4, 4))
     draw_boxes(ax, prior_xyxy, color=MUTED, lw=3)
     for i, box in enumerate(as_boxes(moved_xyxy)):
         color = OBJECT_COLORS[i % len(OBJECT_COLORS)]
@@ -139,9 +132,8 @@ def decoded_moves(ax: Axes | None, prior_xyxy: Any, moved_xyxy: Any, names: Sequ
     return ax
 
 
-def offset_histograms(ax: Axes | None, values: Mapping[str, Any], *, limit: float) -> Axes:
+def offset_histograms(ax: Axes, values: Mapping[str, Any], *, limit: float) -> Axes:
     """The Axes with a histogram of each {name: (K,) values} between -limit and limit."""
-    ax = axes_or_new(ax, (5, 3))
     scaled_histograms(ax, values, np.linspace(-limit, limit, 61), OBJECT_COLORS, lw=1.8)
     ax.set(xlim=(-limit, limit))
     return ax

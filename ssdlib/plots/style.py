@@ -1,6 +1,6 @@
 """What all figures share: colors, fonts, the size of a figure, and the mark of synthetic data.
 
-Plot functions take an Axes (or make one) and return it; none calls `show()`.
+Plot functions take an Axes and return it; none calls `show()`.
 """
 
 from __future__ import annotations
@@ -74,11 +74,6 @@ def mark_synthetic(figure: Figure) -> None:
     """Write below the figure that its data are synthetic smears."""
     # supxlabel, unlike figure.text, is given room by the constrained layout.
     figure.supxlabel("synthetic smears, not BCCD", fontsize=9, color="#9a3412", style="italic")
-
-
-def axes_or_new(ax: Axes | None, size: tuple[float, float] = (5.0, 3.6)) -> Axes:
-    """The given Axes, or the Axes of a new figure."""
-    return new_figure(size=size)[1] if ax is None else ax
 
 
 def table(ax: Axes, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Axes:

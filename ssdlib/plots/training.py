@@ -12,21 +12,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ssdlib.plots.style import INK, LINE_COLORS, MUTED, axes_or_new, mark_synthetic, new_figure
+from ssdlib.plots.style import INK, LINE_COLORS, MUTED, mark_synthetic, new_figure
 
 if TYPE_CHECKING:
     from ssdlib.training.history import History
 
 
 def step_curves(
-    ax: Axes | None,
+    ax: Axes,
     values: Mapping[str, Sequence[float]],
     *,
     ylabel: str = "loss",
     noisy: Mapping[str, Sequence[float]] | None = None,
 ) -> Axes:
     """The Axes with a line for each {name: one value a step}; steps count from 1. `noisy` ones are gray."""
-    ax = axes_or_new(ax, (6, 3.2))
     for name, numbers in (noisy or {}).items():
         ax.plot(np.arange(1, len(numbers) + 1), numbers, color=MUTED, alpha=0.55, lw=0.9, label=name)
     for i, (name, numbers) in enumerate(values.items()):
@@ -38,9 +37,8 @@ def step_curves(
     return ax
 
 
-def learning_rates(ax: Axes | None, rates: Mapping[str, Sequence[float]]) -> Axes:
+def learning_rates(ax: Axes, rates: Mapping[str, Sequence[float]]) -> Axes:
     """The Axes with schedules {name: the rate at each step}, over the share of the training that is done."""
-    ax = axes_or_new(ax, (6, 3.2))
     for i, (name, numbers) in enumerate(rates.items()):
         done = 100 * np.arange(len(numbers)) / max(len(numbers), 1)
         width = max(3.4 - 0.8 * i, 1.2)  # one that runs along a later one still shows
@@ -55,13 +53,12 @@ Points = Mapping[int, float]
 """A value at each epoch that has one."""
 
 
-def epoch_curves(ax: Axes | None, groups: Mapping[str, Sequence[Points]]) -> Axes:
+def epoch_curves(ax: Axes, groups: Mapping[str, Sequence[Points]]) -> Axes:
     """The Axes with the curves of {group: {epoch: value} of each of its runs}, a color a group.
 
     Several runs of a group are thin lines, and a thick one is the mean of those that went furthest, at the
     epochs that all of these have. The first group is on top; groups beyond the eighth are gray.
     """
-    ax = axes_or_new(ax, (6, 3.6))
     last = 1
     for rank, (name, runs) in enumerate(groups.items()):
         color = LINE_COLORS[rank] if rank < len(LINE_COLORS) else MUTED
@@ -93,14 +90,14 @@ def by_epoch(history: History, field: str) -> dict[int, float]:
     return {epoch: value for epoch, value in values.items() if value is not None}
 
 
-def map_curves(ax: Axes | None, groups: Mapping[str, Sequence[History]]) -> Axes:
+def map_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
     """The Axes with mAP@0.5 on val by epoch: {group: histories of its runs}, see `epoch_curves`."""
     ax = epoch_curves(ax, _points(groups, "map_50"))
     ax.set(ylim=(0, 1.05), ylabel="mAP@0.5 on val")
     return ax
 
 
-def training_loss_curves(ax: Axes | None, groups: Mapping[str, Sequence[History]]) -> Axes:
+def training_loss_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
     """The Axes with the training loss by epoch: {group: histories of its runs}, see `epoch_curves`."""
     ax = epoch_curves(ax, _points(groups, "loss"))
     ax.set(ylim=(0, None), ylabel="training loss")
@@ -111,7 +108,7 @@ def _points(groups: Mapping[str, Sequence[History]], field: str) -> dict[str, li
     return {name: [by_epoch(history, field) for history in histories] for name, histories in groups.items()}
 
 
-def loss_curves(ax: Axes | None, history: History) -> Axes:
+def loss_curves(ax: Axes, history: History) -> Axes:
     """The Axes with one run's training loss and its two parts, the epoch of the best mAP on val marked."""
     parts = {"total": "loss", "localization": "localization", "confidence": "confidence"}
     ax = epoch_curves(ax, {name: [by_epoch(history, field)] for name, field in parts.items()})
@@ -123,7 +120,7 @@ def loss_curves(ax: Axes | None, history: History) -> Axes:
     return ax
 
 
-def map_curve(ax: Axes | None, history: History, *, start: float | None = None) -> Axes:
+def map_curve(ax: Axes, history: History, *, start: float | None = None) -> Axes:
     """The Axes with one run's mAP@0.5 on val, the best epoch marked; `start`, before training, is dotted."""
     ax = map_curves(ax, {"mAP@0.5 on val": [history]})
     if start is not None:
@@ -171,13 +168,12 @@ class LiveFigure:
             self._shown.update(self.figure)
 
 
-def accuracy_against(ax: Axes | None, results: Mapping[str, Any], across: str) -> Axes:
+def accuracy_against(ax: Axes, results: Mapping[str, Any], across: str) -> Axes:
     """The Axes with mAP@0.5 on val of each training of `tests.benchmarks.training` against minutes or images.
 
     `across` is "minutes" or "images". The legend has the last values. A cross ends the curve of a training
     that stopped because its loss was no longer finite; one without any evaluation is left out.
     """
-    ax = axes_or_new(ax, (6, 3.8))
     for row, color in zip(results["rows"], LINE_COLORS, strict=False):
         points = [point for point in row["points"] if point["map_50"] is not None]
         if not points:
@@ -214,11 +210,8 @@ def time_to_accuracy(results: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def against_removed(
-    ax: Axes | None, values: Mapping[str, Mapping[float, float | None]], ylabel: str = ""
-) -> Axes:
+def against_removed(ax: Axes, values: Mapping[str, Mapping[float, float | None]], ylabel: str = "") -> Axes:
     """The Axes with a line for each {name: {share of labels removed: value}}; None is left out."""
-    ax = axes_or_new(ax, (5.6, 3.6))
     for i, (name, by_share) in enumerate(values.items()):
         points = {share: value for share, value in sorted(by_share.items()) if value is not None}
         ax.plot(list(points), list(points.values()), marker="osD^"[i % 4], ms=6, lw=2.2, label=name,

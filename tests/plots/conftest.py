@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ssdlib.inference.detections import Detections
+from ssdlib.plots.style import new_figure
 
 NAMES = ("WBC", "RBC", "Platelets")
 PICTURE = np.full((100, 120, 3), 200, np.uint8)
@@ -19,6 +20,15 @@ def no_windows(monkeypatch):
     monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("a plot function must not call show()"))
     yield
     plt.close("all")
+
+
+def axes():
+    return new_figure()[1]
+
+
+@pytest.fixture
+def ax():
+    return axes()
 
 
 def one_image(found=(), truth=()):

@@ -6,7 +6,7 @@ import pytest
 from ssdlib.plots import training as plots
 from ssdlib.plots.style import LINE_COLORS, MUTED
 from ssdlib.training.history import EpochRecord, History
-from tests.plots.conftest import curves
+from tests.plots.conftest import axes, curves
 
 
 def history(maps):
@@ -20,11 +20,11 @@ def history(maps):
     ("maps", "best"), [([], None), ([None], None), ([0.2], 1), ([None, 0.5, None, 0.4], 2), ([0.1] * 40, 1)]
 )
 def test_curves_of_one_run(maps, best):
-    drawn = curves(plots.loss_curves(None, history(maps)))
+    drawn = curves(plots.loss_curves(axes(), history(maps)))
     epochs = list(range(1, len(maps) + 1))
     assert drawn.get("total", ([], [])) == (epochs, [6.0 / epoch for epoch in epochs])
     assert [x[0] for label, (x, _) in drawn.items() if label.startswith("best")] == ([best] if best else [])
-    drawn = curves(plots.map_curve(None, history(maps), start=0.25))
+    drawn = curves(plots.map_curve(axes(), history(maps), start=0.25))
     assert drawn.get("mAP@0.5 on val", ([], []))[1] == [value for value in maps if value is not None]
     assert drawn["before training: 0.250"][1][0] == 0.25
     assert any(label.startswith("best") for label in drawn) == (best is not None)
@@ -35,21 +35,20 @@ def test_runs_of_a_group_are_thin_lines_and_the_mean_of_those_that_went_furthest
         "a": [history([0.2, None, 0.6]), history([0.4, 0.5, 0.6]), history([0.9])],
         "b": [history([0.5])],
     }
-    ax = plots.map_curves(None, {**groups, "c": []})
+    ax = plots.map_curves(axes(), {**groups, "c": []})
     lines = {line.get_label(): line for line in ax.get_lines()}
     mean = lines["a, mean of 2"]
     assert list(mean.get_xdata()) == [1, 3] and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
     assert (mean.get_color(), lines["b"].get_color()) == LINE_COLORS[:2]
     assert len(ax.get_lines()) == 5 and "c" not in lines
     assert mean.get_zorder() > lines["b"].get_zorder()
-    losses = curves(plots.training_loss_curves(None, groups))
+    losses = curves(plots.training_loss_curves(axes(), groups))
     assert losses["b"] == ([1], [6.0])
-    many = plots.epoch_curves(None, {str(k): [{1: 0.5}] for k in range(9)})
+    many = plots.epoch_curves(axes(), {str(k): [{1: 0.5}] for k in range(9)})
     assert [line.get_color() for line in many.get_lines()] == [*LINE_COLORS, MUTED]
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 3])
-@pytest.mark.parametrize("in_notebook", [True, False])
+@pytest.mark.parametrize(("epochs", "in_notebook"), [(0, True), (3, True), (1, False)])
 def test_live_figure_is_shown_once_and_updated_in_place(epochs, in_notebook, monkeypatch):
     shown, updates = [], []
 
@@ -73,39 +72,35 @@ def test_live_figure_is_shown_once_and_updated_in_place(epochs, in_notebook, mon
 
 @pytest.mark.parametrize("values", [{}, {"loss": []}, {"loss": [3.0, 2.0]}, {"a": [1.0], "b": [2.0]}])
 def test_step_curves_and_learning_rates(values):
-    drawn = curves(plots.step_curves(None, values, noisy={"weight": [1.0, 2.0]}))
+    drawn = curves(plots.step_curves(axes(), values, noisy={"weight": [1.0, 2.0]}))
     assert drawn == {"weight": ([1, 2], [1, 2])} | {
         name: (list(range(1, len(numbers) + 1)), numbers) for name, numbers in values.items()
     }
-    drawn = curves(plots.learning_rates(None, values))
+    drawn = curves(plots.learning_rates(axes(), values))
     assert {name: y for name, (_, y) in drawn.items()} == values
 
 
-def training(maps, stopped=None):
+def training(name, maps, stopped=None):
     points = [{"images": 10 * k, "seconds": 30.0 * k, "map_50": value} for k, value in enumerate(maps, 1)]
-    return {"points": points, "stopped": stopped}
-
-
-@pytest.mark.parametrize(("across", "unit"), [("minutes", 0.5), ("images", 10)])
-@pytest.mark.parametrize(
-    ("trainings", "labels"),
-    [
-        ({}, []),
-        ({"a": training([]), "b": training([None])}, []),
-        ({"a": training([0.1, None, 0.3], "nan")}, ["a: 0.30 (stopped)"]),
-        ({"a": training([0.1, 0.5]), "b": training([0.5])}, ["a: 0.50", "b: 0.50"]),
-    ],
-)
-def test_accuracy_against_minutes_and_images(trainings, labels, across, unit):
-    ax = plots.accuracy_against(None, {"trainings": trainings}, across)
-    assert ax.get_legend_handles_labels()[1] == labels
-    assert all(x[0] == unit for label, (x, _) in curves(ax).items() if label in labels)
+    return {"name": name, "points": points, "stopped": stopped}
 
 
 @pytest.mark.parametrize("synthetic", [False, True])
-def test_time_to_accuracy_says_where_it_was_measured(synthetic):
-    results = {"trainings": {"a": training([0.5])}, "data": {"synthetic": synthetic}}
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([], []),
+        ([training("a", []), training("b", [None])], []),
+        ([training("a", [0.1, None, 0.3], "nan")], ["a: 0.30 (stopped)"]),
+        ([training("a", [0.1, 0.5]), training("b", [0.5])], ["a: 0.50", "b: 0.50"]),
+    ],
+)
+def test_time_to_accuracy(rows, labels, synthetic):
+    results = {"rows": rows, "data": {"synthetic": synthetic}}
     figure = plots.time_to_accuracy({**results, "environment": {"cpu": "a machine", "cores": 2}})
+    for ax, unit in zip(figure.axes, (0.5, 10), strict=True):  # minutes, and images
+        assert ax.get_legend_handles_labels()[1] == labels
+        assert all(x[0] == unit for label, (x, _) in curves(ax).items() if label in labels)
     assert "a machine, 2 cores" in figure.get_suptitle()
     assert ("synthetic" in figure.get_supxlabel()) == synthetic
 
