@@ -10,6 +10,7 @@ killed on the way and given again, and the tables are compared with those of pla
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -147,16 +148,6 @@ def _rows(cells: pandas.DataFrame) -> list[tuple]:
     return list(cells.drop(columns=["width_um", "height_um"]).itertuples(index=False, name=None))
 
 
-def core_hours(images: int, images_a_second_and_core: float) -> float:
-    """The core hours that an archive needs."""
-    return images / images_a_second_and_core / 3600
-
-
-def machines(images: int, images_a_second_and_core: float, cores: int, hours: float) -> int:
-    """The number of machines of so many cores that finish in so many hours."""
-    return -int(-core_hours(images, images_a_second_and_core) // (cores * hours))
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of the time and the memory of each archive."""
     cells = [
@@ -180,11 +171,11 @@ def targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def needs(images_a_second_and_core: float, cores: int) -> str:
-    """What a million fields need, in a sentence."""
+    """The core hours, and the machines of so many cores, that a million fields need, in a sentence."""
+    core_hours = FIELDS / images_a_second_and_core / 3600
     return (
-        f"{FIELDS:,} fields at {images_a_second_and_core:.1f} images a second and core: "
-        f"{core_hours(FIELDS, images_a_second_and_core):.1f} core hours; in {HOURS} hours "
-        f"{machines(FIELDS, images_a_second_and_core, cores, HOURS)} machines of {cores} cores"
+        f"{FIELDS:,} fields at {images_a_second_and_core:.1f} images a second and core: {core_hours:.1f} "
+        f"core hours; in {HOURS} hours on {math.ceil(core_hours / (cores * HOURS))} x {cores} cores"
     )
 
 

@@ -105,21 +105,24 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What is the same for all trainings."""
+class Benchmark:
+    """What is the same for all trainings. It travels to their processes."""
 
     source: DataSource
-    device: torch.device
+    images: int
+    evaluations: int
     seed: int
-    folder: Path
-    """For whatever a trainer writes."""
+    device: str
+    path: Path
+    """The JSON file of results."""
     progress: bool = True
 
 
-def start(recipe: AnyRecipe, schedule: Schedule, setting: Setting) -> Ours | Torchvision:
-    """The training of a recipe, ready for its first step."""
-    kind = Torchvision if isinstance(recipe, TorchvisionRecipe) else Ours
-    return kind(recipe, schedule, setting)
+def start(recipe: AnyRecipe, schedule: Schedule, benchmark: Benchmark, folder: Path) -> Ours | Torchvision:
+    """The training of a recipe, ready for its first step; what it writes goes into `folder`."""
+    if isinstance(recipe, TorchvisionRecipe):
+        return Torchvision(recipe, schedule, benchmark)
+    return Ours(recipe, schedule, benchmark, folder)
 
 
 class StopAt:
@@ -137,17 +140,17 @@ class StopAt:
 class Ours:
     """The project's own `Trainer` and its loop."""
 
-    def __init__(self, recipe: Recipe, schedule: Schedule, setting: Setting) -> None:
-        self.device = setting.device
+    def __init__(self, recipe: Recipe, schedule: Schedule, benchmark: Benchmark, folder: Path) -> None:
+        self.device = torch.device(benchmark.device)
         self.trainer = Trainer(
-            build_model(recipe.model, recipe.initial_weights, setting.seed),
+            build_model(recipe.model, recipe.initial_weights, benchmark.seed),
             recipe.replace(epochs=schedule.epochs),
-            setting.source.dataset("train"),
+            benchmark.source.dataset("train"),
             None,
-            run_dir=setting.folder,
-            device=setting.device,
-            seed=setting.seed,
-            progress=setting.progress,
+            run_dir=folder,
+            device=self.device,
+            seed=benchmark.seed,
+            progress=benchmark.progress,
         )
 
     def train_until(self, step: int) -> None:
@@ -172,20 +175,22 @@ class Torchvision:
     the script does, in as many worker processes as ours has.
     """
 
-    def __init__(self, recipe: TorchvisionRecipe, schedule: Schedule, setting: Setting) -> None:
-        torch.manual_seed(setting.seed)
-        self.device, self.progress = setting.device, setting.progress
-        self.class_names = tuple(setting.source.class_names)
+    def __init__(self, recipe: TorchvisionRecipe, schedule: Schedule, benchmark: Benchmark) -> None:
+        torch.manual_seed(benchmark.seed)
+        self.device, self.progress = torch.device(benchmark.device), benchmark.progress
+        self.class_names = tuple(benchmark.source.class_names)
         data = DetectionDataset(
-            setting.source.dataset("train").samples,
+            benchmark.source.dataset("train").samples,
             self.class_names,
             reference_transform(),
             cache=ImageCache(limit=0),
         )
-        batches = EpochBatches(len(data), recipe.batch_size, shuffle=True, seed=setting.seed, drop_last=True)
+        batches = EpochBatches(
+            len(data), recipe.batch_size, shuffle=True, seed=benchmark.seed, drop_last=True
+        )
         workers = choose_workers()
         self.loader = DataLoader(
-            SeededDataset(data, setting.seed),
+            SeededDataset(data, benchmark.seed),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_as_lists,

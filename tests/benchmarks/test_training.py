@@ -14,10 +14,8 @@ from ssdlib.config import RECIPES, ModelConfig, Recipe
 from ssdlib.data.smears import write_dataset
 from ssdlib.data.source import open_folder
 from tests.benchmarks import baselines, training
-from tests.benchmarks.baselines import Ours, Schedule, Setting, TorchvisionRecipe
-from tests.benchmarks.training import Benchmark
+from tests.benchmarks.baselines import Benchmark, Ours, Schedule, TorchvisionRecipe
 
-CPU = torch.device("cpu")
 TINY = Recipe(
     name="tiny", model=ModelConfig(batch_norm=True, width=0.05), batch_size=2, warmup_steps=1, ema_decay=0.5
 )
@@ -68,12 +66,12 @@ def test_the_baselines_are_the_recipes_on_the_same_images(pretrained, initial):
     assert ours["original"] == RECIPES["original"].replace(initial_weights=initial)
 
 
-def test_halting_changes_nothing(smears_source, tmp_path):
+def test_halting_changes_nothing(benchmark, tmp_path):
     """Ours halted after steps 2 and 4 has the weights of ours that ran to step 6 at once."""
     schedule = Schedule.stretch(12, 3, 6, 2)
     weights = []
     for name, stops in (("halted", (2, 4, 6)), ("at once", (6,))):
-        ours = Ours(TINY, schedule, Setting(smears_source, CPU, 0, tmp_path / name, progress=False))
+        ours = Ours(TINY, schedule, benchmark, tmp_path / name)
         for stop in stops:
             ours.train_until(stop)
             assert ours.trainer.step == stop
@@ -102,10 +100,11 @@ class Fake(torch.nn.Module):
 
 
 @pytest.fixture
-def fake(smears_source, tmp_path, monkeypatch):
+def fake(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(baselines, "torchvision_model", Fake)
-    setting = Setting(smears_source, CPU, 0, tmp_path, progress=False)
-    return baselines.start(TorchvisionRecipe(batch_size=2), Schedule.stretch(12, 3, 6, 2), setting)
+    return baselines.start(
+        TorchvisionRecipe(batch_size=2), Schedule.stretch(12, 3, 6, 2), benchmark, tmp_path
+    )
 
 
 def test_torchvision_sees_every_image_once_an_epoch(fake):
@@ -145,7 +144,7 @@ def test_trainings_in_processes_of_their_own(benchmark, capfd):
 
 def test_one_that_fails_leaves_what_was_measured(benchmark, capfd):
     """Here by weights that do not exist."""
-    results = benchmark.results()
+    results = training.results_of(benchmark)
     results.put({"name": "tiny"}, ROW)
     with pytest.raises(SsdError, match=r"tiny did not finish \(exit code 1"):
         training.train_all(benchmark, {"tiny": TINY.replace(initial_weights="missing.safetensors")})

@@ -12,7 +12,6 @@ import multiprocessing
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,10 +21,10 @@ from ssdlib.common.errors import CheckpointError, SsdError, TrainingError
 from ssdlib.common.files import read_json
 from ssdlib.common.runtime import available_cores, choose_device, cpu_name
 from ssdlib.common.tables import Table, number
-from ssdlib.data.source import DataSource, resolve
+from ssdlib.data.source import resolve
 from ssdlib.evaluation.evaluate import evaluate_model
 from ssdlib.plots.training import time_to_accuracy
-from tests.benchmarks.baselines import AnyRecipe, Schedule, Setting, baseline_recipes, start
+from tests.benchmarks.baselines import AnyRecipe, Benchmark, Schedule, baseline_recipes, start
 from tests.benchmarks.common import Results, choose, run_command, save_figure
 from tests.benchmarks.timing import now
 
@@ -34,31 +33,12 @@ LEVELS = (0.5, 0.8, 0.85, 0.9)
 """Minutes to each of these mAP@0.5 are printed."""
 
 
-@dataclass(frozen=True)
-class Benchmark:
-    """What all trainings share. It travels to their processes."""
-
-    source: DataSource
-    images: int
-    evaluations: int
-    seed: int
-    device: str
-    path: Path
-    """The JSON file of results."""
-    progress: bool = True
-
-    def results(self, anew: bool = False) -> Results:
-        """The file of results. Raises ConfigError if it was measured under other terms, unless `anew`."""
-        terms = {
-            "images": self.images,
-            "evaluations": self.evaluations,
-            "seed": self.seed,
-            "device": self.device,
-            "cpu": cpu_name(),
-            "cores": available_cores(),
-            "data": self.source.fingerprint,
-        }
-        return Results(self.path, terms, self.source.describe(root=False), anew)
+def results_of(benchmark: Benchmark, anew: bool = False) -> Results:
+    """The file of results. Raises ConfigError if it was measured under other terms, unless `anew`."""
+    names = ("images", "evaluations", "seed", "device")
+    terms = {name: getattr(benchmark, name) for name in names}
+    terms |= {"cpu": cpu_name(), "cores": available_cores(), "data": benchmark.source.fingerprint}
+    return Results(benchmark.path, terms, benchmark.source.describe(root=False), anew)
 
 
 def is_done(row: Mapping[str, Any] | None) -> bool:
@@ -68,7 +48,7 @@ def is_done(row: Mapping[str, Any] | None) -> bool:
 
 def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
     """Train one recipe to the end in this process, and return its row, which is in the file too."""
-    device, results = choose_device(benchmark.device), benchmark.results()
+    device, results = choose_device(benchmark.device), results_of(benchmark)
     training_data, val = (benchmark.source.dataset(split) for split in ("train", "val"))
     schedule = Schedule.stretch(
         benchmark.images, benchmark.evaluations, len(training_data), recipe.batch_size
@@ -84,8 +64,7 @@ def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
     }
     seconds = evaluating = 0.0
     with tempfile.TemporaryDirectory(prefix="ssdlib-benchmark-") as folder:
-        setting = Setting(benchmark.source, device, benchmark.seed, Path(folder), benchmark.progress)
-        training = start(recipe, schedule, setting)
+        training = start(recipe, schedule, benchmark, Path(folder))
         for step in schedule.stops:
             began = now(device)
             try:
@@ -124,7 +103,7 @@ def train_all(benchmark: Benchmark, recipes: Mapping[str, AnyRecipe], anew: bool
     Ours changes malloc for its process; the others must not profit from it, nor from warm caches.
     Raises SsdError if a process fails.
     """
-    results = benchmark.results(anew)
+    results = results_of(benchmark, anew)
     for name, recipe in recipes.items():
         if is_done(results.find({"name": name}, recipe.to_dict())):
             print(f"{name:12} is done already: {benchmark.path}")

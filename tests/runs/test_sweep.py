@@ -14,8 +14,6 @@ from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError
 from ssdlib.config import RECIPES, find_profile
 from ssdlib.data.smears import write_dataset
-from ssdlib.plots.style import LINE_COLORS
-from ssdlib.plots.training import map_curves
 from ssdlib.runs.comparison import compare_runs, differing_settings, flat, short_name
 from ssdlib.runs.comparison_page import duration, render_comparison, write_comparison
 from ssdlib.runs.folder import RunFolder, read_stages
@@ -444,18 +442,6 @@ def test_the_page_is_whole_safe_and_links_to_the_reports(tmp_path):
 def test_a_page_without_results_says_so(tmp_path):
     text = render_comparison(compare_runs([write_run(tmp_path / "a", {})]), tmp_path)
     assert "No run has been trained to its end yet" in text and "n/a" in text and "<h2>Curves" not in text
-
-
-def test_curves_have_a_color_for_each_group_and_a_mean_of_whole_runs(tmp_path):
-    from ssdlib.training.history import History
-
-    histories = [History.from_dict(epochs(*v)) for v in ((0.2, None, 0.4), (0.4, None, 0.8), (0.0,))]
-    ax = map_curves(None, {"a": histories, "b": [History.from_dict(epochs(0.5))], "c": []})
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    mean = lines["a, mean of 2"]
-    assert list(mean.get_xdata()) == [1, 3] and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
-    assert (mean.get_color(), lines["b"].get_color()) == LINE_COLORS[:2]
-    assert len(ax.get_lines()) == 5 and "c" not in lines
 
 
 @pytest.mark.parametrize(
