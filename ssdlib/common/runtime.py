@@ -76,7 +76,6 @@ def choose_precision(precision: str = "auto", device: str | torch.device = "cpu"
     return "bf16" if has_native_bf16(device) else "fp32"
 
 
-@cache
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that tensors free, for the next ones; True if that could be set.
 

@@ -7,111 +7,83 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ssdlib.inference.draw import color_of
-from ssdlib.plots.style import GRID, INK, axes_or_new, draw_boxes, show_image, table
+from ssdlib.plots.boxes import Line, as_boxes, draw_boxes, show_image, tag_boxes
+from ssdlib.plots.data import ground_truth
+from ssdlib.plots.style import INK, MUTED, table
 
 if TYPE_CHECKING:
     from ssdlib.inference.detections import Detections
 
-KEPT, SUPPRESSED = "#15803d", "#6b7280"
-
 
 def counts_text(counts: Mapping[str, int]) -> str:
-    """Such as "1 WBC, 12 RBC, 2 Platelets"."""
+    """The counts in one line, such as "1 WBC, 12 RBC, 2 Platelets"."""
     return ", ".join(f"{number} {name}" for name, number in counts.items())
 
 
-def detected(
-    ax: Axes | None, image: Any, detections: Detections, *, title: str | None = None, captions: bool = False
-) -> Axes:
-    """An image (H, W, 3) with its detections in class colors; the title tells the counts unless given.
-
-    `captions` writes class and score at each box.
-    """
-    ax = axes_or_new(ax, (5.2, 4.1))
+def detected(ax: Axes, image: Any, detections: Detections, title: str | None = None) -> Axes:
+    """The Axes with an image (H, W, 3) and its detections; the title is their counts unless given."""
     show_image(ax, image, counts_text(detections.counts()) if title is None else title)
-    return draw_boxes(
-        ax, detections.boxes.numpy(), detections.labels.numpy(), detections.class_names,
-        detections.scores.numpy(), width=1.8, captions=captions,
-    )  # fmt: skip
+    return draw_boxes(ax, detections.boxes.numpy(), detections.labels.numpy())
 
 
 def triptych(
     axes: Sequence[Axes], image: Any, detections: Detections, target: Mapping[str, Any]
 ) -> Sequence[Axes]:
-    """Input, prediction and ground truth of one image on three Axes, with the counts of each."""
+    """The three Axes with an image, its detections and its ground truth, the latter two with their counts."""
     given, predicted, truth = axes
     show_image(given, image, detections.image)
     detected(predicted, image, detections)
     labels = np.asarray(target["labels"])
     counts = {name: int((labels == k).sum()) for k, name in enumerate(detections.class_names, start=1)}
-    show_image(truth, image, counts_text(counts))
-    draw_boxes(truth, target["boxes"], labels, width=1.8)
+    ground_truth(truth, image, target, counts_text(counts))
     return axes
 
 
+def suppression_lines(color: str = INK) -> dict[str, Line]:
+    """How boxes are outlined in each state of NMS: {"waiting", "kept", "suppressed"}."""
+    return {
+        "waiting": {"color": color, "lw": 1.0},
+        "kept": {"color": "#15803d", "lw": 2.5},
+        "suppressed": {"color": MUTED, "lw": 1.2, "ls": (0, (1.5, 1.5))},
+    }
+
+
 def suppression(
-    ax: Axes | None,
-    image: Any,
+    ax: Axes,
     boxes_xyxy: Any,
     *,
     kept: Iterable[int] = (),
     suppressed: Iterable[int] = (),
+    scores: Sequence[float] | None = None,
     color: str = INK,
 ) -> Axes:
-    """A state of NMS: of the candidates (K, 4), kept ones thick green, suppressed gray, waiting ones thin."""
-    ax = axes_or_new(ax, (4.2, 3.3))
-    show_image(ax, image)
-    boxes = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
-    kept, suppressed = list(kept), list(suppressed)
-    waiting = sorted(set(range(len(boxes))) - set(kept) - set(suppressed))
-    draw_boxes(ax, boxes[suppressed], color=SUPPRESSED, width=0.8)
-    draw_boxes(ax, boxes[waiting], color=color, width=0.8)
-    draw_boxes(ax, boxes[kept], color=KEPT, width=2.4)
-    return ax
+    """The Axes, which hold an image or a board, with a state of NMS: the candidates (K, 4), kept ones on top.
 
-
-def suppression_board(
-    ax: Axes | None,
-    boxes_xyxy: Any,
-    scores: Sequence[float],
-    *,
-    kept: Iterable[int] = (),
-    suppressed: Iterable[int] = (),
-    size: float = 100,
-) -> Axes:
-    """The same for a drawn example: numbered boxes (K, 4) with their scores on an empty board."""
-    ax = axes_or_new(ax, (3, 3))
-    ax.set(xlim=(0, size), ylim=(size, 0), aspect="equal", xticks=[], yticks=[])
-    ax.spines[:].set_visible(True)
-    ax.spines[:].set_color(GRID)
-    kept, suppressed = set(kept), set(suppressed)
-    boxes = np.asarray(boxes_xyxy, dtype=float).reshape(-1, 4)
-    order = sorted(range(len(boxes)), key=lambda k: (k in kept, k not in suppressed))  # kept ones on top
-    for k in order:
-        color, style = (KEPT, "-") if k in kept else (SUPPRESSED, ":") if k in suppressed else (INK, "-")
-        draw_boxes(ax, boxes[k], color=color, width=2.6 if k in kept else 1.4, style=style)
-        # Neighbors are often shifted by little: every other tag goes to the opposite corner.
-        x, y, ha, va = (*boxes[k, :2], "left", "top") if k % 2 == 0 else (*boxes[k, 2:], "right", "bottom")
-        ax.text(x, y, f"{k + 1}  {scores[k]:.1f}", color="white", fontsize=8, ha=ha, va=va,
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.5})  # fmt: skip
+    With `scores` each box is tagged by its number, from 1, and its score.
+    """
+    boxes, lines = as_boxes(boxes_xyxy), suppression_lines(color)
+    state_of = {**dict.fromkeys(suppressed, "suppressed"), **dict.fromkeys(kept, "kept")}
+    states = [state_of.get(k, "waiting") for k in range(len(boxes))]
+    for state in ("suppressed", "waiting", "kept"):
+        draw_boxes(ax, boxes[[one == state for one in states]], **lines[state])
+    if scores is not None:
+        tags = [f"{number}  {score:.1f}" for number, score in enumerate(scores, 1)]
+        tag_boxes(ax, boxes, tags, [lines[state]["color"] for state in states])
     return ax
 
 
 def counts_by_threshold(
-    ax: Axes | None,
+    ax: Axes,
     detections: Sequence[Detections],
     true_counts: Mapping[str, int],
     thresholds: Mapping[str, float] | None = None,
 ) -> Axes:
-    """Detections of each class in all images that reach a score, the true numbers dashed, on a log axis.
+    """The Axes with the number of detections in all images that reach a score, against that score.
 
-    A dot marks each class's working threshold.
+    A curve for each class; its true number is dashed, and a dot marks its working threshold.
     """
-    ax = axes_or_new(ax, (7, 3.8))
     names = list(true_counts)
     for label, name in enumerate(names, start=1):
         parts = [one.scores.numpy()[one.labels.numpy() == label] for one in detections]
@@ -130,11 +102,8 @@ def counts_by_threshold(
     return ax
 
 
-def counts_table(
-    ax: Axes | None, rows: Mapping[str, Sequence[tuple[int, int]]], names: Sequence[str]
-) -> Axes:
-    """{image: (counted, true) for each class} as a table; where the two differ, the cell is tinted."""
-    ax = axes_or_new(ax, (8, 0.6 + 0.3 * len(rows)))
+def counts_table(ax: Axes, rows: Mapping[str, Sequence[tuple[int, int]]], names: Sequence[str]) -> Axes:
+    """The Axes with {image: (counted, true) for each class} as a table, in color where the two differ."""
     if not rows:
         ax.set_axis_off()
         return ax
@@ -151,29 +120,13 @@ def counts_table(
     return ax
 
 
-def scores_table(ax: Axes | None, detections: Sequence[Detections], names: Sequence[str]) -> Axes:
-    """For each image and all together: the number of each class and its mean score."""
-    ax = axes_or_new(ax, (8, 0.8 + 0.3 * len(detections)))
+def scores_table(ax: Axes, detections: Sequence[Detections], names: Sequence[str]) -> Axes:
+    """The Axes with a table of each class's number and mean score, by image and together."""
+    images = {one.image: [one] for one in detections}
     rows = {}
-    for one in detections:
-        counts, means = one.counts(), one.mean_scores()
-        rows[one.image] = [
-            f"{counts[name]}" + ("" if means[name] is None else f"  ({means[name]:.2f})") for name in names
-        ]
-    scores = [one.scores.numpy() for one in detections]
-    labels = [one.labels.numpy() for one in detections]
-    score, label = (np.concatenate([np.empty(0), *parts]) for parts in (scores, labels))
-    rows["together"] = [
-        f"{(label == k).sum()}" + (f"  ({score[label == k].mean():.2f})" if (label == k).any() else "")
-        for k in range(1, len(names) + 1)
-    ]
-    table(ax, [f"{name} (mean score)" for name in names], rows)
-    return ax
-
-
-def legend_of_states(figure: Figure, color: str = INK) -> Figure:
-    """What the colors of `suppression` mean, above all Axes of the figure."""
-    states = {"waiting": (color, 0.8), "kept": (KEPT, 2.4), "suppressed": (SUPPRESSED, 0.8)}
-    handles = [Line2D([], [], color=shade, lw=width, label=name) for name, (shade, width) in states.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=3, frameon=False)
-    return figure
+    for image, group in {**images, "together": detections}.items():
+        scores = np.concatenate([[], *(one.scores.numpy() for one in group)])
+        labels = np.concatenate([[], *(one.labels.numpy() for one in group)])
+        own = [scores[labels == k] for k in range(1, len(names) + 1)]
+        rows[image] = [f"{len(s)}" + (f"  ({s.mean():.2f})" if len(s) else "") for s in own]
+    return table(ax, [f"{name} (mean score)" for name in names], rows)

@@ -1,4 +1,4 @@
-"""Figures of a detector's errors by kind, of the worst of them, and of how honest its scores are."""
+"""Figures of a detector's errors: on the image, on a drawn example, by kind, and the worst of them."""
 
 from __future__ import annotations
 
@@ -8,57 +8,66 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from ssdlib.common.tables import number
 from ssdlib.inference.draw import color_of
-from ssdlib.plots.evaluation import MISSED, RIGHT, WRONG, crop
-from ssdlib.plots.style import INK, MUTED, Source, axes_or_new, draw_boxes, new_figure
+from ssdlib.plots.boxes import Line, board, draw_boxes, show_image, tag_boxes
+from ssdlib.plots.charts import stacked_bars
+from ssdlib.plots.style import MUTED, Source, new_figure
 
 if TYPE_CHECKING:
-    from ssdlib.evaluation.calibration import Reliability
+    from ssdlib.evaluation.matching import Matches
     from ssdlib.evaluation.tide import TideErrors, WorstError
+    from ssdlib.inference.detections import Detections
+
+TRUE_POSITIVE: Line = {"color": "#15803d", "lw": 1.3}
+FALSE_POSITIVE: Line = {"color": "#ea580c", "lw": 2.2}
+MISSED: Line = {"color": "#1d4ed8", "lw": 2.2, "ls": (0, (2.5, 1.5))}
+MATCH_LINES = {"true positive": TRUE_POSITIVE, "false positive": FALSE_POSITIVE, "missed": MISSED}
+"""How boxes are outlined, by name: `legend_above(figure, MATCH_LINES)` says so."""
 
 
-def kind_costs(ax: Axes | None, errors: TideErrors) -> Axes:
-    """A bar a kind: the points (0.01) of mAP it costs, each class's part in its color, and how many."""
-    costs = {kind: [one.kinds[kind].delta_ap for one in errors.per_class.values()] for kind in errors.kinds}
-    held = max(sum(cost is not None for cost in next(iter(costs.values()), [])), 1)
-    parts = {kind: [100 * (cost or 0.0) / held for cost in values] for kind, values in costs.items()}
-    ends = {
-        kind: f"{'n/a' if one.delta_ap is None else f'{100 * one.delta_ap:.1f}'}  ({one.count:,})"
-        for kind, one in errors.kinds.items()
-    }
-    ax = _stacked(ax, parts, ends, list(errors.per_class))
-    ax.set(xlabel="mAP at IoU 0.5 to gain, in points (and number of errors)")
-    return ax
-
-
-def kind_counts(ax: Axes | None, errors: TideErrors) -> Axes:
-    """A bar a kind: how many errors, each class's part in its color."""
-    parts = {kind: [one.kinds[kind].count for one in errors.per_class.values()] for kind in errors.kinds}
-    ends = {kind: f"{one.count:,}" for kind, one in errors.kinds.items()}
-    ax = _stacked(ax, parts, ends, list(errors.per_class))
-    ax.set(xlabel="errors")
-    return ax
-
-
-def _stacked(
-    ax: Axes | None, parts: Mapping[str, Sequence[float]], ends: Mapping[str, str], names: Sequence[str]
+def matched_image(
+    ax: Axes,
+    image: Any,
+    detections: Detections,
+    target: Mapping[str, Any],
+    matches: Matches,
+    title: str = "",
 ) -> Axes:
-    """{row: a length for each class} as bars from top to bottom, each with a text at its end."""
-    ax = axes_or_new(ax, (6.4, 3.0))
-    starts = np.zeros(len(parts))
-    for k, name in enumerate(names):
-        lengths = np.array([values[k] for values in parts.values()], dtype=float)
-        ax.barh(range(len(parts)), lengths, 0.7, left=starts, color=color_of(name, names), label=name)
-        starts += lengths
-    for row, kind in enumerate(parts):
-        ax.annotate(ends[kind], (starts[row], row), (4, 0), textcoords="offset points", va="center",
-                    fontsize=9, color=INK)  # fmt: skip
-    ax.set_yticks(range(len(parts)), list(parts))
-    ax.set(xlim=(0, 1.22 * max(starts.max(initial=0.0), 0.1)), ylim=(len(parts) - 0.4, -0.6))
-    ax.tick_params(axis="y", length=0, labelcolor=INK)
-    ax.grid(axis="y", visible=False)
+    """The Axes with an image (H, W, 3), its true and false positives, and the objects that were missed."""
+    show_image(ax, image, title)
+    boxes = detections.boxes.numpy()
+    draw_boxes(ax, boxes[matches.true_positive], **TRUE_POSITIVE)
+    draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[matches.missed], **MISSED)
+    return draw_boxes(ax, boxes[~matches.true_positive], **FALSE_POSITIVE)
+
+
+def matched_board(
+    ax: Axes, objects_xyxy: Any, boxes_xyxy: Any, right: Sequence[bool], *, size: float
+) -> Axes:
+    """A board with objects (G, 4) named A, B, ... and boxes (D, 4) numbered from 1, true positives green."""
+    ax = board(ax, size, objects_xyxy)
+    lines = [TRUE_POSITIVE if one else FALSE_POSITIVE for one in right]
+    for box, line in zip(boxes_xyxy, lines, strict=True):
+        draw_boxes(ax, box, **{**line, "lw": 2.2})
+    return tag_boxes(
+        ax, boxes_xyxy, [str(k + 1) for k in range(len(lines))], [line["color"] for line in lines]
+    )
+
+
+def delta_ap_bars(ax: Axes, errors: TideErrors) -> Axes:
+    """The Axes with a bar for each kind of error: the points (0.01) of mAP to gain without it, by class."""
+    names = list(errors.per_class)
+    gains = {kind: [one.kinds[kind].delta_ap for one in errors.per_class.values()] for kind in errors.kinds}
+    held = max(sum(gain is not None for gain in next(iter(gains.values()), [])), 1)
+    rows = {kind: [100 * (gain or 0.0) / held for gain in values] for kind, values in gains.items()}
+    ends = [
+        f"{number(None if one.delta_ap is None else 100 * one.delta_ap, '.1f')}  ({one.count:,})"
+        for one in errors.kinds.values()
+    ]
+    ax = stacked_bars(ax, rows, ends, {name: color_of(name, names) for name in names})
+    ax.set(xlabel="mAP at IoU 0.5 to gain, in points (and number of errors)")
     if names:
         ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(names), fontsize=9)
     return ax
@@ -71,10 +80,10 @@ def error_grid(
     columns: int = 6,
     source: Source | None = None,
 ) -> Figure:
-    """A crop of each error with kind, class and score above it; `image_of(image_index)` gives (H, W, 3).
+    """A figure with a crop of each error, its kind, class and score above it.
 
-    What the detector said is orange, an object that nothing found blue and dashed; where a false alarm
-    concerns an object, that one is dashed blue as well.
+    `image_of(image_index)` gives the image (H, W, 3). Detections are orange; objects that were missed, or
+    that a false positive overlaps, are dashed blue.
     """
     rows = max(-(-len(errors) // columns), 1)
     figure, axes = new_figure(rows, columns, (2.05 * columns, 2.5 * rows), source, squeeze=False)
@@ -85,11 +94,9 @@ def error_grid(
     images = {index: image_of(index) for index in {one.image_index for one in errors}}
     for ax, one in zip(axes, errors, strict=False):
         missed = one.score is None or one.kind == "missed"
-        crop(ax, images[one.image_index], one.box, title=_caption(one), color=MISSED if missed else WRONG)
+        crop(ax, images[one.image_index], one.box, MISSED if missed else FALSE_POSITIVE, _caption(one))
         if one.true_box is not None:
-            draw_boxes(ax, one.true_box, color=MISSED, width=1.6, style=(0, (2.5, 1.5)))
-        if missed:
-            ax.patches[-1].set_linestyle((0, (2.5, 1.5)))
+            draw_boxes(ax, one.true_box, **MISSED)
     return figure
 
 
@@ -100,39 +107,20 @@ def _caption(error: WorstError) -> str:
     return f"{error.kind}\n{said}"
 
 
-def reliability_diagram(
-    ax: Axes | None,
-    reliability: Reliability,
-    title: str = "",
-    *,
-    scaled: Reliability | None = None,
-    color: str = RIGHT,
-) -> Axes:
-    """The share that is right in each bin of scores, its count above it; honest scores lie on the diagonal.
+def crop(ax: Axes, image: Any, box_xyxy: Any, line: Line, title: str = "") -> Axes:
+    """The Axes with the surroundings of one box (4,), about twice its side or 80 pixels, and the box.
 
-    `scaled` adds the same detections after temperature scaling, as rings.
+    At the image's border the window is moved inside.
     """
-    ax = axes_or_new(ax, (4.2, 3.9))
-    ax.plot([0, 1], [0, 1], color=MUTED, lw=1.2, ls="--", zorder=1)
-    for one in reliability.bins:
-        middle = (one.low + one.high) / 2
-        if one.precision is not None:
-            ax.bar(middle, one.precision, 0.9 * (one.high - one.low), color=color, alpha=0.3, lw=0)
-            ax.plot([one.mean_score] * 2, [one.mean_score, one.precision], color=color, lw=1.4, zorder=2)
-        ax.text(middle, 1.03, f"{one.count}", fontsize=7, color=INK, ha="center", va="bottom")
-    handles = [_points(ax, reliability, "as they came", color, color)]
-    if scaled is not None:
-        handles.append(_points(ax, scaled, "scaled", "white", INK))
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, 0.93), fontsize=8, handletextpad=0.3)
-    ax.set(xlim=(0, 1), ylim=(0, 1.12), xlabel="score", ylabel="share right", title=title)
-    ax.set_yticks(np.linspace(0, 1, 6))
+    show_image(ax, image)
+    ax.set_title(title, fontsize=9, weight="normal")
+    xmin, ymin, xmax, ymax = np.asarray(box_xyxy, dtype=float)
+    half = max(0.9 * max(xmax - xmin, ymax - ymin), 40)
+    height, width = np.asarray(image).shape[:2]
+    half = min(half, height / 2, width / 2)
+    x, y = (
+        np.clip((a + b) / 2, half, size - half) for a, b, size in ((xmin, xmax, width), (ymin, ymax, height))
+    )
+    draw_boxes(ax, box_xyxy, **line)
+    ax.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
     return ax
-
-
-def _points(ax: Axes, reliability: Reliability, name: str, face: str, edge: str) -> Line2D:
-    held = [one for one in reliability.bins if one.count]
-    ece = "n/a" if reliability.ece is None else f"{reliability.ece:.3f}"
-    return ax.plot(
-        [one.mean_score for one in held], [one.precision for one in held], "o", ms=6, mfc=face, mec=edge,
-        zorder=3, label=f"{name}: ECE {ece}",
-    )[0]  # fmt: skip

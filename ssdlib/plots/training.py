@@ -1,56 +1,44 @@
-"""Figures of training: learning rates, losses, the mAP on val, and the average of the weights."""
+"""Figures of training: learning rates, losses, mAP on val, runs compared, and what missing labels cost."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ssdlib.plots.style import INK, MUTED, axes_or_new, draw_boxes, mark_synthetic, new_figure, show_image
+from ssdlib.plots.style import INK, LINE_COLORS, MUTED, mark_synthetic, new_figure
 
 if TYPE_CHECKING:
     from ssdlib.training.history import History
 
-LINE_COLORS = ("#1d4ed8", "#b45309", "#047857", "#a21caf", "#0f766e")
-"""For quantities; those of the classes are left to the classes."""
 
-CONTESTANT_COLORS = dict(zip(("scratch", "original", "torchvision"), LINE_COLORS, strict=False))
-"""Each keeps its own in every figure, whoever else is there."""
-
-
-def training_image(ax: Axes | None, image: Any, target: Mapping[str, Any]) -> Axes:
-    """One image of a batch, (3, S, S) uint8, as the network gets it, with its boxes in the class colors."""
-    ax = axes_or_new(ax, (3, 3))
-    show_image(ax, image)
-    draw_boxes(ax, target["boxes"], target["labels"], width=1.8)
-    side = np.asarray(image).shape[-1]
-    ax.set(xlim=(0, side), ylim=(side, 0))
-    return ax
-
-
-def step_values(ax: Axes | None, values: Mapping[str, Sequence[float]], *, ylabel: str = "loss") -> Axes:
-    """A line for each {name: one value a step}; steps count from 1."""
-    ax = axes_or_new(ax)
+def step_curves(
+    ax: Axes,
+    values: Mapping[str, Sequence[float]],
+    *,
+    ylabel: str = "loss",
+    noisy: Mapping[str, Sequence[float]] | None = None,
+) -> Axes:
+    """The Axes with a line for each {name: one value a step}; steps count from 1. `noisy` ones are gray."""
+    for name, numbers in (noisy or {}).items():
+        ax.plot(np.arange(1, len(numbers) + 1), numbers, color=MUTED, alpha=0.55, lw=0.9, label=name)
     for i, (name, numbers) in enumerate(values.items()):
-        color = LINE_COLORS[i % len(LINE_COLORS)]
-        ax.plot(np.arange(1, len(numbers) + 1), numbers, color=color, label=name)
+        ax.plot(np.arange(1, len(numbers) + 1), numbers, color=LINE_COLORS[i % len(LINE_COLORS)], label=name)
     ax.set(xlabel="step", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(values) > 1:
+    if len(ax.lines) > 1:
         ax.legend()
     return ax
 
 
-def learning_rates(ax: Axes | None, rates: Mapping[str, Sequence[float]]) -> Axes:
-    """Schedules {name: the rate at each step}, over the share of the training that is done."""
-    ax = axes_or_new(ax, (6, 3.2))
+def learning_rates(ax: Axes, rates: Mapping[str, Sequence[float]]) -> Axes:
+    """The Axes with schedules {name: the rate at each step}, over the share of the training that is done."""
     for i, (name, numbers) in enumerate(rates.items()):
         done = 100 * np.arange(len(numbers)) / max(len(numbers), 1)
         width = max(3.4 - 0.8 * i, 1.2)  # one that runs along a later one still shows
@@ -61,67 +49,94 @@ def learning_rates(ax: Axes | None, rates: Mapping[str, Sequence[float]]) -> Axe
     return ax
 
 
-def average(ax: Axes | None, values: Sequence[float], averages: Mapping[str, Sequence[float]]) -> Axes:
-    """A noisy quantity in gray, and averages of it that follow step by step."""
-    ax = axes_or_new(ax, (6, 3.2))
-    ax.plot(values, color=MUTED, alpha=0.55, lw=0.9, label="weight")
-    for i, (name, numbers) in enumerate(averages.items()):
-        ax.plot(numbers, color=LINE_COLORS[i % len(LINE_COLORS)], lw=2.2, label=name)
-    ax.set(xlabel="step", ylabel="value")
-    ax.legend()
+Points = Mapping[int, float]
+"""A value at each epoch that has one."""
+
+
+def epoch_curves(ax: Axes, groups: Mapping[str, Sequence[Points]]) -> Axes:
+    """The Axes with the curves of {group: {epoch: value} of each of its runs}, a color a group.
+
+    Several runs of a group are thin lines, and a thick one is the mean of those that went furthest, at the
+    epochs that all of these have. The first group is on top; groups beyond the eighth are gray.
+    """
+    last = 1
+    for rank, (name, runs) in enumerate(groups.items()):
+        color = LINE_COLORS[rank] if rank < len(LINE_COLORS) else MUTED
+        style = {"color": color, "zorder": 3 - rank / max(len(groups), 1)}
+        runs = [points for points in runs if points]
+        last = max([last, *(max(points) for points in runs)])
+        if len(runs) > 1:
+            furthest = max(max(points) for points in runs)
+            whole = [points for points in runs if max(points) == furthest]
+            # A mean over fewer and fewer runs would jump.
+            common = sorted(set.intersection(*(set(points) for points in whole)))
+            means = [statistics.mean(points[epoch] for points in whole) for epoch in common]
+            ax.plot(common, means, **style, lw=2.6, label=f"{name}, mean of {len(whole)}")
+            style |= {"lw": 0.9, "alpha": 0.55}
+        else:
+            style["label"] = name
+        for points in runs:
+            # A lone point makes no line: without a marker it would not be seen.
+            marker = "o" if len(points) == 1 or (len(runs) == 1 and len(points) <= 30) else ""
+            ax.plot(list(points), list(points.values()), **style, marker=marker, ms=5)
+    ax.set(xlim=(0.5, last + 0.5), xlabel="epoch")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     return ax
 
 
-def loss_curves(ax: Axes | None, history: History) -> Axes:
-    """The training loss of each epoch and its two parts, with the best epoch on val marked."""
-    ax = axes_or_new(ax, (6, 3.6))
-    epochs = [record.epoch for record in history.epochs]
+def by_epoch(history: History, field: str) -> dict[int, float]:
+    """A field of a history's epochs, such as `map_50` or `loss`, by the epochs that have it."""
+    values = {record.epoch: getattr(record, field) for record in history.epochs}
+    return {epoch: value for epoch, value in values.items() if value is not None}
+
+
+def map_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
+    """The Axes with mAP@0.5 on val by epoch: {group: histories of its runs}, see `epoch_curves`."""
+    ax = epoch_curves(ax, _points(groups, "map_50"))
+    ax.set(ylim=(0, 1.05), ylabel="mAP@0.5 on val")
+    return ax
+
+
+def training_loss_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
+    """The Axes with the training loss by epoch: {group: histories of its runs}, see `epoch_curves`."""
+    ax = epoch_curves(ax, _points(groups, "loss"))
+    ax.set(ylim=(0, None), ylabel="training loss")
+    return ax
+
+
+def _points(groups: Mapping[str, Sequence[History]], field: str) -> dict[str, list[Points]]:
+    return {name: [by_epoch(history, field) for history in histories] for name, histories in groups.items()}
+
+
+def loss_curves(ax: Axes, history: History) -> Axes:
+    """The Axes with one run's training loss and its two parts, the epoch of the best mAP on val marked."""
     parts = {"total": "loss", "localization": "localization", "confidence": "confidence"}
-    for i, (name, field) in enumerate(parts.items()):
-        values = [getattr(record, field) for record in history.epochs]
-        width = 2.4 if name == "total" else 1.5
-        ax.plot(epochs, values, "o-", ms=_marker(epochs), lw=width, color=LINE_COLORS[i], label=name)
+    ax = epoch_curves(ax, {name: [by_epoch(history, field)] for name, field in parts.items()})
     _mark_best(ax, history)
     highest = max((record.loss for record in history.epochs), default=1.0)
     # Room for the legend: fine-tuning's curves are flat and leave none.
-    ax.set(ylim=(0, 1.25 * highest), xlabel="epoch", ylabel="training loss")
-    _finish_epochs(ax, history, "upper right", columns=2)
+    ax.set(ylim=(0, 1.25 * highest), ylabel="training loss")
+    ax.legend(fontsize=9, loc="upper right", ncols=2, frameon=True, edgecolor="none", framealpha=0.9)
     return ax
 
 
-def map_curve(ax: Axes | None, history: History, *, start: float | None = None) -> Axes:
-    """mAP@0.5 on val at each epoch that was evaluated, with the best one marked and named.
-
-    `start` is that of the network before training, a dotted line.
-    """
-    ax = axes_or_new(ax, (6, 3.6))
-    evaluated = [(r.epoch, r.map_50) for r in history.epochs if r.map_50 is not None]
-    epochs, values = [e for e, _ in evaluated], [v for _, v in evaluated]
-    ax.plot(epochs, values, "o-", ms=_marker(epochs), color=LINE_COLORS[0], label="mAP@0.5 on val")
+def map_curve(ax: Axes, history: History, *, start: float | None = None) -> Axes:
+    """The Axes with one run's mAP@0.5 on val, the best epoch marked; `start`, before training, is dotted."""
+    ax = map_curves(ax, {"mAP@0.5 on val": [history]})
     if start is not None:
         ax.axhline(start, color=MUTED, lw=1.6, ls=":", label=f"before training: {start:.3f}")
     _mark_best(ax, history)
     if history.best is not None:
-        best = history.best
-        ax.plot([best.epoch], [best.map_50], "o", ms=11, mfc="none", mec=INK, mew=1.6)
-    ax.set(ylim=(0, 1.05), xlabel="epoch", ylabel="mAP@0.5 on val")
-    _finish_epochs(ax, history, "lower right")
+        ax.plot([history.best.epoch], [history.best.map_50], "o", ms=11, mfc="none", mec=INK, mew=1.6)
+    ax.legend(fontsize=9, loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
     return ax
 
 
-def compared_maps(ax: Axes | None, values: Mapping[str, Sequence[float | None]]) -> Axes:
-    """mAP@0.5 on val after each epoch of each {name: one value an epoch}; None was not evaluated."""
-    ax = axes_or_new(ax, (6, 3.6))
-    for i, (name, maps) in enumerate(values.items()):
-        epochs = [e for e, value in enumerate(maps, 1) if value is not None]
-        known = [value for value in maps if value is not None]
-        ax.plot(epochs, known, "o-", ms=_marker(epochs), color=LINE_COLORS[i % len(LINE_COLORS)], label=name)
-    ax.set(xlim=(0.5, max([len(maps) for maps in values.values()] + [1]) + 0.5), ylim=(0, 1.05))
-    ax.set(xlabel="epoch", ylabel="mAP@0.5 on val")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if values:
-        ax.legend(fontsize=9, loc="lower right")
-    return ax
+def _mark_best(ax: Axes, history: History) -> None:
+    best = history.best
+    if best is not None:
+        label = f"best: epoch {best.epoch}, mAP {best.map_50:.3f}"
+        ax.axvline(best.epoch, color=INK, lw=1.2, ls="--", label=label)
 
 
 class LiveFigure:
@@ -131,7 +146,7 @@ class LiveFigure:
         with live.redrawn() as (left, right):  # emptied; shown again at the end of the block
             loss_curves(left, history)
 
-    Takes what `new_figure` takes.
+    The arguments are those of `new_figure`.
     """
 
     def __init__(self, *shape: int, **options: Any) -> None:
@@ -153,94 +168,96 @@ class LiveFigure:
             self._shown.update(self.figure)
 
 
-def plot_time_to_accuracy(
-    results: Mapping[str, Any], ax: Axes | None = None, *, against: str = "minutes"
-) -> Axes:
-    """mAP@0.5 on val of each contestant of `tests.benchmarks.training`, against "minutes" or "images".
+def accuracy_against(ax: Axes, results: Mapping[str, Any], across: str) -> Axes:
+    """The Axes with mAP@0.5 on val of each training of `tests.benchmarks.training` against minutes or images.
 
-    A name and the last value stand at the end of each curve. A cross ends that of a training which stopped
-    because its numbers were no longer finite; one without any evaluation is left out.
+    `across` is "minutes" or "images". The legend has the last values. A cross ends the curve of a training
+    that stopped because its loss was no longer finite; one without any evaluation is left out.
     """
-    ax = axes_or_new(ax, (6, 3.8))
-    ends = []
-    for i, (name, entry) in enumerate(results["contestants"].items()):
-        points = [p for p in entry["points"] if p["map_50"] is not None]
+    for row, color in zip(results["rows"], LINE_COLORS, strict=False):
+        points = [point for point in row["points"] if point["map_50"] is not None]
         if not points:
             continue
-        across = [p["seconds"] / 60 if against == "minutes" else p["images"] for p in points]
-        values = [p["map_50"] for p in points]
-        color = CONTESTANT_COLORS.get(name, LINE_COLORS[i % len(LINE_COLORS)])
-        ax.plot(across, values, "o-", ms=4, lw=2.2, color=color, label=name, clip_on=False)
-        if entry.get("stopped"):
-            ax.plot(across[-1], values[-1], "x", ms=10, mew=2.2, color=color, clip_on=False)
-            name = f"{name} (stopped)"
-        ends.append((across[-1], values[-1], name, color))
-    ax.set(xlim=(0, max((x for x, *_ in ends), default=1)), ylim=(0, 1), ylabel="mAP@0.5 on val")
-    ax.set(xlabel="minutes of training" if against == "minutes" else "images seen")
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=against == "images"))
+        x = [p["seconds"] / 60 if across == "minutes" else p["images"] for p in points]
+        y = [p["map_50"] for p in points]
+        label = f"{row['name']}: {y[-1]:.2f}" + (" (stopped)" if row["stopped"] else "")
+        ax.plot(x, y, "o-", ms=4, lw=2.2, color=color, label=label, clip_on=False)
+        if row["stopped"]:
+            ax.plot(x[-1], y[-1], "x", ms=10, mew=2.2, color=color, clip_on=False)
+    ax.set(xlim=(0, None), ylim=(0, 1), ylabel="mAP@0.5 on val")
+    ax.set(xlabel="minutes of training" if across == "minutes" else "images seen")
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=across == "images"))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.grid(axis="x", visible=False)
-    _name_ends(ax, ends)
+    if ax.lines:
+        ax.legend(fontsize=9)
     return ax
 
 
-def _name_ends(ax: Axes, ends: Sequence[tuple[float, float, str, str]], apart: float = 0.065) -> None:
-    """Write (x, y, name, color) right of each point; names that would touch make room for each other."""
-    heights, near = [y for _, y, *_ in ends], 0.3 * ax.get_xlim()[1]
-    order = sorted(range(len(ends)), key=heights.__getitem__)
-    for _ in range(50):
-        for below, above in combinations(order, 2):
-            overlap = apart - (heights[above] - heights[below])
-            if overlap > 0 and abs(ends[above][0] - ends[below][0]) < near:
-                heights[above] += overlap / 2
-                heights[below] = max(heights[below] - overlap / 2, apart / 3)
-    for (x, y, name, color), height in zip(ends, heights, strict=True):
-        ax.annotate(
-            f"{name}  {y:.2f}", (x, height), (9, 0), textcoords="offset points", va="center", color=color,
-            fontweight="bold", fontsize=9.5, annotation_clip=False,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
-        )  # fmt: skip
-
-
 def time_to_accuracy(results: Mapping[str, Any]) -> Figure:
-    """`plot_time_to_accuracy` twice, against minutes and against images, and what it was measured on."""
+    """A figure of `accuracy_against` minutes and against images, with the machine it was measured on."""
     figure, (left, right) = new_figure(1, 2, size=(11, 4.4), sharey=True)
-    plot_time_to_accuracy(results, left, against="minutes")
-    plot_time_to_accuracy(results, right, against="images")
-    left.set_title("How soon", pad=10)
-    right.set_title("From how much", pad=10)
+    accuracy_against(left, results, "minutes").set_title("How soon", pad=10)
+    accuracy_against(right, results, "images").set_title("From how much", pad=10)
     right.set_ylabel("")
-    environment, data = results.get("environment", {}), results.get("data", {})
-    cores = environment.get("cores")
-    cores = "1 core" if cores == 1 else f"{cores} cores"
-    machine = environment.get("gpu") or f"{environment.get('cpu')}, {cores}"
-    figure.suptitle(
-        f"Time to accuracy: the same images in the same order, on {machine}",
-        x=0.01,
-        ha="left",
-        fontsize=9,
-        color=MUTED,
-    )
-    if data.get("synthetic"):
+    environment = results["environment"]
+    cores = f"{environment['cores']} core" + ("" if environment["cores"] == 1 else "s")
+    machine = environment.get("gpu") or f"{environment['cpu']}, {cores}"
+    title = f"Time to accuracy: the same images in the same order, on {machine}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9, color=MUTED)
+    if results["data"]["synthetic"]:
         mark_synthetic(figure)
     return figure
 
 
-def _mark_best(ax: Axes, history: History) -> None:
-    best = history.best
-    if best is not None:
-        label = f"best: epoch {best.epoch}, mAP {best.map_50:.3f}"
-        ax.axvline(best.epoch, color=INK, lw=1.2, ls="--", label=label)
+def against_removed(ax: Axes, values: Mapping[str, Mapping[float, float | None]], ylabel: str = "") -> Axes:
+    """The Axes with a line for each {name: {share of labels removed: value}}; None is left out."""
+    for i, (name, by_share) in enumerate(values.items()):
+        points = {share: value for share, value in sorted(by_share.items()) if value is not None}
+        ax.plot(list(points), list(points.values()), marker="osD^"[i % 4], ms=6, lw=2.2, label=name,
+                color=LINE_COLORS[i % len(LINE_COLORS)], clip_on=False)  # fmt: skip
+    shares = sorted({share for by_share in values.values() for share in by_share})
+    ax.set(ylim=(0, 1), xlim=(-0.02, max(shares, default=0.5) + 0.02), ylabel=ylabel)
+    ax.set_xticks(shares)
+    ax.set_xlabel("labels removed")
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    ax.grid(axis="x", visible=False)
+    return ax
 
 
-def _marker(epochs: Sequence[int]) -> float:
-    return 5 if len(epochs) <= 30 else 0
+BACKGROUNDS = {
+    "as it is": "hard: every gap is background",
+    "soft": "soft: background far from labels counts less",
+    "ignore_confident": "ignore_confident: what looks like a cell is left out",
+}
+"""Legends of the changes of the recipe that are about missing labels."""
 
 
-def _finish_epochs(ax: Axes, history: History, legend: str, columns: int = 1) -> None:
-    ax.set_xlim(0.5, max(len(history.epochs), 1) + 0.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    ax.legend(
-        fontsize=9, loc=legend, ncols=columns, frameon=True, edgecolor="none", framealpha=0.9
-    )  # fmt: skip
+def missing_labels(results: Mapping[str, Any]) -> Figure:
+    """A figure of training with labels removed: AP, mAP and recall against the share removed.
+
+    results: what `tests.benchmarks.ablation` writes. A line for each change of the recipe, a mean over seeds.
+    """
+    name = results["terms"]["class"]
+    panels = {
+        f"{name} AP@0.5": lambda row: row["ap_50"][name],
+        "mAP@0.5": lambda row: row["map_50"],
+        f"{name} recall at score 0.5": lambda row: row["recall"],
+    }
+    figure, axes = new_figure(1, len(panels), size=(3.9 * len(panels), 4.0), sharey=True)
+    for ax, (title, value) in zip(axes, panels.items(), strict=True):
+        found: dict[str, dict[float, list[float | None]]] = {}
+        for row in results["rows"]:
+            label = BACKGROUNDS.get(row["change"], row["change"])
+            found.setdefault(label, {}).setdefault(row["removed"], []).append(value(row))
+        means = {
+            label: {share: None if None in v else statistics.mean(v) for share, v in by_share.items()}
+            for label, by_share in found.items()
+        }
+        against_removed(ax, means).set_title(title, pad=10)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(handles))
+    if results["data"]["synthetic"]:
+        mark_synthetic(figure)
+    return figure

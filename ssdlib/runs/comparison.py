@@ -412,7 +412,7 @@ def _figure(comparison: Comparison) -> bytes | None:
     from matplotlib.figure import Figure
 
     from ssdlib.plots.style import STYLE, mark_synthetic
-    from ssdlib.plots.sweep import map_curves
+    from ssdlib.plots.training import map_curves
 
     if not any(run.history.epochs for run in comparison.runs):
         return None

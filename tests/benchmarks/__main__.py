@@ -1,8 +1,9 @@
-"""`python -m tests.benchmarks`: run the suites, print tables and bars, write JSON."""
+"""`python -m tests.benchmarks`: run the suites, print tables and targets, write JSON."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,9 +11,10 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ssdlib.common.files import write_json
-from ssdlib.common.runtime import choose_device, environment
-from tests.benchmarks import engines, suites, waste
+from ssdlib.common.runtime import choose_device
+from ssdlib.common.tables import Table
+from tests.benchmarks import engines, profile, suites
+from tests.benchmarks.common import choose, run_command, target, targets_table, write_results
 from tests.benchmarks.suites import NAIVE, OURS, TORCHVISION, Bench
 from tests.benchmarks.timing import Timings
 
@@ -22,71 +24,56 @@ SUITES = {
     "nms": suites.suppression,
     "loading": suites.loading,
 }
-WASTE = "waste"
-"""Also a suite to ask for, but no race: see `tests.benchmarks.waste`."""
-ENGINES = "engines"
-"""Likewise: `tests.benchmarks.engines`, which needs the extra `onnx`."""
+PROFILE, ENGINES = "profile", "engines"
 
-BARS = (
+TARGETS = (
     ("training", NAIVE, 2.8),
     ("training", TORCHVISION, 2.3),
     ("detection", TORCHVISION, 2.0),
     ("nms", NAIVE, 50.0),
 )
 """(suite, the other one, how many times as long as ours it must take)."""
+MATRIX_SHARE = 0.40
+"""Training must reach at least this share of a GPU's matrix rate."""
 
 
-def judge(results: dict[str, Timings]) -> list[dict[str, Any]]:
-    """Each bar beside what was measured; bars of suites that did not run are left out."""
-    bars = []
-    for suite, other, wanted in BARS:
-        if suite in results:
-            measured = results[suite].ratio(other, OURS)
-            name = f"{suite}: ours against {other}"
-            bars.append({"name": name, "wanted": wanted, "measured": measured, "passed": measured >= wanted})
-    return bars
+def targets(results: Mapping[str, Timings]) -> list[dict[str, Any]]:
+    """The targets of the suites that ran, with what was measured."""
+    return [
+        target(f"{suite}: times as fast as {other}", results[suite].ratio(other, OURS), wanted)
+        for suite, other, wanted in TARGETS
+        if suite in results
+    ]
 
 
 def matrix_share(bench: Bench, training: Timings, size: int = 4096) -> dict[str, Any]:
-    """How much of the machine's matrix rate training reaches, from the fastest rounds of each.
+    """The share of the machine's matrix rate that training reaches, from the fastest rounds of each.
 
     The backward pass does the forward's work twice: once for the inputs, once for the weights.
     """
     rates, precision, timings = suites.matrix_rate(bench, size)
-    rate = rates[precision]
     flops = suites.forward_flops()
+    rate = 3 * flops / training.best(OURS)
     return {
         "precision": precision,
-        "matrix_gflops_per_second": rate / 1e9,
+        "matrix_gflops_per_second": rates[precision] / 1e9,
         "fp32_matrix_gflops_per_second": rates["fp32"] / 1e9,
         "forward_gflop_per_image": flops / 1e9,
-        "training_gflops_per_second": 3 * flops / training.best(OURS) / 1e9,
-        "share_of_matrix_rate": 3 * flops / training.best(OURS) / rate,
-        "seconds": timings.seconds[next(iter(timings.seconds))],
+        "training_gflops_per_second": rate / 1e9,
+        "share_of_matrix_rate": rate / rates[precision],
+        "seconds": timings.seconds[precision],
     }
 
 
-def report(results: dict[str, Timings], matrix: dict[str, Any] | None) -> str:
-    """The tables, the share and the bars, for people."""
-    parts = [timings.table() for timings in results.values()]
-    if "loading" in results:
-        loading = results["loading"]
-        rates = ", ".join(f"{name} {1 / loading.median(name):.0f}" for name in loading.seconds)
-        parts.append(f"data loader, images a second: {rates}")
-    if matrix:
-        parts.append(
-            f"training reaches {matrix['training_gflops_per_second']:.0f} GFLOP/s (fastest round), "
-            f"{matrix['share_of_matrix_rate']:.0%} of the {matrix['matrix_gflops_per_second']:.0f} GFLOP/s "
-            f"of a large {matrix['precision']} matrix product "
-            f"(fp32: {matrix['fp32_matrix_gflops_per_second']:.0f}); an image's forward pass is "
-            f"{matrix['forward_gflop_per_image']:.1f} GFLOP, training three times that"
-        )
-    bars = [
-        f"  {'PASS' if bar['passed'] else 'miss'}  {bar['name']:35} "
-        f"{bar['measured']:7.2f}x  (bar {bar['wanted']}x)"
-        for bar in judge(results)
-    ]
-    return "\n\n".join([*parts, "\n".join(["bars", *bars])] if bars else parts)
+def matrix_table(share: Mapping[str, Any]) -> Table:
+    """A table of the rate that training reaches beside those of large matrix products."""
+    names = {
+        f"matrix product, {share['precision']}": "matrix",
+        "matrix product, fp32": "fp32_matrix",
+        OURS: "training",
+    }
+    rows = [(name, f"{share[f'{key}_gflops_per_second']:.0f}") for name, key in names.items()]
+    return Table((f"rates ({share['share_of_matrix_rate']:.0%} reached)", "GFLOP/s"), rows)
 
 
 def main(
@@ -96,7 +83,7 @@ def main(
     quick: Annotated[bool, typer.Option(help="Three rounds instead of seven.")] = False,
     only: Annotated[
         list[str] | None,
-        typer.Option(help=f"Only this suite ({', '.join([*SUITES, WASTE, ENGINES])}); may be repeated."),
+        typer.Option(help=f"Only this suite ({', '.join([*SUITES, PROFILE, ENGINES])}); may be repeated."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     batch: Annotated[int, typer.Option(min=1, help="Images a batch.")] = 8,
@@ -107,49 +94,45 @@ def main(
 
     Example: python -m tests.benchmarks --quick --only nms
     """
-    suites_known = [*SUITES, WASTE, ENGINES]
-    unknown = sorted(set(only or ()) - set(suites_known))
-    if unknown:
-        raise typer.BadParameter(
-            f"there is no suite {', '.join(unknown)}; choose from {', '.join(suites_known)}",
-            param_hint="--only",
-        )
-    now = datetime.now(UTC)
+    # "waste" is how the time breakdown was called.
+    wanted = choose(
+        [PROFILE if one == "waste" else one for one in only or ()], [*SUITES, PROFILE, ENGINES], "--only"
+    )
     torch.manual_seed(0)
+    parts, reached = [], []
     with tempfile.TemporaryDirectory(prefix="ssdlib-bench-") as folder:
         bench = Bench.prepare(
             Path(folder), choose_device(device), batch, rounds or (3 if quick else 7), progress
         )
-        results = {name: suite(bench) for name, suite in SUITES.items() if not only or name in only}
-        matrix = matrix_share(bench, results["training"]) if "training" in results else None
-        wasted = waste.measure(bench) if not only or WASTE in only else None
-        by_engine = engines.measure(bench) if not only or ENGINES in only else None
-    parts = [report(results, matrix)] if results else []
-    parts += [waste.report(wasted, bench.device)] if wasted else []
-    parts += [engines.report(by_engine)] if by_engine else []
-    print("\n\n".join(parts))
-    path = json or Path("bench") / f"results-{now:%Y-%m-%d}.json"
-    write_json(
+        timings = {name: suite(bench) for name, suite in SUITES.items() if name in wanted}
+        parts += [one.table().to_text() for one in timings.values()]
+        reached += targets(timings)
+        matrix = matrix_share(bench, timings["training"]) if "training" in timings else None
+        parts += [matrix_table(matrix).to_text()] if matrix else []
+        if matrix and bench.device.type == "cuda":
+            reached.append(target("share of the matrix rate", matrix["share_of_matrix_rate"], MATRIX_SHARE))
+        measured = {}
+        for name, module in ((PROFILE, profile), (ENGINES, engines)):
+            if name in wanted:
+                measured[name] = module.measure(bench)
+                parts += [table.to_text() for table in module.tables(measured[name])]
+                reached += measured[name].pop("targets")
+    print("\n\n".join([*parts, targets_table(reached).to_text()]))
+    path = json or Path("bench") / f"results-{datetime.now(UTC):%Y-%m-%d}.json"
+    write_results(
         path,
         {
-            "date": now.isoformat(timespec="seconds"),
-            "environment": environment(),
             "device": str(bench.device),
             "batch": batch,
             "rounds": bench.rounds,
-            "suites": {name: timings.to_dict() for name, timings in results.items()},
+            "suites": {name: one.to_dict() for name, one in timings.items()},
             "matrix": matrix,
-            "waste": wasted,
-            "engines": by_engine,
-            "bars": [
-                *judge(results),
-                *(waste.judge(wasted, bench.device) if wasted else []),
-                *(by_engine["bars"] if by_engine else []),
-            ],
+            **measured,
+            "targets": reached,
         },
     )
     print(f"\nwritten: {path}")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -2,58 +2,64 @@
 
     python -m tests.benchmarks.ablation --data bccd --images 2000 --seed 0 --seed 1
 
-Every row is a run under `runs/` like any other, so it can be looked at, and a finished one is not run again.
-The baseline is the recipe without synthetic smears; adding those is a row too.
+The baseline is the recipe without synthetic smears. With --removed a share of the red cells' labels is taken
+off the training images, by chance, while the cells stay: what such gaps cost, and what a change saves of it.
+All rows of a seed start from the same weights and see the same images in the same order, and are evaluated on
+the complete labels of other images. A finished row is not trained again.
 """
 
 from __future__ import annotations
 
 import statistics
-from datetime import UTC, datetime
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from ssdlib.common.files import read_json, write_json
-from ssdlib.common.paths import runs_folder
-from ssdlib.common.runtime import available_cores, environment
-from ssdlib.config import PriorConfig
-from ssdlib.runs.folder import RunFolder
-from tests.benchmarks.timing import run_command
+from ssdlib.common.errors import ConfigError
+from ssdlib.common.files import read_json
+from ssdlib.common.tables import Table, number
+from ssdlib.config import PROFILES, PriorConfig, Recipe
+from ssdlib.data.dataset import DetectionDataset
+from ssdlib.data.source import DataSource, extra_smears, resolve
+from ssdlib.detector.weights import build_model
+from ssdlib.evaluation.evaluate import evaluate_model
+from ssdlib.inference.predictor import Predictor
+from ssdlib.plots.training import missing_labels
+from ssdlib.runs.overrides import apply_overrides
+from ssdlib.training.trainer import Trainer
+from tests.benchmarks.common import Results, choose, run_command, save_figure
 
 BASELINE = "as it is"
-PAPER_PRIORS = PriorConfig().to_dict()
+CLASS = "RBC"
+"""The class whose labels are removed."""
 
 Overrides = dict[str, Any]
 
 
 def changes(epochs: int, images: int) -> dict[str, Overrides]:
-    """Overrides of each row by name; `epochs` passes over `images` training images are its budget.
+    """The settings that each row changes, by its name; `epochs` passes over `images` images are its budget.
 
-    Rows with smears see fewer real images, so that the number of images is the same.
+    The row with smears sees fewer real images, so that the number of images is the same.
     """
-    half = max(1, epochs // 2)
+    augment = "recipe.augment."
     return {
         BASELINE: {},
-        "smears first, half of the images": {
-            "recipe.pretrain_epochs": 1,
-            "recipe.pretrain_smears": max(1, (epochs - half) * images),
-            "recipe.epochs": half,
-        },
-        "smears among the images, half": {"recipe.smears": images, "recipe.epochs": half},
-        "photometric distortion at 0.5": {"recipe.augment.photometric": 0.5},
-        "no photometric distortion": {"recipe.augment.photometric": 0.0},
-        "quarter turns": {"recipe.augment.quarter_turns": True},
-        "the paper's IoU crops for zoom-in": {"recipe.augment.zoom_in": 1.0, "recipe.augment.iou_crop": 0.1},
-        "no zooms": {"recipe.augment.zoom_in": 1.0, "recipe.augment.zoom_out": 1.0},
-        "zooms to 1.6": {"recipe.augment.zoom_in": 1.6, "recipe.augment.zoom_out": 1.6},
-        "no flips": {"recipe.augment.horizontal_flip": 0.0, "recipe.augment.vertical_flip": 0.0},
-        "the paper's priors": {"recipe.model.priors": PAPER_PRIORS},
+        "smears among the images, half": {"recipe.smears": images, "recipe.epochs": max(1, epochs // 2)},
+        "photometric distortion at 0.5": {augment + "photometric": 0.5},
+        "no photometric distortion": {augment + "photometric": 0.0},
+        "the paper's IoU crops for zoom-in": {augment + "zoom_in": 1.0, augment + "iou_crop": 0.1},
+        "no zooms": {augment + "zoom_in": 1.0, augment + "zoom_out": 1.0},
+        "zooms to 1.6": {augment + "zoom_in": 1.6, augment + "zoom_out": 1.6},
+        "no flips": {augment + "horizontal_flip": 0.0, augment + "vertical_flip": 0.0},
+        "the paper's priors": {"recipe.model.priors": PriorConfig().to_dict()},
         "positive from IoU 0.4": {"recipe.iou_threshold": 0.4},
         "six negatives per positive": {"recipe.negatives_per_positive": 6.0},
-        "soft background": {"recipe.background": "soft"},
-        "confident background ignored": {"recipe.background": "ignore_confident"},
+        "ignore_confident": {"recipe.background": "ignore_confident"},
         "no average of weights": {"recipe.ema_decay": 0.0},
         "no warm-up": {"recipe.warmup_steps": 0},
         "half the learning rate": {"recipe.learning_rate": 5e-4},
@@ -72,87 +78,156 @@ def changes(epochs: int, images: int) -> dict[str, Overrides]:
     }
 
 
-def run_row(
-    name: str, overrides: Overrides, seed: int, epochs: int, data: str, folder: Path
-) -> dict[str, Any]:
-    """Train one row and return its figures on val after the last epoch."""
-    settings = {
-        "recipe.pretrain_epochs": 0,
-        "recipe.smears": 0,
-        "recipe.epochs": epochs,
-        **overrides,
-        "seed": seed,
-    }
-    settings["recipe.evaluate_every"] = settings["recipe.epochs"]  # the last one only
-    run = RunFolder.open(folder, profile="full", data=data, overrides=settings, progress=False)
-    history = run.train(resume=True, on_epoch=lambda _: None)
-    record = history.epochs[-1]
+def recipe_of(overrides: Overrides, epochs: int) -> Recipe:
+    """The recipe of a row: `scratch` without smears, for so many epochs, with the overrides."""
+    settings = {"recipe.smears": 0, "recipe.epochs": epochs, **overrides}
+    recipe = apply_overrides(PROFILES["full"], settings).recipe
+    return recipe.replace(evaluate_every=recipe.epochs, checkpoint_every=recipe.epochs)  # the last one only
+
+
+def remove_labels(dataset: DetectionDataset, class_name: str, share: float, seed: int) -> DetectionDataset:
+    """The same images without `share` of the class's labels, chosen by chance over all images.
+
+    For one seed, what a small share takes off a larger one takes off too. Raises ConfigError for a share
+    outside [0, 1] or a class that the data does not have.
+    """
+    if not 0 <= share <= 1:
+        raise ConfigError(f"the share of labels to remove must be in [0, 1], not {share}")
+    if class_name not in dataset.class_names:
+        raise ConfigError(f"there is no class {class_name!r}; choose of: {', '.join(dataset.class_names)}")
+    label = dataset.class_names.index(class_name) + 1
+    places = [
+        (i, j) for i, sample in enumerate(dataset.samples) for j in np.flatnonzero(sample.labels == label)
+    ]
+    order = np.random.default_rng(seed).permutation(len(places))
+    kept = [np.ones(len(sample.labels), dtype=bool) for sample in dataset.samples]
+    for k in order[: round(share * len(places))]:
+        image, index = places[k]
+        kept[image][index] = False
+    samples = [
+        replace(sample, boxes=sample.boxes[keep], labels=sample.labels[keep])
+        for sample, keep in zip(dataset.samples, kept, strict=True)
+    ]
+    return DetectionDataset(samples, dataset.class_names, dataset.transform)
+
+
+def train_row(train: DetectionDataset, val: DetectionDataset, recipe: Recipe, seed: int) -> dict[str, Any]:
+    """Train on `train` and return the metrics on `val` after the last epoch."""
+    data = train.joined(extra_smears(recipe.smears)) if recipe.smears else train
+    model = build_model(recipe.model.replace(class_names=tuple(train.class_names)), seed=seed)
+    with tempfile.TemporaryDirectory(prefix="ssdlib-ablation-") as folder:
+        trainer = Trainer(model, recipe, data, None, run_dir=folder, seed=seed, progress=False)
+        history = trainer.fit(on_epoch=lambda _: None)
+        metrics, _ = evaluate_model(Predictor(trainer.weights, precision=trainer.precision), val)
+    own = metrics.per_class.get(CLASS)
     return {
-        "change": name,
-        "seed": seed,
-        "overrides": overrides,
-        "map_50": record.map_50,
+        "map_50": metrics.map_50,
+        "ap_50": {name: one.ap_50 for name, one in metrics.per_class.items()},
+        "recall": own.recall if own else None,
+        "precision": own.precision if own else None,
+        "epochs": recipe.epochs,
         "seconds": sum(record.seconds for record in history.epochs),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows by name with mean val mAP@0.5 over the seeds, the difference to the baseline, and the seeds."""
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        if row["map_50"] is not None:
-            scores.setdefault(row["change"], []).append(row["map_50"])
-    base = statistics.mean(scores[BASELINE]) if BASELINE in scores else None
-    lines = ["| change | val mAP@0.5 | difference | seeds |", "| --- | --- | --- | --- |"]
-    for name, values in scores.items():
-        mean = statistics.mean(values)
-        difference = "" if base is None or name == BASELINE else f"{100 * (mean - base):+.1f}"
-        spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-        lines.append(f"| {name} | {mean:.3f}{spread} | {difference} | {len(values)} |")
-    return "\n".join(lines)
+def measure(
+    source: DataSource,
+    path: Path,
+    *,
+    images: int,
+    train_images: int | None = None,
+    val_images: int | None = None,
+    removed: Sequence[float] = (0.0,),
+    only: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0,),
+) -> list[dict[str, Any]]:
+    """Train the rows that `path` does not hold yet, writing it after each, and return all rows.
+
+    Rows come in the order seeds, shares removed (the largest first: it tells most), changes.
+    """
+    train, val = source.dataset("train", train_images), source.dataset("val", val_images)
+    epochs = max(1, round(images / len(train)))
+    overrides = changes(epochs, len(train))
+    names = choose(only, overrides, "--only")
+    terms = {
+        "images": images,
+        "train_images": len(train),
+        "val_images": len(val),
+        "class": CLASS,
+        "data": source.fingerprint,
+    }
+    results = Results(path, terms, source.describe(root=False))
+    for seed in seeds:
+        for share in sorted(removed, reverse=True):
+            data = remove_labels(train, CLASS, share, seed) if share else train
+            for name in names:
+                key, recipe = (
+                    {"change": name, "removed": share, "seed": seed},
+                    recipe_of(overrides[name], epochs),
+                )
+                if results.find(key, recipe.to_dict()):
+                    continue
+                row = train_row(data, val, recipe, seed)
+                results.put(key, {"recipe": recipe.to_dict(), **row})
+                print(f"{name}, {share:.0%} removed, seed {seed}: {number(row['map_50'])}", flush=True)
+    return results.rows
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A table with a row for each share removed and change: means over the seeds.
+
+    The difference is that of the mAP to the baseline with as many labels, in points.
+    """
+    groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["removed"]):
+        groups.setdefault((row["removed"], row["change"]), []).append(row)
+
+    def mean(group: Sequence[Mapping[str, Any]], figure: str) -> float | None:
+        values = [row[figure] for row in group]
+        return statistics.mean(values) if values and None not in values else None
+
+    cells = []
+    for (share, name), group in groups.items():
+        score, base = mean(group, "map_50"), mean(groups.get((share, BASELINE), ()), "map_50")
+        difference = "" if name == BASELINE or None in (score, base) else f"{100 * (score - base):+.1f}"
+        figures = [number(mean(group, figure)) for figure in ("recall", "precision")]
+        cells.append((name, f"{share:.0%}", number(score), difference, *figures, str(len(group))))
+    header = (
+        "change",
+        "labels removed",
+        "val mAP@0.5",
+        "difference",
+        f"{CLASS} recall",
+        f"{CLASS} precision",
+    )
+    return Table((*header, "seeds"), cells)
 
 
 def main(
     data: Annotated[str, typer.Option(help="auto, bccd, smears, or a folder.")] = "auto",
     images: Annotated[int, typer.Option(help="Images seen by each row.", min=1)] = 2000,
+    train_images: Annotated[int | None, typer.Option(help="Different ones. Default: all.", min=1)] = None,
+    val_images: Annotated[int | None, typer.Option(help="To evaluate on. Default: all.", min=1)] = None,
+    removed: Annotated[
+        list[float] | None, typer.Option(help="Share of RBC labels removed; may be repeated. Default: 0.")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this change; may be repeated.")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="May be repeated. Default: 0.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this row; may be repeated.")] = None,
-    json: Annotated[Path, typer.Option(help="Where the figures are gathered.")] = Path("bench/ablation.json"),
-    runs: Annotated[Path | None, typer.Option(help="Folder of the runs. Default: runs/ablation.")] = None,
+    json: Annotated[Path, typer.Option(help="File of the results.")] = Path("bench/ablation.json"),
 ) -> None:
-    """Train the recipe with one change at a time and tabulate val mAP@0.5."""
-    from ssdlib.data import source as bccd
-
-    source = bccd.resolve(data)
-    count = len(source.split_ids("train"))
-    epochs = max(1, round(images / count))
-    rows_by_name = changes(epochs, count)
-    unknown = sorted(set(only or ()) - set(rows_by_name))
-    if unknown:
-        raise typer.BadParameter(f"no row {', '.join(unknown)}; they are: {', '.join(rows_by_name)}")
-    for number in seed or [0]:
-        for name in only or rows_by_name:
-            stored = read_json(json, hint="Remove it.") if json.exists() else {"rows": []}
-            if any((row["change"], row["seed"]) == (name, number) for row in stored["rows"]):
-                continue
-            folder = (
-                runs or runs_folder() / "ablation"
-            ).resolve() / f"{name.replace(' ', '-')},seed={number}"
-            row = run_row(name, rows_by_name[name], number, epochs, data, folder)
-            row |= {"epochs": epochs, "cores": available_cores()}
-            stored = read_json(json, hint="Remove it.") if json.exists() else {"rows": []}
-            write_json(
-                json,
-                {
-                    "images": epochs * count,
-                    "data": source.describe(root=False),
-                    "environment": environment(),
-                    "rows": [*stored["rows"], row],
-                },
-            )
-            print(f"{name}, seed {number}: {row['map_50']:.3f} in {row['seconds']:.0f} s", flush=True)
-    print(table(read_json(json, hint="Remove it.")["rows"]))
+    """Train the recipe with one change at a time and tabulate val mAP@0.5; with --removed, draw it too."""
+    rows = measure(
+        resolve(data),
+        json,
+        images=images,
+        train_images=train_images,
+        val_images=val_images,
+        removed=removed or (0.0,),
+        only=only,
+        seeds=seed or (0,),
+    )
+    files = save_figure(missing_labels(read_json(json)), json, ".png") if any(removed or ()) else []
+    print(f"\n{table(rows).to_markdown()}\n\nwritten: {', '.join(map(str, [json, *files]))}")
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""From file to boxes by engine, beside torchvision's SSD300: `python -m tests.benchmarks --only engines`.
+"""Speed and cost of the engines beside torchvision's SSD300: `python -m tests.benchmarks --only engines`.
 
-Time is taken in turns in one process. What a process costs as a whole, start, first image and memory, is
-measured in a new process for each.
+In one process they take turns from image file to boxes. The start, the first result and the memory are those
+of a new process for each.
 """
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ssdlib.common.tables import Table, number
 from ssdlib.config import SHIPPED_MODEL, ModelConfig
 from ssdlib.detector.model_file import SHIPPED, save_model
 from ssdlib.detector.weights import build_model
@@ -22,15 +21,15 @@ from ssdlib.inference.engines import open_predictor
 from ssdlib.inference.onnx.engine import cached_onnx
 from ssdlib.inference.onnx.export import load_onnx, save_onnx
 from ssdlib.inference.onnx.quantization import quantize
+from tests.benchmarks.common import run, target
 from tests.benchmarks.suites import TORCHVISION, WHOLE, Bench, prefer_background, torchvision_detection
 from tests.benchmarks.timing import Timings
 
 WIDTHS = (1.0, 0.5)
 """The paper's network, whose work is torchvision's, and the shipped one's."""
-BARS = (("torch", 2.0), ("onnx-int8", 4.3))
-"""At least so many times torchvision's throughput."""
-BAR_WIDTH = 0.5
-"""Of the shipped network."""
+TARGETS = (("torch", 2.0), ("onnx-int8", 4.3))
+"""At least so many times torchvision's throughput, at the width of the shipped network."""
+SHIPPED_WIDTH = 0.5
 CALIBRATED_ON = 8
 """Images: ranges of a network that nobody trained need no more."""
 REPEATS = 3
@@ -40,13 +39,13 @@ REPEATS = 3
 def measure(bench: Bench) -> dict[str, Any]:
     """Seconds an image in this process; of a new one, seconds to the first result, memory and file size."""
     paths, files = bench.test_files(), {}
-    contestants: dict[str, Callable[[], object]] = {TORCHVISION: torchvision_detection(bench, paths)}
+    functions: dict[str, Callable[[], object]] = {TORCHVISION: torchvision_detection(bench, paths)}
     for width in WIDTHS:
         for engine, file in _files(bench, width).items():
             predictor = open_predictor(engine, file, batch_size=bench.batch)
             files[_name(engine, width)] = engine, file
-            contestants[_name(engine, width)] = partial(predictor.detect, paths)
-    timings = bench.take_turns("engines, file to boxes, per image", contestants, units=len(paths))
+            functions[_name(engine, width)] = partial(predictor.detect, paths)
+    timings = bench.take_turns("engines, file to boxes, per image", functions, units=len(paths))
     batch = str(bench.batch)
     wholes = {TORCHVISION: _whole([sys.executable, "-c", _THEIRS, batch], paths)}
     for name, (engine, file) in files.items():
@@ -61,37 +60,33 @@ def measure(bench: Bench) -> dict[str, Any]:
         }
         for name, whole in wholes.items()
     ]
-    return {"rows": rows, "timings": timings.to_dict(), "bars": judge(timings)}
+    return {"rows": rows, "timings": timings.to_dict(), "targets": targets(timings)}
 
 
-def judge(timings: Timings) -> list[dict[str, Any]]:
-    """Each bar with what was measured, at the shipped network's width."""
-    bars = []
-    for engine, wanted in BARS:
-        measured = timings.ratio(TORCHVISION, _name(engine, BAR_WIDTH))
-        name = f"engines: {_name(engine, BAR_WIDTH)} against {TORCHVISION}"
-        bars.append({"name": name, "wanted": wanted, "measured": measured, "passed": measured >= wanted})
-    return bars
-
-
-def report(measured: dict[str, Any]) -> str:
-    """The table and the bars, for people."""
-    lines = [
-        "engine                  ms/image  x torchvision  first result s  peak MB  file MB",
+def targets(timings: Timings) -> list[dict[str, Any]]:
+    """The targets with what was measured, at the shipped network's width."""
+    names = {_name(engine, SHIPPED_WIDTH): wanted for engine, wanted in TARGETS}
+    return [
+        target(f"engines: {name}, times as fast as {TORCHVISION}", timings.ratio(TORCHVISION, name), wanted)
+        for name, wanted in names.items()
     ]
-    for row in measured["rows"]:
-        peak, size = ("n/a" if row[key] is None else f"{row[key]:.0f}" for key in ("peak_mb", "file_mb"))
-        lines.append(
-            f"{row['name']:22} {1e3 * row['seconds_an_image']:9.1f} {row['times_torchvision']:13.2f}x "
-            f"{row['first_result_seconds']:15.2f} {peak:>8} {size:>8}"
+
+
+def tables(measured: Mapping[str, Any]) -> list[Table]:
+    """One table: speed of each engine, time to the first result of a new process, memory and file size."""
+    header = ("engine", "ms/image", f"x {TORCHVISION}", "first result s", "peak MB", "file MB")
+    rows = [
+        (
+            row["name"],
+            f"{1e3 * row['seconds_an_image']:.1f}",
+            f"{row['times_torchvision']:.2f}",
+            f"{row['first_result_seconds']:.2f}",
+            f"{row['peak_mb']:.0f}",
+            number(row["file_mb"], ".0f"),
         )
-    lines += ["", "bars"]
-    lines += [
-        f"  {'PASS' if bar['passed'] else 'miss'}  {bar['name']:50} {bar['measured']:5.2f}x  "
-        f"(bar {bar['wanted']}x)"
-        for bar in measured["bars"]
+        for row in measured["rows"]
     ]
-    return "\n".join(lines)
+    return [Table(header, rows)]
 
 
 def _name(engine: str, width: float) -> str:
@@ -136,33 +131,8 @@ with torch.inference_mode():
 
 def _whole(command: list[str], paths: list[Path], file: Path | None = None) -> dict[str, float | None]:
     """Median seconds from the command to its end with one image, peak memory with all, size of the file."""
-    first = [_run([*command, str(paths[0])])[0] for _ in range(REPEATS)]
-    peak = _run([*command, *map(str, paths)])[1]
     return {
-        "first_result_seconds": median(first),
-        "peak_mb": peak,
+        "first_result_seconds": median(run([*command, str(paths[0])]).seconds for _ in range(REPEATS)),
+        "peak_mb": run([*command, *map(str, paths)]).first_mb,
         "file_mb": file.stat().st_size / 1e6 if file else None,
     }
-
-
-def _run(command: list[str]) -> tuple[float, float | None]:
-    """Seconds that a process takes and the most memory (MB) it had; None where /proc does not tell."""
-    began, peak = time.perf_counter(), None
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None:
-            # Not the rusage of children: that counts what the parent held when it started them.
-            peak = peak_memory(process.pid) or peak
-            time.sleep(0.01)
-    seconds = time.perf_counter() - began
-    if process.returncode:
-        raise RuntimeError(f"ended with {process.returncode}: {' '.join(command[:4])} ...")
-    return seconds, peak
-
-
-def peak_memory(pid: int | str = "self") -> float | None:
-    """The most memory (MB) that a process has held so far; None where the system does not say."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,9 +24,8 @@ import torch
 import typer
 from lxml import etree
 
-from ssdlib.common.errors import SsdError
 from ssdlib.common.files import read_json, write_bytes, write_json
-from ssdlib.common.runtime import environment
+from ssdlib.common.tables import Table, number
 from ssdlib.data.formats.voc import add_object, read_objects, read_tree, set_box
 from ssdlib.data.smears import HEIGHT, WIDTH, write_dataset
 from ssdlib.data.source import DataSource, open_folder
@@ -38,6 +36,7 @@ from ssdlib.inference.predictor import Predictor
 from ssdlib.tools.label_errors.folds import SCORE_FLOOR, FoldSettings, out_of_fold
 from ssdlib.tools.label_errors.rank import CUTS as LISTED
 from ssdlib.tools.label_errors.rank import KINDS, LabelIssue, find_label_issues
+from tests.benchmarks.common import run_command, write_results
 
 Box = Sequence[float]
 Judge = Literal["folds", "shipped"]
@@ -82,14 +81,14 @@ def damage_labels(
     def damage(tree: etree._Element, file: Path) -> None:
         marks = done[file.stem] = {}
         objects = read_objects(file)
-        for number, (node, (name, box)) in enumerate(zip(tree.findall("object"), objects, strict=True), 1):
+        for k, (node, (name, box)) in enumerate(zip(tree.findall("object"), objects, strict=True), 1):
             chance = draw.random()
             if chance < share:
                 set_box(node.find("bndbox"), _moved(box, draw))
-                marks[number] = "moved"
+                marks[k] = "moved"
             elif chance < 2 * share:
                 node.find("name").text = draw.choice([n for n in source.class_names if n != name])
-                marks[number] = "renamed"
+                marks[k] = "renamed"
         if (box := _empty_place([box for _, box in objects], draw)) is not None:
             add_object(tree, "RBC", box)
             marks[len(objects) + 1] = "invented"
@@ -254,7 +253,6 @@ def measure(
         "epochs": epochs if judge == "folds" else None,
         "training_seconds": seconds,
         "share_removed": share,
-        "environment": environment(),
         "listed": {name: _without_curve(found_again(listed, removed, key)) for name, key in classes.items()},
         "whole_ranking": {name: found_again(issues, removed, key) for name, key in classes.items()},
         "damage": damage_found(open_folder(out / "damaged"), by_image, damage),
@@ -265,26 +263,20 @@ def _without_curve(result: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in result.items() if name not in ("curve", "at_90")}
 
 
-def to_text(result: Mapping[str, Any]) -> str:
-    """The measurement as lines to print."""
-
-    def number(value: float | None) -> str:
-        return "n/a" if value is None else f"{value:.3f}"
-
-    lines = [
-        f"{'class':<10}{'removed':>9}{'listed':>8}{'precision':>11}{'recall':>8}  recall at precision 0.9"
-    ]
+def tables(result: Mapping[str, Any]) -> list[Table]:
+    """Two tables of the measurement: the removed labels by class, and the labels damaged by kind."""
+    removed = []
     for name, row in result["listed"].items():
         at = result["whole_ranking"][name]["at_90"] or {}
-        lines.append(
-            f"{name:<10}{row['removed']:>9}{row['issues']:>8}{number(row['precision']):>11}"
-            f"{number(row['recall']):>8}  {number(at.get('recall'))} (score {number(at.get('score'))})"
-        )
-    lines += ["", f"{'damage':<10}{'labels':>9}{'damaged':>9}{'AP':>11}"]
-    for name, row in result["damage"].items():
-        precision = number(row["average_precision"])
-        lines.append(f"{name:<10}{row['labels']:>9}{row['damaged']:>9}{precision:>11}")
-    return "\n".join(lines)
+        counts = str(row["removed"]), str(row["issues"])
+        shares = row["precision"], row["recall"], at.get("recall"), at.get("score")
+        removed.append((name, *counts, *map(number, shares)))
+    header = ("class", "removed", "listed", "precision", "recall", "recall at precision 0.9", "score there")
+    damage = [
+        (name, str(row["labels"]), str(row["damaged"]), number(row["average_precision"]))
+        for name, row in result["damage"].items()
+    ]
+    return [Table(header, removed), Table(("damage", "labels", "damaged", "AP"), damage)]
 
 
 def main(
@@ -297,15 +289,11 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
     """Measure how many removed labels `ssdlib data label-errors` finds again."""
-    try:
-        result = measure(out, images=images, folds=folds, epochs=epochs, share=share, judge=judge)
-    except SsdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-    print(to_text(result))
+    result = measure(out, images=images, folds=folds, epochs=epochs, share=share, judge=judge)
+    print("\n\n".join(table.to_text() for table in tables(result)))
     if json_file is not None:
-        write_json(json_file, result)
+        write_results(json_file, result)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run_command(main)

@@ -1,4 +1,4 @@
-"""What is timed. Each suite returns its `Timings`; the first contestant is ours."""
+"""The suites: ours beside a naive SSD300 and torchvision's. Each returns its `Timings`, ours first."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from ssdlib.inference.predictor import Predictor
 from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks import naive
-from tests.benchmarks.timing import Timings, matrix_product, take_turns
+from tests.benchmarks.timing import Timings, take_turns
 
-OURS, OURS_BATCH_NORM, OURS_COMPILED = "ours", "ours, BatchNorm", "ours, compiled"
+OURS, OURS_BATCH_NORM = "ours", "ours, BatchNorm"
 NAIVE, TORCHVISION = "naive", "torchvision"
 NAIVE_TUNED, TORCHVISION_TUNED = "naive, our malloc setting", "torchvision, our malloc setting"
 
@@ -43,7 +43,7 @@ SURE_BACKGROUND = 6.0
 
 @dataclass(frozen=True)
 class Bench:
-    """What all suites share."""
+    """The settings and data that all suites share."""
 
     folder: Path
     """For the smears and the trainers' runs."""
@@ -55,29 +55,23 @@ class Bench:
 
     @classmethod
     def prepare(cls, folder: Path, device: torch.device, batch: int, rounds: int, progress: bool) -> Bench:
-        """Write synthetic smears into `folder`: four batches to train on, three to detect in."""
+        """A bench on smears written into `folder`: four batches to train on, three to detect in."""
         root = write_dataset(folder / "smears", train=4 * batch, val=batch, test=3 * batch, progress=progress)
         return cls(folder, open_folder(root), device, batch, rounds, progress)
 
     def take_turns(
         self,
         title: str,
-        contestants: dict[str, Callable[[], object]],
+        functions: dict[str, Callable[[], object]],
         units: int | dict[str, int],
         rounds: int = 0,
     ) -> Timings:
-        """`tests.benchmarks.timing.take_turns` with this bench's settings."""
-        return take_turns(
-            title,
-            contestants,
-            units=units,
-            rounds=rounds or self.rounds,
-            device=self.device,
-            progress=self.progress,
-        )
+        """The timings of `tests.benchmarks.timing.take_turns` with this bench's settings."""
+        options = {"device": self.device, "progress": self.progress}
+        return take_turns(title, functions, units=units, rounds=rounds or self.rounds, **options)
 
     def test_files(self) -> list[Path]:
-        """Image files to detect in."""
+        """The image files to detect in."""
         data = self.source.dataset("test")
         return [data.image_path(i) for i in range(len(data))]
 
@@ -97,34 +91,34 @@ def training(bench: Bench) -> Timings:
     Training of ours tells glibc to keep freed memory (`runtime.keep_freed_memory`), for the whole process.
     The others run as they would on their own, under glibc's own limits, and once more with our setting.
     """
-    contestants = {
+    functions = {
         OURS: _our_training(bench, RECIPES["original"]),
         OURS_BATCH_NORM: _our_training(bench, WHOLE),
         NAIVE: _naive_training(bench),
         TORCHVISION: _torchvision_training(bench),
     }
-    if keep_freed_memory.__wrapped__():
-        contestants[NAIVE_TUNED] = contestants[NAIVE]
-        contestants[TORCHVISION_TUNED] = contestants[TORCHVISION]
+    if keep_freed_memory():
+        functions[NAIVE_TUNED] = functions[NAIVE]
+        functions[TORCHVISION_TUNED] = functions[TORCHVISION]
         for name in (NAIVE, TORCHVISION):
-            contestants[name] = _with_plain_malloc(contestants[name])
-    if bench.device.type == "cuda":
-        contestants[OURS_COMPILED] = _our_training(bench, RECIPES["original"], compile=True)
-    return bench.take_turns("training, per image", contestants, units=bench.batch)
+            functions[name] = with_plain_malloc(functions[name])
+    return bench.take_turns("training, per image", functions, units=bench.batch)
 
 
-def _with_plain_malloc(contestant: Callable[[], object]) -> Callable[[], object]:
+def with_plain_malloc(function: Callable[[], object]) -> Callable[[], object]:
+    """The function, run under glibc's own malloc settings; ours are set again afterwards."""
+
     def run() -> None:
         return_freed_memory()
         try:
-            contestant()
+            function()
         finally:
-            keep_freed_memory.__wrapped__()
+            keep_freed_memory()
 
     return run
 
 
-def _our_training(bench: Bench, recipe: Recipe, compile: bool = False) -> Callable[[], object]:
+def _our_training(bench: Bench, recipe: Recipe) -> Callable[[], object]:
     recipe = recipe.replace(batch_size=bench.batch, learning_rate=RATE, epochs=10_000)
     trainer = Trainer(
         build_model(recipe.model),
@@ -133,7 +127,6 @@ def _our_training(bench: Bench, recipe: Recipe, compile: bool = False) -> Callab
         None,
         run_dir=bench.folder / f"run-{recipe.name}",
         device=bench.device,
-        compile=compile,
         progress=False,
     )
 
@@ -193,7 +186,7 @@ def _update(model: torch.nn.Module, optimizer: torch.optim.Optimizer, loss: Tens
     torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
     optimizer.step()
     if not torch.isfinite(loss):
-        raise RuntimeError(f"a contestant's loss is {loss.item()}: its time would mean nothing")
+        raise RuntimeError(f"a loss is {loss.item()}: its time would mean nothing")
 
 
 def _to(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
@@ -212,13 +205,13 @@ def _read_all(paths: list[Path], device: torch.device) -> list[Tensor]:
 def detection(bench: Bench) -> Timings:
     """Seconds from an image file to its boxes, at score 0.01, in batches."""
     paths = bench.test_files()
-    contestants = {
+    functions = {
         OURS: _our_detection(bench, RECIPES["original"].model, paths),
         OURS_BATCH_NORM: _our_detection(bench, WHOLE.model, paths),
         NAIVE: _naive_detection(bench, paths),
         TORCHVISION: torchvision_detection(bench, paths),
     }
-    return bench.take_turns("detection, file to boxes, per image", contestants, units=len(paths))
+    return bench.take_turns("detection, file to boxes, per image", functions, units=len(paths))
 
 
 def _our_detection(bench: Bench, config: ModelConfig, paths: list[Path]) -> Callable[[], object]:
@@ -236,6 +229,7 @@ def _naive_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
 
 
 def torchvision_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
+    """A function that detects in the files with torchvision's SSD300."""
     model = torchvision_model()
     prefer_background(model.head.classification_head.module_list)
     model.to(bench.device).eval()
@@ -249,6 +243,7 @@ def torchvision_detection(bench: Bench, paths: list[Path]) -> Callable[[], objec
 
 
 def prefer_background(heads: torch.nn.ModuleList) -> None:
+    """Make the classification heads of an untrained network call most priors background."""
     with torch.no_grad():
         for head in heads:
             head.bias.view(-1, NUM_CLASSES)[:, 0] += SURE_BACKGROUND
@@ -285,9 +280,9 @@ def suppression(bench: Bench) -> Timings:
     def torchvisions() -> object:
         return theirs.postprocess_detections(outputs, anchors, sizes)
 
-    contestants = {OURS: ours, NAIVE: loops, TORCHVISION: torchvisions}
+    functions = {OURS: ours, NAIVE: loops, TORCHVISION: torchvisions}
     units = {OURS: bench.batch, NAIVE: 1, TORCHVISION: bench.batch}
-    return bench.take_turns("NMS at score 0.01, per image", contestants, units)
+    return bench.take_turns("NMS at score 0.01, per image", functions, units)
 
 
 # --- loading ---------------------------------------------------------------------------------------------
@@ -296,12 +291,12 @@ def suppression(bench: Bench) -> Timings:
 def loading(bench: Bench) -> Timings:
     """Seconds to prepare one training image: ours from the cache, the naive one from the file."""
     count = len(bench.source.split_ids("train"))
-    contestants = {
+    functions = {
         OURS: _our_loading(bench, RECIPES["scratch"].augment),
         "ours, no augmentation": _our_loading(bench, NO_AUGMENTATION),
         NAIVE: _drain(naive.make_loader(bench.source.folder, bench.source.split_ids("train"), bench.batch)),
     }
-    return bench.take_turns("data loader, per image", contestants, units=count)
+    return bench.take_turns("data loader, per image", functions, units=count)
 
 
 def _our_loading(bench: Bench, augment: AugmentConfig) -> Callable[[], object]:
@@ -334,13 +329,18 @@ def forward_flops(config: ModelConfig | None = None) -> int:
 
 
 def matrix_rate(bench: Bench, size: int) -> tuple[dict[str, float], str, Timings]:
-    """Operations a second of a large matrix product, by precision; and the one that training uses here.
+    """Operations a second of a large matrix product by precision, the precision of training, and the timings.
 
-    float32 beside it: their ratio is all that a change of precision can give to anyone here.
+    float32 is measured too: the ratio of the two is the most that a change of precision can gain.
     """
     precision = choose_precision("auto", bench.device)
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
     names = dict.fromkeys((precision, "fp32"))
-    products = {name: matrix_product(dtypes[name], size, bench.device) for name in names}
+    products = {name: _matrix_product(dtypes[name], size, bench.device) for name in names}
     timings = bench.take_turns(f"matrix product, {size} x {size}", products, units=1, rounds=3 * bench.rounds)
     return {name: 2 * size**3 / timings.best(name) for name in names}, precision, timings
+
+
+def _matrix_product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    return lambda: a @ b

@@ -1,76 +1,140 @@
-"""The ablation: every change is one that the profile has, and a finished row is not run again."""
+"""The ablation: labels taken off by chance, changes that the recipe has, rows trained once."""
 
 import json
+from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from ssdlib.config import PROFILES
-from ssdlib.runs.overrides import apply_overrides
+from ssdlib.common.errors import ConfigError
+from ssdlib.data.dataset import DetectionDataset, Sample
 from tests.benchmarks import ablation
+
+NAMES = ("WBC", "RBC", "Platelets")
+
+
+def dataset(*labels):
+    """Images with these labels; each box's first coordinate is its number over all."""
+    samples, number = [], 0
+    for k, own in enumerate(labels):
+        boxes = np.array([[number + j, 0, 300, 200] for j in range(len(own))], np.float32).reshape(-1, 4)
+        number += len(own)
+        samples.append(Sample(f"i{k}", Path(f"i{k}.png"), 400, 300, boxes, np.array(own, np.int64), ()))
+    return DetectionDataset(samples, NAMES)
+
+
+def numbers(data):
+    return {int(box[0]) for sample in data.samples for box in sample.boxes}
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "left"),
+    [
+        ([], 0.5, (0, 0, 0)),
+        ([[], [1, 3]], 1.0, (1, 0, 1)),
+        ([[2, 2, 1], [2, 2]], 0.0, (1, 4, 0)),
+        ([[2, 2, 1], [2, 2]], 0.5, (1, 2, 0)),
+        ([[2, 2, 1], [2, 2]], 0.3, (1, 3, 0)),
+        ([[2, 2, 1], [2, 2]], 1.0, (1, 0, 0)),
+    ],
+)
+def test_labels_are_removed_of_one_class_only(labels, share, left):
+    data = dataset(*labels)
+    before = numbers(data)
+    fewer = ablation.remove_labels(data, "RBC", share, seed=0)
+    assert tuple(fewer.class_counts().values()) == left
+    assert len(fewer) == len(data) and numbers(data) == before  # all images; the given data is as it was
+
+
+def test_what_a_small_share_removes_a_larger_one_removes_too():
+    data = dataset(*[[2] * 10] * 20)
+    for seed in range(3):
+        kept = [numbers(ablation.remove_labels(data, "RBC", share, seed)) for share in (0.0, 0.15, 0.3, 0.5)]
+        assert [len(k) for k in kept] == [200, 170, 140, 100]
+        assert kept[0] > kept[1] > kept[2] > kept[3]
+    assert kept[3] != numbers(ablation.remove_labels(data, "RBC", 0.5, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "message"), [("RBC", 1.5, r"in \[0, 1\]"), ("blast", 0.5, "no class 'blast'; .*RBC")]
+)
+def test_impossible_removals_are_named(name, share, message):
+    with pytest.raises(ConfigError, match=message):
+        ablation.remove_labels(dataset([2]), name, share, seed=0)
 
 
 def test_every_row_changes_the_recipe_and_sees_as_many_images():
     rows = ablation.changes(epochs=10, images=200)
-    for name, overrides in rows.items():
-        recipe = apply_overrides(
-            PROFILES["full"],
-            {"recipe.epochs": 10, "recipe.pretrain_epochs": 0, "recipe.smears": 0, **overrides},
-        ).recipe
-        seen = recipe.pretrain_epochs * recipe.pretrain_smears + recipe.epochs * (200 + recipe.smears)
-        assert seen == 2000, name
-    assert rows[ablation.BASELINE] == {} and all(rows[name] for name in rows if name != ablation.BASELINE)
+    recipes = {name: ablation.recipe_of(overrides, 10) for name, overrides in rows.items()}
+    for name, recipe in recipes.items():
+        assert recipe.epochs * (200 + recipe.smears) == 2000, name
+        assert name == ablation.BASELINE or recipe != recipes[ablation.BASELINE], name
+
+
+def row(change, score=0.5, removed=0.0, recall=0.25):
+    return {"change": change, "removed": removed, "map_50": score, "recall": recall, "precision": None}
 
 
 @pytest.mark.parametrize(
-    "scores, expected",
+    ("rows", "expected"),
     [
-        ([], 2),
-        ([("as it is", 0, 0.9), ("as it is", 1, 0.8), ("no flips", 0, 0.86)], 4),
-        ([("no flips", 0, None)], 2),
+        ([], []),
+        ([row("no flips", None)], [("no flips", "0%", "n/a", "", "0.250", "n/a", "1")]),
+        (
+            [row("as it is", 0.9), row("as it is", 0.8, recall=None), row("no flips", 0.86),
+             row("no flips", 0.6, 0.5)],
+            [
+                ("as it is", "0%", "0.850", "", "n/a", "n/a", "2"),
+                ("no flips", "0%", "0.860", "+1.0", "0.250", "n/a", "1"),
+                ("no flips", "50%", "0.600", "", "0.250", "n/a", "1"),
+            ],
+        ),
     ],
-)
-def test_table(scores, expected):
-    rows = [{"change": name, "seed": seed, "map_50": score} for name, seed, score in scores]
-    lines = ablation.table(rows).splitlines()
-    assert len(lines) == expected
-    if expected == 4:
-        assert lines[2] == "| as it is | 0.850 (0.800 to 0.900) |  | 2 |"
-        assert lines[3] == "| no flips | 0.860 | +1.0 | 1 |"
+)  # fmt: skip
+def test_table(rows, expected):
+    assert ablation.table(rows).rows == expected
 
 
-def test_rows_are_trained_once(smears_root, tmp_path, monkeypatch):
+def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path, monkeypatch):
+    tiny = {"recipe.model.width": 0.0625, "recipe.batch_size": 2}
     monkeypatch.setattr(
-        ablation, "changes", lambda epochs, images: {ablation.BASELINE: {}, "no flips": {"train_images": 4}}
+        ablation,
+        "changes",
+        lambda epochs, images: {"as it is": tiny, "no warm-up": {**tiny, "recipe.warmup_steps": 0}},
     )
-    tiny = {"recipe.model.width": 0.0625, "recipe.batch_size": 2, "val_images": 1, "precision": "fp32"}
-    given = ablation.run_row
-    trained = []
+    trained, train_row = [], ablation.train_row
 
-    def run_row(name, overrides, *rest):
-        trained.append(name)
-        return given(name, {**tiny, **overrides}, *rest)
+    def noted(train, val, recipe, seed):
+        trained.append((train.class_counts()["RBC"], recipe.warmup_steps == 0))
+        return train_row(train, val, recipe, seed)
 
-    monkeypatch.setattr(ablation, "run_row", run_row)
-    file = tmp_path / "ablation.json"
-    command = [
+    monkeypatch.setattr(ablation, "train_row", noted)
+    app, file = typer.Typer(), tmp_path / "ablation.json"
+    app.command()(ablation.main)
+    few = [
         "--data",
         str(smears_root),
         "--images",
-        "6",
+        "4",
+        "--train-images",
+        "4",
+        "--val-images",
+        "1",
         "--json",
         str(file),
-        "--runs",
-        str(tmp_path / "runs"),
     ]
-    import typer
-
-    app = typer.Typer()
-    app.command()(ablation.main)
-    first = CliRunner().invoke(app, [*command, "--only", "no flips"])
+    first = CliRunner().invoke(app, [*few, "--removed", "1", "--removed", "0", "--only", "no warm-up"])
     assert first.exit_code == 0, first.output
-    again = CliRunner().invoke(app, command)
-    assert again.exit_code == 0 and trained == ["no flips", "as it is"], again.output
-    rows = json.loads(file.read_text())["rows"]
-    assert [row["change"] for row in rows] == trained and all(0 <= row["map_50"] <= 1 for row in rows)
-    assert CliRunner().invoke(app, [*command, "--only", "no such"]).exit_code == 2
+    assert [(bool(labels), change) for labels, change in trained] == [(False, True), (True, True)]
+    again = CliRunner().invoke(app, few)
+    assert again.exit_code == 0, again.output
+    assert len(trained) == 3 and Counter(trained).most_common(1)[0][1] == 1
+    stored = json.loads(file.read_text())
+    assert [r["change"] for r in stored["rows"]] == ["no warm-up", "no warm-up", "as it is"]
+    assert all(0 <= r["map_50"] <= 1 and set(r["ap_50"]) == set(NAMES) for r in stored["rows"])
+    assert stored["terms"]["images"] == 4 and "root" not in stored["data"]
+    assert (tmp_path / "ablation.png").stat().st_size > 10_000
+    assert CliRunner().invoke(app, [*few, "--only", "no such"]).exit_code == 2

@@ -1,8 +1,7 @@
-"""Timing that a busy machine does not easily fool: contestants take turns, ratios are within a round."""
+"""Timing that a busy machine does not easily fool: functions take turns, ratios are within a round."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,42 +9,32 @@ from statistics import median
 from typing import Any
 
 import torch
-import typer
 from tqdm import tqdm
 
-from ssdlib.common.errors import SsdError
-
-
-def run_command(main: Callable[..., None]) -> None:
-    """Run a benchmark's command line; an error of the user's to mend is said in one line."""
-    try:
-        typer.run(main)
-    except SsdError as error:
-        sys.exit(f"error: {error}")
+from ssdlib.common.tables import Table
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds per unit of work (an image, say) of each contestant, one entry a round."""
+    """Seconds per unit of work (an image, say) of each function, one entry a round."""
 
     title: str
     seconds: dict[str, list[float]]
 
     def median(self, name: str) -> float:
-        """Median seconds of one contestant."""
+        """Median seconds of one function."""
         return median(self.seconds[name])
 
     def best(self, name: str) -> float:
-        """Its fastest round: what the machine can do when nobody else wants it."""
+        """Seconds of its fastest round, in which the machine was most nearly idle."""
         return min(self.seconds[name])
 
     def ratio(self, slow: str, fast: str) -> float:
         """How many times as long `slow` takes as `fast`: the median of the ratios within each round."""
-        pairs = zip(self.seconds[slow], self.seconds[fast], strict=True)
-        return median(a / b for a, b in pairs)
+        return median(a / b for a, b in zip(self.seconds[slow], self.seconds[fast], strict=True))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values; ratios are to the first contestant."""
+        """The timings as JSON values; ratios are to the first function."""
         first = next(iter(self.seconds))
         return {
             name: {
@@ -57,34 +46,31 @@ class Timings:
             for name, values in self.seconds.items()
         }
 
-    def table(self) -> str:
-        """Lines for people: median, best, and how many times as long as the first contestant."""
+    def table(self) -> Table:
+        """A table of medians and best rounds, and how many times as long as the first each takes."""
         first = next(iter(self.seconds))
-        width = max(map(len, self.seconds))
-        lines = [f"{self.title}", f"  {'':{width}}  {'median ms':>10}  {'best ms':>10}  {'times':>7}"]
-        lines += [
-            f"  {name:{width}}  {1e3 * self.median(name):10.2f}  {1e3 * self.best(name):10.2f}  "
-            f"{self.ratio(name, first):6.2f}x"
-            for name in self.seconds
+        rows = [
+            (n, f"{1e3 * self.median(n):.2f}", f"{1e3 * self.best(n):.2f}", f"{self.ratio(n, first):.2f}x")
+            for n in self.seconds
         ]
-        return "\n".join(lines)
+        return Table((self.title, "median ms", "best ms", "times"), rows)
 
 
 def take_turns(
     title: str,
-    contestants: Mapping[str, Callable[[], object]],
+    functions: Mapping[str, Callable[[], object]],
     *,
     units: int | Mapping[str, int],
     rounds: int,
     device: torch.device,
     progress: bool = True,
 ) -> Timings:
-    """Time each contestant once a round, in an order that moves on by one each round.
+    """Timings of functions that run once a round each, in an order that moves on by one each round.
 
-    units: pieces of work in one call (of each contestant, if they differ), by which its time is divided.
+    units: pieces of work in one call (of each function, if they differ), by which its time is divided.
     Before the first round each runs once untimed, to fill caches and compile what is compiled.
     """
-    names = list(contestants)
+    names = list(functions)
     units = dict.fromkeys(names, units) if isinstance(units, int) else units
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with tqdm(total=len(names) * (rounds + 1), desc=title, unit="run", disable=not progress) as bar:
@@ -92,22 +78,16 @@ def take_turns(
             start = number % len(names)
             for name in names[start:] + names[:start]:
                 bar.set_postfix_str(name)
-                _synchronize(device)
-                began = time.perf_counter()
-                contestants[name]()
-                _synchronize(device)
+                began = now(device)
+                functions[name]()
                 if number > 0:
-                    seconds[name].append((time.perf_counter() - began) / units[name])
+                    seconds[name].append((now(device) - began) / units[name])
                 bar.update()
     return Timings(title, seconds)
 
 
-def _synchronize(device: torch.device) -> None:
+def now(device: torch.device) -> float:
+    """`time.perf_counter()`, once the GPU has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def matrix_product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:
-    """One product of two square matrices, 2 * size**3 floating point operations."""
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return lambda: a @ b
+    return time.perf_counter()

@@ -1,23 +1,12 @@
 """Figures of training: what is drawn, from nothing at all on."""
 
-from itertools import pairwise
-
-import matplotlib
-import pytest
-import torch
-
-matplotlib.use("Agg")
-
 import matplotlib.pyplot as plt
+import pytest
 
 from ssdlib.plots import training as plots
+from ssdlib.plots.style import LINE_COLORS, MUTED
 from ssdlib.training.history import EpochRecord, History
-
-
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
+from tests.plots.conftest import axes, curves
 
 
 def history(maps):
@@ -27,43 +16,40 @@ def history(maps):
     )
 
 
-HISTORIES = [([], None), ([None], None), ([0.2], 1), ([None, 0.5, None, 0.4], 2), ([0.1] * 40, 1)]
+@pytest.mark.parametrize(
+    ("maps", "best"), [([], None), ([None], None), ([0.2], 1), ([None, 0.5, None, 0.4], 2), ([0.1] * 40, 1)]
+)
+def test_curves_of_one_run(maps, best):
+    drawn = curves(plots.loss_curves(axes(), history(maps)))
+    epochs = list(range(1, len(maps) + 1))
+    assert drawn.get("total", ([], [])) == (epochs, [6.0 / epoch for epoch in epochs])
+    assert [x[0] for label, (x, _) in drawn.items() if label.startswith("best")] == ([best] if best else [])
+    drawn = curves(plots.map_curve(axes(), history(maps), start=0.25))
+    assert drawn.get("mAP@0.5 on val", ([], []))[1] == [value for value in maps if value is not None]
+    assert drawn["before training: 0.250"][1][0] == 0.25
+    assert any(label.startswith("best") for label in drawn) == (best is not None)
 
 
-@pytest.mark.parametrize(("maps", "best"), HISTORIES)
-def test_loss_curves(maps, best):
-    ax = plots.loss_curves(None, history(maps))
-    labels = [line.get_label() for line in ax.get_lines()]
-    assert labels[:3] == ["total", "localization", "confidence"]
-    assert len(ax.get_lines()[0].get_xdata()) == len(maps)
-    marks = ax.get_lines()[3:]
-    assert [mark.get_xdata()[0] for mark in marks] == ([best] if best else [])
+def test_runs_of_a_group_are_thin_lines_and_the_mean_of_those_that_went_furthest():
+    groups = {
+        "a": [history([0.2, None, 0.6]), history([0.4, 0.5, 0.6]), history([0.9])],
+        "b": [history([0.5])],
+    }
+    ax = plots.map_curves(axes(), {**groups, "c": []})
+    lines = {line.get_label(): line for line in ax.get_lines()}
+    mean = lines["a, mean of 2"]
+    assert list(mean.get_xdata()) == [1, 3] and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
+    assert (mean.get_color(), lines["b"].get_color()) == LINE_COLORS[:2]
+    assert len(ax.get_lines()) == 5 and "c" not in lines
+    assert mean.get_zorder() > lines["b"].get_zorder()
+    losses = curves(plots.training_loss_curves(axes(), groups))
+    assert losses["b"] == ([1], [6.0])
+    many = plots.epoch_curves(axes(), {str(k): [{1: 0.5}] for k in range(9)})
+    assert [line.get_color() for line in many.get_lines()] == [*LINE_COLORS, MUTED]
 
 
-@pytest.mark.parametrize(("maps", "best"), HISTORIES)
-def test_map_curve_shows_evaluated_epochs_only(maps, best):
-    ax = plots.map_curve(None, history(maps))
-    curve = ax.get_lines()[0]
-    assert list(curve.get_ydata()) == [value for value in maps if value is not None]
-    assert any("best" in str(line.get_label()) for line in ax.get_lines()) == (best is not None)
-
-
-@pytest.mark.parametrize(("start", "lines"), [(None, []), (0.25, [0.25])])
-def test_map_curve_shows_where_it_started(start, lines):
-    ax = plots.map_curve(None, history([]), start=start)
-    before = [line for line in ax.get_lines() if "before" in str(line.get_label())]
-    assert [line.get_ydata()[0] for line in before] == lines
-
-
-@pytest.mark.parametrize("values", [{}, {"a": []}, {"a": [None]}, {"a": [0.1, None, 0.3], "b": [0.2, 0.4]}])
-def test_compared_maps(values):
-    ax = plots.compared_maps(None, values)
-    drawn = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines()}
-    assert drawn == {name: [v for v in maps if v is not None] for name, maps in values.items()}
-
-
-@pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_live_figure_is_shown_once_and_updated_in_place(epochs, monkeypatch):
+@pytest.mark.parametrize(("epochs", "in_notebook"), [(0, True), (3, True), (1, False)])
+def test_live_figure_is_shown_once_and_updated_in_place(epochs, in_notebook, monkeypatch):
     shown, updates = [], []
 
     class Handle:
@@ -72,90 +58,74 @@ def test_live_figure_is_shown_once_and_updated_in_place(epochs, monkeypatch):
 
     def display(figure, display_id):
         shown.append(figure)
-        return Handle()
+        return Handle() if in_notebook else None
 
     monkeypatch.setattr("IPython.display.display", display)
     live = plots.LiveFigure(1, 2, size=(6, 3))
     for epoch in range(epochs):
         with live.redrawn() as (left, right):
             left.plot(range(epoch))
-            plots.compared_maps(right, {"a": [0.5] * epoch})
+            plots.map_curves(right, {"a": [history([0.5])]})
     assert shown == [live.figure] and not plt.get_fignums()
-    assert updates == [(live.figure, [1, 1])] * epochs
-
-
-def test_live_figure_outside_a_notebook(monkeypatch):
-    monkeypatch.setattr("IPython.display.display", lambda figure, display_id: None)
-    with plots.LiveFigure().redrawn() as (ax,):
-        plots.loss_curves(ax, history([0.5]))
-    assert ax.get_lines()
-
-
-@pytest.mark.parametrize("objects", [0, 1, 4])
-def test_training_image(objects):
-    image = torch.full((3, 300, 300), 200, dtype=torch.uint8)
-    corner = torch.arange(objects, dtype=torch.float32).reshape(-1, 1).expand(-1, 2) * 20
-    target = {"boxes": torch.cat([corner, corner + 30], dim=1), "labels": torch.ones(objects).long()}
-    _, given = plt.subplots()
-    ax = plots.training_image(given, image, target)
-    assert ax is given
-    assert (len(ax.images), len(ax.patches)) == (1, objects)
+    assert updates == [(live.figure, [1, 1])] * epochs * in_notebook
 
 
 @pytest.mark.parametrize("values", [{}, {"loss": []}, {"loss": [3.0, 2.0]}, {"a": [1.0], "b": [2.0]}])
-def test_lines(values):
-    for draw in (plots.step_values, plots.learning_rates):
-        ax = draw(None, values)
-        assert [len(line.get_ydata()) for line in ax.get_lines()] == [len(v) for v in values.values()]
-    ax = plots.average(None, [1.0, 2.0], values)
-    assert len(ax.get_lines()) == 1 + len(values)
+def test_step_curves_and_learning_rates(values):
+    drawn = curves(plots.step_curves(axes(), values, noisy={"weight": [1.0, 2.0]}))
+    assert drawn == {"weight": ([1, 2], [1, 2])} | {
+        name: (list(range(1, len(numbers) + 1)), numbers) for name, numbers in values.items()
+    }
+    drawn = curves(plots.learning_rates(axes(), values))
+    assert {name: y for name, (_, y) in drawn.items()} == values
 
 
-def contestant(maps, stopped=None):
-    points = [
-        {"images": 10 * k, "seconds": 30.0 * k, "map_50": value, "ap_50": {}}
-        for k, value in enumerate(maps, 1)
-    ]
-    return {"points": points, "stopped": stopped}
-
-
-@pytest.mark.parametrize("against", ["minutes", "images"])
-@pytest.mark.parametrize(
-    ("contestants", "names"),
-    [
-        ({}, []),
-        ({"a": contestant([])}, []),
-        ({"a": contestant([None])}, []),
-        ({"a": contestant([0.1, None, 0.3], "nan")}, ["a (stopped)  0.30"]),
-        ({"a": contestant([0.1, 0.5]), "b": contestant([0.5])}, ["a  0.50", "b  0.50"]),
-    ],
-)
-def test_time_to_accuracy_names_each_curve_at_its_end(contestants, names, against):
-    ax = plots.plot_time_to_accuracy({"contestants": contestants}, against=against)
-    assert [text.get_text() for text in ax.texts] == names
-    curves = [line for line in ax.get_lines() if len(line.get_label()) == 1]
-    assert len(curves) == len(names)
-    if names and against == "minutes":
-        assert curves[0].get_xdata()[0] == 0.5
-
-
-def test_names_of_curves_that_end_together_make_room():
-    three = {name: contestant([0.1, value]) for name, value in (("a", 0.5), ("b", 0.5), ("c", 0.52))}
-    ax = plots.plot_time_to_accuracy({"contestants": three}, against="images")
-    heights = sorted(text.xy[1] for text in ax.texts)
-    assert min(b - a for a, b in pairwise(heights)) > 0.06
+def training(name, maps, stopped=None):
+    points = [{"images": 10 * k, "seconds": 30.0 * k, "map_50": value} for k, value in enumerate(maps, 1)]
+    return {"name": name, "points": points, "stopped": stopped}
 
 
 @pytest.mark.parametrize("synthetic", [False, True])
-def test_time_to_accuracy_says_where_it_was_measured(synthetic):
-    results = {"contestants": {"a": contestant([0.5])}, "data": {"synthetic": synthetic}}
+@pytest.mark.parametrize(
+    ("rows", "labels"),
+    [
+        ([], []),
+        ([training("a", []), training("b", [None])], []),
+        ([training("a", [0.1, None, 0.3], "nan")], ["a: 0.30 (stopped)"]),
+        ([training("a", [0.1, 0.5]), training("b", [0.5])], ["a: 0.50", "b: 0.50"]),
+    ],
+)
+def test_time_to_accuracy(rows, labels, synthetic):
+    results = {"rows": rows, "data": {"synthetic": synthetic}}
     figure = plots.time_to_accuracy({**results, "environment": {"cpu": "a machine", "cores": 2}})
+    for ax, unit in zip(figure.axes, (0.5, 10), strict=True):  # minutes, and images
+        assert ax.get_legend_handles_labels()[1] == labels
+        assert all(x[0] == unit for label, (x, _) in curves(ax).items() if label in labels)
     assert "a machine, 2 cores" in figure.get_suptitle()
     assert ("synthetic" in figure.get_supxlabel()) == synthetic
 
 
-@pytest.mark.parametrize("names", [["torchvision"], ["torchvision", "scratch"], ["scratch", "torchvision"]])
-def test_a_contestant_keeps_its_color(names):
-    ax = plots.plot_time_to_accuracy({"contestants": {name: contestant([0.5]) for name in names}})
-    colors = {line.get_label(): line.get_color() for line in ax.get_lines()}
-    assert colors == {name: plots.CONTESTANT_COLORS[name] for name in names}
+def row(removed, change, ap=0.5):
+    return {"removed": removed, "change": change, "recall": 0.25, "map_50": 0.7, "ap_50": {"RBC": ap}}
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "drawn"),
+    [
+        ([], {}),
+        ([row(0.5, "as it is", 0.4), row(0.0, "as it is", 0.9)], {"hard": ([0.0, 0.5], [0.9, 0.4])}),
+        ([row(0.5, "as it is", 0.4), row(0.5, "as it is", 0.6)], {"hard": ([0.5], [0.5])}),
+        ([row(0.0, "soft", None), row(0.3, "soft", 0.8), row(0.0, "mine")],
+         {"soft": ([0.3], [0.8]), "mine": ([0.0], [0.5])}),
+    ],
+)  # fmt: skip
+def test_missing_labels_has_a_panel_for_each_quantity(rows, drawn, synthetic):
+    results = {"rows": rows, "terms": {"class": "RBC"}, "data": {"synthetic": synthetic}}
+    figure = plots.missing_labels(results)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == [
+        "RBC AP@0.5", "mAP@0.5", "RBC recall at score 0.5",
+    ]  # fmt: skip
+    assert {label.split(":")[0]: xy for label, xy in curves(figure.axes[0]).items()} == drawn
+    assert len(figure.legends) == bool(rows)
+    assert ("synthetic" in figure.get_supxlabel()) == synthetic

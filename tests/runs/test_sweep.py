@@ -14,8 +14,6 @@ from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError
 from ssdlib.config import RECIPES, find_profile, flatten
 from ssdlib.data.smears import write_dataset
-from ssdlib.plots.style import MUTED
-from ssdlib.plots.sweep import GROUP_COLORS, group_color, map_curves
 from ssdlib.runs.comparison import (
     compare_runs,
     differing_settings,
@@ -418,17 +416,6 @@ def test_the_page_is_whole_safe_and_links_to_the_reports(tmp_path):
 def test_a_page_without_results_says_so(tmp_path):
     text = render_comparison(compare_runs([write_run(tmp_path / "a", {})]), tmp_path)
     assert "No run has been trained to its end yet" in text and "n/a" in text and "<img" not in text
-
-
-def test_curves_have_a_color_for_each_group_and_a_mean_of_whole_runs(tmp_path):
-    histories = [History.from_dict(epochs(*v)) for v in ((0.2, None, 0.4), (0.4, None, 0.8), (0.0,))]
-    ax = map_curves(None, {"a": histories, "b": [History.from_dict(epochs(0.5))], "c": []})
-    lines = {line.get_label(): line for line in ax.get_lines()}
-    mean = lines["a, mean of 2"]
-    assert list(mean.get_xdata()) == [1, 3] and list(mean.get_ydata()) == pytest.approx([0.3, 0.6])
-    assert mean.get_color() == GROUP_COLORS[0] and lines["b"].get_color() == GROUP_COLORS[1]
-    assert len(ax.get_lines()) == 5 and "c" not in lines
-    assert group_color(len(GROUP_COLORS)) == MUTED
 
 
 # ---------------------------------------------------------------------------------------- the real thing

@@ -1,13 +1,12 @@
-"""Who takes part in time to accuracy, each trained and asked for boxes as its own users would do it."""
+"""The trainings that time to accuracy compares: our recipes, and torchvision's reference script."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +17,11 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ssdlib.common.errors import CheckpointError, ConfigError, TrainingError
-from ssdlib.common.runtime import choose_precision
-from ssdlib.config import NO_AUGMENTATION, RECIPES, Recipe, Settings
+from ssdlib.common.errors import ConfigError, TrainingError
+from ssdlib.config import RECIPES, Recipe, Settings
 from ssdlib.data.dataset import DetectionDataset, ImageCache
 from ssdlib.data.loaders import EpochBatches, SeededDataset, choose_workers, set_epoch
 from ssdlib.data.source import DataSource
-from ssdlib.detector.model import SSD300
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
@@ -34,10 +31,10 @@ from tests.benchmarks.suites import torchvision_model
 
 @dataclass(frozen=True)
 class TorchvisionRecipe(Settings):
-    """How torchvision's reference script (references/detection) trains ssd300_vgg16, for a smaller batch.
+    """The recipe of torchvision's reference script (references/detection), for a smaller batch.
 
-    There: SGD at 0.002 for 8 GPUs with 4 images each, divided by ten after 80 and 110 of 120 epochs, a
-    warm-up from a thousandth of the rate, no clipping, and the augmentation `ssd`.
+    It trains ssd300_vgg16 by SGD at 0.002 for 8 GPUs with 4 images each, divided by ten after 80 and 110 of
+    120 epochs, a warm-up from a thousandth of the rate, no clipping, and the augmentation `ssd`.
     """
 
     name: str = "torchvision"
@@ -50,7 +47,7 @@ class TorchvisionRecipe(Settings):
     step_milestones: tuple[float, ...] = (80 / 120, 110 / 120)
     """Fractions of the training after which the rate is divided by ten."""
     warmup_steps: int = 1000
-    """At most, and at most one epoch less a step."""
+    """Steps of warm-up, but at most one epoch less a step."""
     precision: str = "fp32"
     augment: str = "RandomPhotometricDistort, RandomZoomOut, RandomIoUCrop, RandomHorizontalFlip"
 
@@ -58,43 +55,24 @@ class TorchvisionRecipe(Settings):
 AnyRecipe = Recipe | TorchvisionRecipe
 
 
-def contestants(pretrained: bool = False) -> dict[str, AnyRecipe]:
+def baseline_recipes(pretrained: bool = False) -> dict[str, AnyRecipe]:
     """The recipes by name. All see the same images: `scratch` goes without its synthetic smears.
 
     `original` starts from random weights like the others unless `pretrained`.
     """
-    scratch = RECIPES["scratch"].replace(pretrain_epochs=0, smears=0)
+    scratch = RECIPES["scratch"].replace(smears=0)
     original = RECIPES["original"]
     if not pretrained:
         original = original.replace(initial_weights="scratch")
     return {"scratch": scratch, "original": original, "torchvision": TorchvisionRecipe()}
 
 
-def describe(recipe: AnyRecipe, device: torch.device) -> str:
-    """One line on what runs."""
-    if isinstance(recipe, TorchvisionRecipe):
-        return (
-            f"torchvision's ssd300_vgg16 from {recipe.initial_weights}, its reference recipe for a batch of "
-            f"{recipe.batch_size}: SGD {recipe.learning_rate:g}, {recipe.augment}, {recipe.precision}"
-        )
-    model, network = recipe.model, "SSD300"
-    if model.width != 1:
-        network += f" of width {model.width:g}"
-    if model.batch_norm:
-        network += " with BatchNorm"
-    augmented = "not augmented" if recipe.augment == NO_AUGMENTATION else "augmented"
-    return (
-        f"our recipe {recipe.name}: {network} from {recipe.initial_weights}, batches of {recipe.batch_size}, "
-        f"{recipe.optimizer} {recipe.learning_rate:g}, {augmented}, {choose_precision('auto', device)}"
-    )
-
-
 @dataclass(frozen=True)
 class Schedule:
-    """Whole epochs nearest to a number of images, and the steps after which the network is judged."""
+    """Whole epochs nearest to a number of images, and the steps after which the network is evaluated."""
 
     per_step: int
-    """Images."""
+    """Images of a step."""
     batches: int
     """Steps of an epoch."""
     epochs: int
@@ -102,7 +80,7 @@ class Schedule:
 
     @classmethod
     def stretch(cls, images: int, evaluations: int, train_images: int, batch_size: int) -> Schedule:
-        """At least one epoch. Raises ConfigError for more evaluations than steps."""
+        """The schedule of at least one epoch. Raises ConfigError for more evaluations than steps."""
         per_step = min(batch_size, train_images)
         batches = train_images // per_step
         epochs = max(1, round(images / (batches * per_step)))
@@ -117,87 +95,66 @@ class Schedule:
 
     @property
     def steps(self) -> int:
-        """All of them."""
+        """The number of all steps."""
         return self.epochs * self.batches
 
     @property
     def images(self) -> int:
-        """Seen in all."""
+        """The number of images seen in all."""
         return self.steps * self.per_step
 
 
-class Detector(Protocol):
-    """What `ssdlib.evaluation.evaluate_model` asks for boxes."""
-
-    class_names: tuple[str, ...]
-    batch_size: int
-
-    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
-        """Detections of each (H, W, 3) uint8 RGB image."""
-
-
-class Contestant(Protocol):
-    """A training that can be halted to be judged."""
-
-    initial_weights: str
-    """Where it really started."""
-
-    def train_until(self, step: int) -> None:
-        """Go on to the end of that step, counted from the start. Raises TrainingError."""
-
-    def detector(self) -> Detector:
-        """The network as it is now."""
-
-
 @dataclass(frozen=True)
-class Setting:
-    """What is the same for all."""
+class Benchmark:
+    """What is the same for all trainings. It travels to their processes."""
 
     source: DataSource
-    device: torch.device
+    images: int
+    evaluations: int
     seed: int
-    folder: Path
-    """For whatever a trainer writes."""
+    device: str
+    path: Path
+    """The JSON file of results."""
     progress: bool = True
 
 
-def enter(recipe: AnyRecipe, schedule: Schedule, setting: Setting) -> Contestant:
-    """The contestant of a recipe, ready to start."""
-    kind = Torchvision if isinstance(recipe, TorchvisionRecipe) else Ours
-    return kind(recipe, schedule, setting)
+def start(recipe: AnyRecipe, schedule: Schedule, benchmark: Benchmark, folder: Path) -> Ours | Torchvision:
+    """The training of a recipe, ready for its first step; what it writes goes into `folder`."""
+    if isinstance(recipe, TorchvisionRecipe):
+        return Torchvision(recipe, schedule, benchmark)
+    return Ours(recipe, schedule, benchmark, folder)
 
 
 class StopAt:
-    """Asks `Trainer.train_one_epoch` to stop after a step, in the place of `StopSignals`."""
+    """A stand-in for `StopSignals` that asks `Trainer.train_one_epoch` to stop after a step."""
 
     def __init__(self, trainer: Trainer, step: int) -> None:
         self.trainer, self.step = trainer, step
 
     @property
     def requested(self) -> str:
-        """True as a word, as there."""
+        """A word, which counts as true, from that step on."""
         return "the benchmark" if self.trainer.step >= self.step else ""
 
 
 class Ours:
-    """The project's own `Trainer`, by its own loop."""
+    """The project's own `Trainer` and its loop."""
 
-    def __init__(self, recipe: Recipe, schedule: Schedule, setting: Setting) -> None:
-        self.device = setting.device
-        model, self.initial_weights = _first_weights(recipe, setting.seed)
+    def __init__(self, recipe: Recipe, schedule: Schedule, benchmark: Benchmark, folder: Path) -> None:
+        self.device = torch.device(benchmark.device)
         self.trainer = Trainer(
-            model,
+            build_model(recipe.model, recipe.initial_weights, benchmark.seed),
             recipe.replace(epochs=schedule.epochs),
-            setting.source.dataset("train"),
+            benchmark.source.dataset("train"),
             None,
-            run_dir=setting.folder,
-            device=setting.device,
-            seed=setting.seed,
-            progress=setting.progress,
+            run_dir=folder,
+            device=self.device,
+            seed=benchmark.seed,
+            progress=benchmark.progress,
         )
 
     def train_until(self, step: int) -> None:
-        """See `Contestant`. Decoding the images, which is done once, is part of the training."""
+        """Train to the end of a step, counted from the start. Decoding the images is part of it."""
         trainer = self.trainer
         if trainer.step == 0:
             trainer.train_data.preload()
@@ -206,20 +163,9 @@ class Ours:
             if trainer.step == (trainer.epoch + 1) * trainer.batches:
                 trainer.epoch += 1
 
-    def detector(self) -> Detector:
-        """See `Contestant`."""
+    def detector(self) -> Predictor:
+        """The network as it is now."""
         return Predictor(self.trainer.weights, device=self.device, precision=self.trainer.precision)
-
-
-def _first_weights(recipe: Recipe, seed: int) -> tuple[SSD300, str]:
-    """The network, and where its weights are from: scratch, if those to download cannot be had."""
-    try:
-        return build_model(recipe.model, recipe.initial_weights, seed), recipe.initial_weights
-    except CheckpointError as error:
-        if recipe.initial_weights not in ("imagenet", "coco"):
-            raise
-        print(f"{recipe.name} starts from scratch: {error}", flush=True)
-        return build_model(recipe.model, "scratch", seed), "scratch"
 
 
 class Torchvision:
@@ -229,21 +175,22 @@ class Torchvision:
     the script does, in as many worker processes as ours has.
     """
 
-    def __init__(self, recipe: TorchvisionRecipe, schedule: Schedule, setting: Setting) -> None:
-        torch.manual_seed(setting.seed)
-        self.initial_weights = recipe.initial_weights
-        self.device, self.progress = setting.device, setting.progress
-        self.class_names = tuple(setting.source.class_names)
+    def __init__(self, recipe: TorchvisionRecipe, schedule: Schedule, benchmark: Benchmark) -> None:
+        torch.manual_seed(benchmark.seed)
+        self.device, self.progress = torch.device(benchmark.device), benchmark.progress
+        self.class_names = tuple(benchmark.source.class_names)
         data = DetectionDataset(
-            setting.source.dataset("train").samples,
+            benchmark.source.dataset("train").samples,
             self.class_names,
             reference_transform(),
             cache=ImageCache(limit=0),
         )
-        batches = EpochBatches(len(data), recipe.batch_size, shuffle=True, seed=setting.seed, drop_last=True)
+        batches = EpochBatches(
+            len(data), recipe.batch_size, shuffle=True, seed=benchmark.seed, drop_last=True
+        )
         workers = choose_workers()
         self.loader = DataLoader(
-            SeededDataset(data, setting.seed),
+            SeededDataset(data, benchmark.seed),
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=_as_lists,
@@ -262,7 +209,7 @@ class Torchvision:
         )
 
     def train_until(self, step: int) -> None:
-        """See `Contestant`."""
+        """Train to the end of a step, counted from the start. Raises TrainingError for a loss not finite."""
         self.model.train()
         while self.step < step:
             epoch, done = divmod(self.step, self.batches)
@@ -286,8 +233,8 @@ class Torchvision:
         self.scheduler.step()
         self.step += 1
 
-    def detector(self) -> Detector:
-        """See `Contestant`."""
+    def detector(self) -> TorchvisionDetector:
+        """The network as it is now."""
         return TorchvisionDetector(self.model, self.class_names, self.device)
 
 
@@ -342,10 +289,3 @@ def _as_lists(samples: list[tuple[Any, dict]]) -> tuple[list[Tensor], list[dict[
         {"boxes": target["boxes"].as_subclass(Tensor), "labels": target["labels"]} for _, target in samples
     ]
     return images, targets
-
-
-def seconds_since(began: float, device: torch.device) -> float:
-    """Seconds since a `time.perf_counter()`, with what the GPU still has to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began

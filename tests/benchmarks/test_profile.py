@@ -1,0 +1,100 @@
+"""The time breakdown: each part of a training gets the time that it takes."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from ssdlib.config import ModelConfig, Recipe
+from ssdlib.data.dataset import ImageCache
+from ssdlib.detector.loss import multibox_loss
+from ssdlib.detector.matching import match
+from ssdlib.detector.model import SSD300
+from ssdlib.training.monitor import StopSignals
+from tests.benchmarks import profile
+from tests.benchmarks.suites import Bench
+
+PAUSE = 0.4
+TINY = Recipe(
+    name="tiny", model=ModelConfig(batch_norm=True, width=0.05), batch_size=2, warmup_steps=1, ema_decay=0.5
+)
+
+
+@pytest.fixture
+def bench(smears_source, tmp_path):
+    return Bench(tmp_path, smears_source, torch.device("cpu"), batch=2, rounds=1, progress=False)
+
+
+class SlowBackward(torch.autograd.Function):
+    """Does nothing, and takes its time on the way back."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(PAUSE)
+        return gradient
+
+
+def slow(function):
+    def slower(*arguments, **options):
+        time.sleep(PAUSE)
+        return function(*arguments, **options)
+
+    return slower
+
+
+def slow_loss(locs, logits, *rest, **options):
+    return multibox_loss(SlowBackward.apply(locs), logits, *rest, **options)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "replacement", "part"),
+    [
+        ("ssdlib.data.dataset.ImageCache", "get", slow(ImageCache.get), profile.DATA),
+        ("ssdlib.detector.model.SSD300", "forward", slow(SSD300.forward), profile.NETWORK),
+        ("ssdlib.training.trainer", "match", slow(match), profile.LOSS),
+        ("ssdlib.training.trainer", "multibox_loss", slow_loss, profile.LOSS),
+        ("torch.optim.AdamW", "step", slow(torch.optim.AdamW.step), profile.UPDATE),
+    ],
+)
+def test_time_is_given_to_the_part_that_takes_it(bench, monkeypatch, where, name, replacement, part):
+    monkeypatch.setattr(f"{where}.{name}", replacement)
+    row = profile.time_shares(bench, TINY)
+    assert set(row["shares"]) == {profile.NETWORK, profile.LOSS, profile.UPDATE, profile.DATA}
+    assert sum(row["shares"].values()) == pytest.approx(1) and min(row["shares"].values()) > 0
+    # One step of two images: a pause, or two where each image is read.
+    assert row["shares"][part] * row["seconds_per_image"] * 2 > PAUSE
+    assert max(row["shares"], key=row["shares"].get) == part
+
+
+def test_the_way_back_through_the_network_is_the_networks(bench):
+    trainer = profile.make_trainer(bench, TINY, 1)
+    stopwatch = profile.timed(trainer)
+    conv = trainer.network.loc_heads.convs[0]
+    conv.register_forward_hook(lambda module, inputs, output: SlowBackward.apply(output))
+    stopwatch.start()
+    trainer.train_one_epoch(StopSignals())
+    assert stopwatch.seconds[profile.NETWORK] > PAUSE > 2 * stopwatch.seconds[profile.LOSS]
+
+
+def test_the_breakdown_is_measured_and_tabulated(bench):
+    measured = profile.measure(bench, TINY, (0.1, 0.05))
+    assert [row["width"] for row in measured["time"]] == [0.1, 0.05]
+    assert 0.1 < measured["memory"]["peak_gb"] < 50
+    json.dumps(measured)
+    assert len(profile.tables(measured)[0].rows) == 2 and len(measured["targets"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("share", "memory", "passed"), [(0, 0, [False, True]), (0.95, 6, [True, True]), (0.9, 7, [False, False])]
+)
+def test_targets(share, memory, passed):
+    measured = {
+        "time": [{"width": 1.0, "shares": {profile.NETWORK: share}}],
+        "memory": {"width": 1.0, "batch": 8, "peak_gb": memory},
+    }
+    assert [one["passed"] for one in profile.targets(measured)] == passed
