@@ -1,8 +1,8 @@
 """Augmentation for training and the plain resize for everything else, on `torchvision.transforms.v2`.
 
 Images are uint8 from end to end, boxes follow them as `tv_tensors`. The order keeps it cheap: only the zooms
-and the crop see the full image; flips, quarter turns and colors act on the small square, where they do the
-same as before it (turning a square is turning what was resized into it). Liu et al. 2016, sections 2.2, 3.6.
+and the crop see the full image; flips and colors act on the small square, where they do the same as before.
+Liu et al. 2016, sections 2.2, 3.6.
 """
 
 from __future__ import annotations
@@ -142,30 +142,6 @@ class ZoomIn(v2.RandomIoUCrop):
         return {}
 
 
-class QuarterTurn(v2.Transform):
-    """Turn image and boxes (xyxy) by 0, 90, 180 or 270 degrees anticlockwise, each as likely."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        return {"turns": int(torch.randint(4, ()))}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.Image):
-            return tv_tensors.wrap(inpt.as_subclass(Tensor).rot90(params["turns"], (-2, -1)), like=inpt)
-        if isinstance(inpt, tv_tensors.BoundingBoxes):
-            return _turn_boxes(inpt, params["turns"])
-        return inpt
-
-
-def _turn_boxes(boxes: tv_tensors.BoundingBoxes, turns: int) -> tv_tensors.BoundingBoxes:
-    height, width = boxes.canvas_size
-    turned = boxes.as_subclass(Tensor)
-    for _ in range(turns):  # the top right corner comes to the top left: (x, y) -> (y, width - x)
-        x_min, y_min, x_max, y_max = turned.unbind(-1)
-        turned = torch.stack([y_min, width - x_max, y_max, width - x_min], dim=-1)
-        height, width = width, height
-    return tv_tensors.wrap(turned, like=boxes, canvas_size=(height, width))
-
-
 class Photometric(v2.RandomPhotometricDistort):
     """`RandomPhotometricDistort` without its swap of color channels.
 
@@ -195,8 +171,6 @@ def train_transform(config: AugmentConfig, size: int = 300) -> v2.Transform:
         steps.append(v2.RandomHorizontalFlip(config.horizontal_flip))
     if config.vertical_flip > 0:
         steps.append(v2.RandomVerticalFlip(config.vertical_flip))
-    if config.quarter_turns:
-        steps.append(QuarterTurn())
     if config.photometric > 0:
         steps.append(Photometric(p=config.photometric))
     return v2.Compose(steps)

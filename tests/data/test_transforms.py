@@ -10,7 +10,6 @@ from ssdlib.config import NO_AUGMENTATION, RECIPES, AugmentConfig
 from ssdlib.data.transforms import (
     IoUCrop,
     Photometric,
-    QuarterTurn,
     SquareResize,
     ZoomIn,
     ZoomOut,
@@ -26,7 +25,6 @@ ALWAYS = AugmentConfig(
     zoom_in_chance=1.0,
     iou_crop=0.1,
     photometric=1.0,
-    quarter_turns=True,
 )
 OBJECTS = [(200.0, 150.0, 405.0, 328.0), (0.0, 0.0, 100.0, 90.0), (600.0, 440.0, 640.0, 480.0)]
 
@@ -71,7 +69,7 @@ def test_output_contract(config, boxes):
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 300)], ids=str)
 def test_labels_and_pixels_stay_with_their_boxes(size):
     geometry = AugmentConfig(
-        photometric=0.0, zoom_out=2.0, zoom_in=2.0, zoom_in_chance=0.8, iou_crop=0.1, quarter_turns=True
+        photometric=0.0, zoom_out=2.0, zoom_in=2.0, zoom_in_chance=0.8, iou_crop=0.1
     )
     for seed in range(60):
         torch.manual_seed(seed)
@@ -85,31 +83,6 @@ def test_labels_and_pixels_stay_with_their_boxes(size):
                 int(x_min + 0.2 * (x_max - x_min)) + 1 : int(x_max - 0.2 * (x_max - x_min)),
             ]  # fmt: skip
             assert inner.numel() == 0 or inner.float().mean().sub(90 + 10 * label).abs() < 2
-
-
-@pytest.mark.parametrize("turns", range(4))
-def test_quarter_turns_agree_with_the_pixels(turns):
-    image, target = sample([(30.0, 20.0, 110.0, 50.0)], 200, 300)
-    turn = QuarterTurn()
-    turn.make_params = lambda _: {"turns": turns}
-    turned, after = turn(image, target)
-    ys, xs = (turned[0] == 100).nonzero(as_tuple=True)
-    assert after["boxes"].tolist() == [[xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]]
-    assert (
-        after["boxes"].canvas_size
-        == tuple(turned.shape[1:])
-        == ((200, 300) if turns % 2 == 0 else (300, 200))
-    )
-
-
-def test_turning_the_square_is_turning_the_field():
-    image, target = sample()
-    turn = QuarterTurn()
-    turn.make_params = lambda _: {"turns": 1}
-    first, first_target = SquareResize()(*turn(image, target))
-    last, last_target = turn(*SquareResize()(image, target))
-    torch.testing.assert_close(first_target["boxes"], last_target["boxes"])
-    assert (first.int() - last.int()).abs().max() <= 1
 
 
 @pytest.mark.parametrize("min_iou, scene", [(0.1, OBJECTS), (0.3, OBJECTS[:1]), (0.5, OBJECTS[:1])])

@@ -160,10 +160,10 @@ def test_full_disk_leaves_the_last_good_state(tmp_path, monkeypatch):
     [
         ({}, {}, None),
         ({"classes": ["WBC"]}, {"classes": ("WBC",)}, None),
-        ({"recipe": {"lr": 1, "n": 3}}, {"recipe": {"lr": 2, "n": 3}}, r": recipe\.lr was 1 and is 2"),
-        ({"data": "a"}, {"data": "b"}, "data was 'a' and is 'b'"),
+        ({"recipe": {"lr": 1, "n": 3}}, {"recipe": {"lr": 2, "n": 3}}, r": recipe\.lr was 1, is 2"),
+        ({"data": "a"}, {"data": "b"}, "data was 'a', is 'b'"),
         ({"classes": ["WBC"]}, {"classes": ["WBC", "RBC"]}, "classes was"),
-        ({"seed": 0}, {}, "seed was 0 and is None"),
+        ({"seed": 0}, {}, "seed was 0, is None"),
     ],
 )  # fmt: skip
 def test_what_differs_is_listed(saved, current, expected):

@@ -22,7 +22,7 @@ from ssdlib.detector.weights import build_model
 from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
-from ssdlib.training.optim import Ema, clip_gradients, learning_rate_factor, parameter_groups
+from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, parameter_groups
 from ssdlib.training.trainer import Trainer, TrainingInterrupted
 
 TINY = ModelConfig(batch_norm=True, width=0.0625)
@@ -87,7 +87,7 @@ def make_trainer(data, run_dir, recipe=RECIPE, *, val=True, model_seed=0, **opti
 
 def final_state(run_dir):
     state = checkpoints.read_state(run_dir / "checkpoints" / "last.pt")
-    return {key: state[key] for key in ("epoch", "step", "model", "ema", "optimizer", "scheduler")}
+    return {key: state[key] for key in ("epoch", "step", "model", "average", "optimizer", "scheduler")}
 
 
 def losses(run_dir):
@@ -149,20 +149,18 @@ def test_groups_hold_each_parameter_once_and_decay_only_convolutions():
 def test_average_follows_fast_at_first_and_takes_batchnorm_along():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     nn.init.zeros_(model[0].weight)
-    ema = Ema(model, decay=0.5)
-    assert not ema.module.training
+    average = average_weights(model, decay=0.2)
+    assert not average.training and not any(p.requires_grad for p in average.parameters())
     expected = 0.0
-    for step, decay in enumerate((0.1, 2 / 11, 3 / 12)):
-        nn.init.constant_(model[0].weight, float(step + 1))
-        model[1].running_mean.fill_(step + 1.0)
-        model[1].num_batches_tracked.fill_(step + 1)
-        ema.update(model, step)
-        expected = decay * expected + (1 - decay) * (step + 1)
-        assert ema.module[0].weight.item() == pytest.approx(expected)
-        assert ema.module[1].running_mean.item() == pytest.approx(expected)
-        assert ema.module[1].num_batches_tracked.item() == step + 1
-    ema.update(model, 1000)
-    assert ema.module[0].weight.item() == pytest.approx(0.5 * expected + 0.5 * 3)
+    for step, decay in enumerate((0.1, 2 / 11, 0.2, 0.2), start=1):
+        nn.init.constant_(model[0].weight, float(step))
+        model[1].running_mean.fill_(float(step))
+        model[1].num_batches_tracked.fill_(step)
+        average.update_parameters(model)
+        expected = decay * expected + (1 - decay) * step
+        assert average.module[0].weight.item() == pytest.approx(expected)
+        assert average.module[1].running_mean.item() == pytest.approx(expected)
+        assert average.module[1].num_batches_tracked.item() == step
 
 
 def record(epoch, map_50=None):
@@ -227,7 +225,8 @@ def test_clipping_tells_the_norm_of_each_part_before(max_norm):
     expected = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     total = nn.utils.get_total_norm(expected)
     norms = clip_gradients(model, max_norm)
-    assert list(norms) == ["gradient norm", "one", "two"] and torch.equal(norms["gradient norm"], total)
+    assert list(norms) == ["gradient norm", "one", "two"]
+    torch.testing.assert_close(norms["gradient norm"], total)
     assert norms["one"] == nn.utils.get_total_norm(expected[:2])
     scale = min(1.0, max_norm / (total.item() + 1e-6))
     clipped = [p.grad for p in model.parameters() if p.grad is not None]
@@ -282,8 +281,9 @@ def test_run_folder_of_a_training(data, scores, tmp_path):
     previous = checkpoints.read_state(folder / "previous.pt")
     assert previous["epoch"] == 2 and last["epoch"] == 3
     for name, tensor in best.state_dict().items():
-        assert torch.equal(tensor, previous["ema"][name]), "the best weights are the averaged ones of epoch 2"
-    assert not torch.equal(last["ema"]["norm4_3.scale"], last["model"]["norm4_3.scale"])
+        averaged = previous["average"][f"module.{name}"]
+        assert torch.equal(tensor, averaged), "the best weights are the averaged ones of epoch 2"
+    assert not torch.equal(last["average"]["module.norm4_3.scale"], last["model"]["norm4_3.scale"])
     assert [p.stat().st_size > 0 for p in (tmp_path / "events").iterdir()] == [True]
 
 
@@ -338,8 +338,8 @@ def test_a_state_from_before_a_setting_was_there_can_be_resumed(data, uninterrup
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
     assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
     checkpoints.save_state(tmp_path / "checkpoints", state)
-    with pytest.raises(CheckpointError, match="background was 'hard' and is 'soft'"):
-        make_trainer(data, tmp_path, RECIPE.replace(background="soft")).fit(resume=True)
+    with pytest.raises(CheckpointError, match="background was 'hard', is 'ignore_confident'"):
+        make_trainer(data, tmp_path, RECIPE.replace(background="ignore_confident")).fit(resume=True)
 
 
 def test_killed_in_the_evaluation_with_the_last_state_damaged(
@@ -386,9 +386,9 @@ def test_resuming_a_finished_run_trains_no_more(data, uninterrupted, monkeypatch
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"recipe": RECIPE.replace(learning_rate=0.5)}, r"recipe\.learning_rate was 0\.003 and is 0\.5"),
-        ({"data_description": {"fingerprint": "other"}}, "data fingerprint was 'ffffffff' and is 'other'"),
-        ({"seed": 7}, "seed was 0 and is 7"),
+        ({"recipe": RECIPE.replace(learning_rate=0.5)}, r"recipe\.learning_rate was 0\.003, is 0\.5"),
+        ({"data_description": {"fingerprint": "other"}}, "data fingerprint was 'ffffffff', is 'other'"),
+        ({"seed": 7}, "seed was 0, is 7"),
         ({"recipe": RECIPE.replace(model=TINY.replace(batch_norm=False))}, "model.batch_norm was True"),
     ],
     ids=["recipe", "data", "seed", "model"],
@@ -516,9 +516,10 @@ def test_a_long_epoch_saves_in_between(data, uninterrupted, tmp_path, monkeypatc
         raise Killed
 
     with monkeypatch.context() as patch:
+        patch.setattr(ssdlib.training.trainer, "SAVE_SECONDS", 0)
         at_step(patch, 2, die)
         with pytest.raises(Killed):
-            make_trainer(data, tmp_path, save_minutes=0).fit()
+            make_trainer(data, tmp_path).fit()
     assert checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 1
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
     assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
