@@ -15,14 +15,8 @@ from ssdlib.common.errors import ConfigError
 T = TypeVar("T")
 
 LOST = (
-    "connection closed",
-    "connection reset",
-    "connection refused",
-    "broken pipe",
-    "gloo",
-    "nccl",
-    "timed out",
-)
+    "connection closed", "connection reset", "connection refused", "broken pipe", "gloo", "nccl", "timed out"
+)  # fmt: skip
 """Words of the backends' errors, in small letters, where the process at the other end is gone."""
 
 

@@ -36,15 +36,9 @@ def changes(epochs: int, images: int) -> dict[str, Overrides]:
     half = max(1, epochs // 2)
     return {
         BASELINE: {},
-        "smears first, half of the images": {
-            "recipe.pretrain_epochs": 1,
-            "recipe.pretrain_smears": max(1, (epochs - half) * images),
-            "recipe.epochs": half,
-        },
         "smears among the images, half": {"recipe.smears": images, "recipe.epochs": half},
         "photometric distortion at 0.5": {"recipe.augment.photometric": 0.5},
         "no photometric distortion": {"recipe.augment.photometric": 0.0},
-        "quarter turns": {"recipe.augment.quarter_turns": True},
         "the paper's IoU crops for zoom-in": {"recipe.augment.zoom_in": 1.0, "recipe.augment.iou_crop": 0.1},
         "no zooms": {"recipe.augment.zoom_in": 1.0, "recipe.augment.zoom_out": 1.0},
         "zooms to 1.6": {"recipe.augment.zoom_in": 1.6, "recipe.augment.zoom_out": 1.6},
@@ -52,7 +46,6 @@ def changes(epochs: int, images: int) -> dict[str, Overrides]:
         "the paper's priors": {"recipe.model.priors": PAPER_PRIORS},
         "positive from IoU 0.4": {"recipe.iou_threshold": 0.4},
         "six negatives per positive": {"recipe.negatives_per_positive": 6.0},
-        "soft background": {"recipe.background": "soft"},
         "confident background ignored": {"recipe.background": "ignore_confident"},
         "no average of weights": {"recipe.ema_decay": 0.0},
         "no warm-up": {"recipe.warmup_steps": 0},
@@ -77,7 +70,6 @@ def run_row(
 ) -> dict[str, Any]:
     """Train one row and return its figures on val after the last epoch."""
     settings = {
-        "recipe.pretrain_epochs": 0,
         "recipe.smears": 0,
         "recipe.epochs": epochs,
         **overrides,

@@ -63,7 +63,7 @@ def contestants(pretrained: bool = False) -> dict[str, AnyRecipe]:
 
     `original` starts from random weights like the others unless `pretrained`.
     """
-    scratch = RECIPES["scratch"].replace(pretrain_epochs=0, smears=0)
+    scratch = RECIPES["scratch"].replace(smears=0)
     original = RECIPES["original"]
     if not pretrained:
         original = original.replace(initial_weights="scratch")

@@ -30,7 +30,7 @@ from ssdlib.training.trainer import Trainer
 from tests.benchmarks import naive
 from tests.benchmarks.timing import Timings, matrix_product, take_turns
 
-OURS, OURS_BATCH_NORM, OURS_COMPILED = "ours", "ours, BatchNorm", "ours, compiled"
+OURS, OURS_BATCH_NORM = "ours", "ours, BatchNorm"
 NAIVE, TORCHVISION = "naive", "torchvision"
 NAIVE_TUNED, TORCHVISION_TUNED = "naive, our malloc setting", "torchvision, our malloc setting"
 
@@ -103,13 +103,11 @@ def training(bench: Bench) -> Timings:
         NAIVE: _naive_training(bench),
         TORCHVISION: _torchvision_training(bench),
     }
-    if keep_freed_memory.__wrapped__():
+    if keep_freed_memory():
         contestants[NAIVE_TUNED] = contestants[NAIVE]
         contestants[TORCHVISION_TUNED] = contestants[TORCHVISION]
         for name in (NAIVE, TORCHVISION):
             contestants[name] = _with_plain_malloc(contestants[name])
-    if bench.device.type == "cuda":
-        contestants[OURS_COMPILED] = _our_training(bench, RECIPES["original"], compile=True)
     return bench.take_turns("training, per image", contestants, units=bench.batch)
 
 
@@ -119,12 +117,12 @@ def _with_plain_malloc(contestant: Callable[[], object]) -> Callable[[], object]
         try:
             contestant()
         finally:
-            keep_freed_memory.__wrapped__()
+            keep_freed_memory()
 
     return run
 
 
-def _our_training(bench: Bench, recipe: Recipe, compile: bool = False) -> Callable[[], object]:
+def _our_training(bench: Bench, recipe: Recipe) -> Callable[[], object]:
     recipe = recipe.replace(batch_size=bench.batch, learning_rate=RATE, epochs=10_000)
     trainer = Trainer(
         build_model(recipe.model),
@@ -133,7 +131,6 @@ def _our_training(bench: Bench, recipe: Recipe, compile: bool = False) -> Callab
         None,
         run_dir=bench.folder / f"run-{recipe.name}",
         device=bench.device,
-        compile=compile,
         progress=False,
     )
 

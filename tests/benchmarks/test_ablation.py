@@ -15,9 +15,9 @@ def test_every_row_changes_the_recipe_and_sees_as_many_images():
     for name, overrides in rows.items():
         recipe = apply_overrides(
             PROFILES["full"],
-            {"recipe.epochs": 10, "recipe.pretrain_epochs": 0, "recipe.smears": 0, **overrides},
+            {"recipe.epochs": 10, "recipe.smears": 0, **overrides},
         ).recipe
-        seen = recipe.pretrain_epochs * recipe.pretrain_smears + recipe.epochs * (200 + recipe.smears)
+        seen = recipe.epochs * (200 + recipe.smears)
         assert seen == 2000, name
     assert rows[ablation.BASELINE] == {} and all(rows[name] for name in rows if name != ablation.BASELINE)
 

@@ -160,7 +160,7 @@ def test_the_users_own_malloc_settings_stand(monkeypatch, variables):
 
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert keep_freed_memory.__wrapped__() is False
+    assert keep_freed_memory() is False
 
 
 def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):

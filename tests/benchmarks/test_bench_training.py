@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from torch.optim.swa_utils import AveragedModel
 from typer.testing import CliRunner
 
 from ssdlib.common.errors import CheckpointError, ConfigError, SsdError, TrainingError
@@ -17,7 +18,6 @@ from ssdlib.detector.loss import multibox_loss
 from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
 from ssdlib.training.monitor import StopSignals
-from ssdlib.training.optim import Ema
 from tests.benchmarks import contestants, training, waste
 from tests.benchmarks.contestants import Ours, Schedule, Setting, StopAt, TorchvisionRecipe
 from tests.benchmarks.suites import Bench
@@ -330,7 +330,12 @@ def slow_loss(locs, logits, *rest, **options):
         ("ssdlib.detector.model.SSD300", "forward", slow(SSD300.forward), waste.NETWORK),
         ("ssdlib.training.trainer", "match", slow(match), waste.LOSS),
         ("ssdlib.training.trainer", "multibox_loss", slow_loss, waste.LOSS),
-        ("ssdlib.training.trainer.Ema", "update", slow(Ema.update), waste.UPDATE),
+        (
+            "torch.optim.swa_utils.AveragedModel",
+            "update_parameters",
+            slow(AveragedModel.update_parameters),
+            waste.UPDATE,
+        ),
     ],
 )
 def test_time_is_given_to_the_part_that_takes_it(bench, monkeypatch, where, name, replacement, part):

@@ -10,7 +10,6 @@ from ssdlib.config import NO_AUGMENTATION, RECIPES, AugmentConfig
 from ssdlib.data.transforms import (
     IoUCrop,
     Photometric,
-    SquareResize,
     ZoomIn,
     ZoomOut,
     eval_transform,
@@ -68,9 +67,7 @@ def test_output_contract(config, boxes):
 
 @pytest.mark.parametrize("size", [(480, 640), (640, 480), (300, 300)], ids=str)
 def test_labels_and_pixels_stay_with_their_boxes(size):
-    geometry = AugmentConfig(
-        photometric=0.0, zoom_out=2.0, zoom_in=2.0, zoom_in_chance=0.8, iou_crop=0.1
-    )
+    geometry = AugmentConfig(photometric=0.0, zoom_out=2.0, zoom_in=2.0, zoom_in_chance=0.8, iou_crop=0.1)
     for seed in range(60):
         torch.manual_seed(seed)
         objects = [(100.0, 60.0, 240.0, 180.0), (10.0, 10.0, 80.0, 60.0), (200.0, 200.0, 280.0, 290.0)]

@@ -148,7 +148,7 @@ def test_last_words_tell_all_settings_apart():
             ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [0.07, 0.15, 0.25, 0.4, 0.6, 0.85]),
         ),
         ("optimizer=adamw,sgd", "recipe.optimizer", ("adamw", "sgd")),
-        ("quarter_turns=true,false", "recipe.augment.quarter_turns", (True, False)),
+        ("batch_norm=true,false", "recipe.model.batch_norm", (True, False)),
         ("recipe=original,scratch", "recipe", ("original", "scratch")),
     ],
 )
@@ -168,11 +168,11 @@ def test_an_axis(text, name, values):
         (["rcipe.learning_rate=1"], "no setting.*mean learning_rate"),
         (["seed=1,,2"], "empty value"),
         (["lr=0.001,1e-3"], "1e-3 is given twice"),
-        (["seed=a,b"], "seed must be int, not 'a'"),
-        (["seed=0,0.5"], "seed must be int, not 0.5"),
-        (["lr=1,0"], "learning_rate must be positive"),
+        (["seed=a,b"], "seed should be a valid integer, not 'a'"),
+        (["seed=0,0.5"], "seed should be a valid integer, not 0.5"),
+        (["lr=1,0"], "learning_rate should be greater than 0"),
         (["weight_decay=1,NaN"], "NaN is not a finite number"),
-        (["scales=[0.1,0.2"], "scales must be a list"),
+        (["scales=[0.1,0.2"], "scales should be a valid array"),
         (["recipe=scratch,best"], "no recipe 'best'; choose one of: .*original"),
         (["seed=0,1", "seed=2"], "seed is swept twice"),
         (["lr=1,2", "learning_rate=3"], "swept twice"),
@@ -511,7 +511,7 @@ def test_a_sweep_from_the_command_line_runs_notebooks(tmp_path, smears, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("axis", "message"), [("", "NAME=VALUE"), ("lrr=1", "Did you mean lr?"), ("seed=x", "must be int")]
+    ("axis", "message"), [("", "NAME=VALUE"), ("lrr=1", "Did you mean lr?"), ("seed=x", "valid integer")]
 )
 def test_the_command_line_refuses_a_wrong_sweep(tmp_path, axis, message, capsys):
     assert main(["run", "--run", str(tmp_path / "s"), "--sweep", axis]) == 1
