@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
         for name, part in model.named_children()
     }
     norms = {name: nn.utils.get_total_norm(grads) for name, grads in gradients.items() if grads}
-    total = nn.utils.get_total_norm(norms.values())
+    total = nn.utils.get_total_norm(list(chain(*gradients.values())))
     nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, total)
     return {"gradient norm": total, **norms}
 
