@@ -140,15 +140,14 @@ class Trainer:
         self.history = History()
         self.epoch, self.step = 0, 0  # finished so far
         self.watch = self._new_watch()
-        self.seconds = 0.0  # spent in the loop for the epoch that is running
-        self._saved_at = math.inf  # the loop alone saves nothing
+        self.seconds = 0.0  # of the epoch that is running
+        self._began, self._saved_at = 0.0, math.inf  # the loop alone saves nothing
 
     # The loop ------------------------------------------------------------------------------------------
 
     def train_one_epoch(self, stop: StopSignals) -> None:
         """The training loop: one pass over the images, or what is left of it, until asked to stop."""
         recipe, priors = self.recipe, self.network.priors
-        began = time.perf_counter() - self.seconds
         self.model.train()
         set_epoch(self.loader, self.epoch, start=self.step - self.epoch * self.batches)
         with self._bar() as bar:
@@ -178,16 +177,12 @@ class Trainer:
                 if self.average:
                     self.average.update_parameters(self.network)
                 self.step += 1
-                self.seconds = time.perf_counter() - began
                 bar.update(recipe.batch_size)
                 bar.set_postfix(loss=f"{self.watch.latest:.3f}", refresh=False)
                 if self._stop_agreed(stop, ask=self.step % self.watch.every == 0):
                     break
-                if self._is_main and time.perf_counter() - self._saved_at > SAVE_SECONDS:
-                    self.watch.read()
-                    self._save_state()
+                self._save_if_due()
         self.watch.read()
-        self.seconds = time.perf_counter() - began
 
     def fit(self, *, resume: bool = False, on_epoch: Callable[[EpochRecord], None] | None = None) -> History:
         """Train to the recipe's last epoch and return the history.
@@ -227,7 +222,9 @@ class Trainer:
         self._saved_at = time.perf_counter()
         with StopSignals(patience) as stop, self._open_events() as self.events:
             while self.epoch < self.recipe.epochs:
+                self._began = time.perf_counter() - self.seconds
                 self.train_one_epoch(stop)
+                self.seconds = time.perf_counter() - self._began
                 if self.step == (self.epoch + 1) * self.batches:
                     record = self._finish_epoch()
                     if self._is_main:
@@ -386,6 +383,12 @@ class Trainer:
         }
         checkpoints.save_state(self.checkpoints, state)
         self._saved_at = time.perf_counter()
+
+    def _save_if_due(self) -> None:
+        if self._is_main and time.perf_counter() - self._saved_at > SAVE_SECONDS:
+            self.watch.read()
+            self.seconds = time.perf_counter() - self._began
+            self._save_state()
 
     def _resume(self) -> None:
         """Load the newest sound state. It holds no random state: what a step draws depends on its number."""
