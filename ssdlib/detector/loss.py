@@ -25,7 +25,7 @@ class MultiBoxLoss:
     localization: Tensor
     confidence: Tensor
     positives: Tensor
-    """How many priors answer for an object (int64)."""
+    """The number of priors that are matched with an object (int64)."""
 
 
 def hard_negatives(confidence_loss: Tensor, positive: Tensor, ratio: float = 3.0) -> Tensor:

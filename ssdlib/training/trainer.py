@@ -71,6 +71,24 @@ def make_accelerator(device: torch.device) -> Accelerator:
     )
 
 
+def whole_batch_loss(loss: MultiBoxLoss, accelerator: Accelerator) -> MultiBoxLoss:
+    """The loss of the whole batch, from that of this process's share of it.
+
+    Its gradient is that of the share, scaled so that the mean over the processes, which the backward pass
+    takes, is the gradient of the whole batch's loss.
+    """
+    processes = accelerator.num_processes
+    if processes == 1:
+        return loss
+    positives = loss.positives.clamp(min=1)
+    own = torch.stack([loss.localization * positives, loss.confidence * positives])  # sums
+    *sums, positives = accelerator.reduce(torch.stack([*own.detach(), loss.positives]), "sum")
+    localization, confidence = (total / positives.clamp(min=1) for total in sums)
+    scaled = own.sum() * (processes / positives.clamp(min=1))
+    total = localization + confidence + (scaled - scaled.detach())
+    return MultiBoxLoss(total, localization, confidence, positives)
+
+
 class Trainer:
     """Trains a network by a recipe and keeps everything about the training in `run_dir`.
 
@@ -167,7 +185,7 @@ class Trainer:
                     ignore_above=recipe.ignore_above,
                     ignore_iou=recipe.ignore_iou,
                 )
-                loss = self._share(loss)
+                loss = whole_batch_loss(loss, self.accelerator)
                 self.accelerator.backward(loss.total)
                 norms = clip_gradients(self.network, recipe.clip_norm)
                 self.watch.add(self.step, loss, norms)
@@ -439,23 +457,6 @@ class Trainer:
         boxes = [target["boxes"].to(self.device, non_blocking=True) / IMAGE_SIZE for target in targets]
         labels = [target["labels"].to(self.device, non_blocking=True) for target in targets]
         return images, boxes, labels
-
-    def _share(self, loss: MultiBoxLoss) -> MultiBoxLoss:
-        """The loss of the whole batch, from that of this process's share of it.
-
-        Its gradient is that of the share, scaled so that the mean over the processes, which the backward
-        pass takes, is the gradient of the whole batch's loss.
-        """
-        count = self.accelerator.num_processes
-        if count == 1:
-            return loss
-        positives = loss.positives.clamp(min=1)
-        own = torch.stack([loss.localization * positives, loss.confidence * positives])  # sums
-        *sums, positives = self.accelerator.reduce(torch.stack([*own.detach(), loss.positives]), "sum")
-        localization, confidence = (total / positives.clamp(min=1) for total in sums)
-        scaled = own.sum() * (count / positives.clamp(min=1))
-        total = localization + confidence + (scaled - scaled.detach())
-        return MultiBoxLoss(total, localization, confidence, positives)
 
     def _new_watch(self, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> LossWatch:
         return LossWatch(every=1 if self.device.type == "cpu" else 20, sums=list(sums))

@@ -76,7 +76,7 @@ def vgg_state(batch_norm: bool, fc6: Tensor | None = None, fc7: Tensor | None = 
 def test_imagenet_features_equal_torchvisions(batch_norm, monkeypatch):
     """conv1_1 to conv5_3; with BatchNorm the biases that our convolutions lack are in its means."""
     state = vgg_state(batch_norm)
-    monkeypatch.setattr(weights, "_fetch", lambda _: state)
+    monkeypatch.setattr(weights, "download_weights", lambda _: state)
     model = build_model(ModelConfig(batch_norm=batch_norm), "imagenet", seed=3).eval()
 
     with torch.device("meta"):
@@ -145,7 +145,7 @@ def test_imagenet_weights_of_another_network_are_refused():
 def test_coco_start(classes, monkeypatch):
     """All but the class heads: COCO's 91 mean something else even where ours are as many."""
     theirs = torchvision_ssd(91)
-    monkeypatch.setattr(weights, "_fetch", lambda _: theirs.state_dict())
+    monkeypatch.setattr(weights, "download_weights", lambda _: theirs.state_dict())
     names = tuple(map(str, range(classes)))
     model = build_model(ModelConfig(class_names=names), "coco", seed=2)
     assert (model.config.mean, model.config.std) == (COCO_MEAN, COCO_STD)
@@ -166,7 +166,7 @@ def test_unknown_tensors_are_refused():
 
 def test_weights_that_lack_the_backbone_are_refused(monkeypatch):
     state = {"head.regression_head.module_list.0.bias": torch.zeros(16)}
-    monkeypatch.setattr(weights, "_fetch", lambda _: state)
+    monkeypatch.setattr(weights, "download_weights", lambda _: state)
     with pytest.raises(CheckpointError, match="lack"):
         build_model(ModelConfig(), "coco")
 
@@ -186,7 +186,7 @@ def test_wrong_combinations(config, source, message, monkeypatch):
     def never(_):
         raise AssertionError("nothing may be downloaded for a configuration that cannot use it")
 
-    monkeypatch.setattr(weights, "_fetch", never)
+    monkeypatch.setattr(weights, "download_weights", never)
     with pytest.raises(ConfigError, match=message):
         build_model(config, source)
 
@@ -209,7 +209,7 @@ def test_a_failed_download_says_what_to_do(error):
             return "VGG16_Weights.IMAGENET1K_V1"
 
     with pytest.raises(CheckpointError, match=r"VGG16_Weights.*scratch"):
-        weights._fetch(Unreachable())
+        weights.download_weights(Unreachable())
 
 
 # --- our own files ---------------------------------------------------------------------------------------
