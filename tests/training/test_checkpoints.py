@@ -142,9 +142,7 @@ def test_killed_while_changing_places(tmp_path, monkeypatch, renames):
 
 def test_what_differs_is_listed():
     check_same_run({"classes": ["WBC"]}, {"classes": ("WBC",)})
-    with pytest.raises(
-        CheckpointError, match=r"differently: recipe\.lr was 1, is 2; seed was 0, is None\. Use"
-    ):
+    with pytest.raises(CheckpointError, match=r"recipe\.lr was 1, is 2; seed was 0, is None\. Use"):
         check_same_run({"recipe": {"lr": 1, "n": 3}, "seed": 0}, {"recipe": {"lr": 2, "n": 3}})
 
 

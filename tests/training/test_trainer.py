@@ -6,6 +6,7 @@ import math
 import os
 import signal
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
 from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, parameter_groups
-from ssdlib.training.trainer import Trainer, TrainingInterrupted
+from ssdlib.training.trainer import Trainer, TrainingInterrupted, whole_batch_loss
 
 TINY = ModelConfig(batch_norm=True, width=0.0625)
 RECIPE = Recipe(
@@ -242,9 +243,8 @@ def test_first_signal_asks_second_one_acts(number, name):
 def uninterrupted(data, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            ssdlib.training.trainer, "evaluate_model", lambda *_, **__: (FakeMetrics(map_50=0.5), [])
-        )
+        evaluate = Mock(return_value=(FakeMetrics(map_50=0.5), []))
+        patch.setattr(ssdlib.training.trainer, "evaluate_model", evaluate)
         make_trainer(data, run_dir).fit()
     return run_dir
 
@@ -391,22 +391,19 @@ def test_other_classes_and_no_images_are_refused(data, tmp_path):
 
 
 def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypatch):
-    original, calls, steps = ssdlib.training.trainer.multibox_loss, [], []
-    to_device = Trainer._to_device
+    read = []
+    get, original = DetectionDataset.__getitem__, ssdlib.training.trainer.multibox_loss
 
-    def note(self, images, targets):
-        steps.append(targets)
-        return to_device(self, images, targets)
-
-    monkeypatch.setattr(Trainer, "_to_device", note)
+    def noted(self, index):
+        read.append(self.samples[index].image_id)
+        return get(self, index)
 
     def multibox_loss(*arguments, **options):
-        calls.append(None)
         loss = original(*arguments, **options)
-        if len(calls) < BATCHES + 2:
-            return loss
-        return MultiBoxLoss(loss.total * math.nan, loss.localization, loss.confidence, loss.positives)
+        broken = math.nan if len(read) == 2 * (BATCHES + 2) else 1  # the second step of the second epoch
+        return MultiBoxLoss(loss.total * broken, loss.localization, loss.confidence, loss.positives)
 
+    monkeypatch.setattr(DetectionDataset, "__getitem__", noted)
     monkeypatch.setattr(ssdlib.training.trainer, "multibox_loss", multibox_loss)
     with pytest.raises(
         TrainingError,
@@ -417,8 +414,7 @@ def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypa
     account = json.loads((tmp_path / "nonfinite.json").read_text())
     assert (account["epoch"], account["step"], account["loss"]) == (2, 2, "nan") and account["confidence"] > 0
     assert {"backbone", "norm4_3", "extras", "loc_heads", "class_heads"} <= account.keys()
-    seen = [[target["image_id"] for target in targets] for targets in steps]
-    assert account["images"] == seen[-1]
+    assert account["images"] == read[-2:]
     state = checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")
     assert state["epoch"] == 1 and all(t.isfinite().all() for t in state["model"].values())
     assert load_model(tmp_path / "checkpoints" / "best.safetensors")
@@ -459,24 +455,16 @@ def test_bf16_with_the_real_evaluation(data, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("epoch 1/1  loss ")
 
 
-def test_shares_of_two_processes_make_the_whole_loss(data, tmp_path, monkeypatch):
+def test_shares_of_two_processes_make_the_whole_loss():
     """Its value on each is that of the whole batch; the mean of the gradients is the whole's gradient."""
-    trainer = make_trainer(data, tmp_path, val=False)
     positives, sums = (3, 0), [(4.0, 8.0), (0.0, 40.0)]
-    reduced = [*torch.tensor(sums).sum(0).tolist(), sum(positives)]
-
-    class Two:
-        num_processes = 2
-
-        def reduce(self, tensor, _):
-            return torch.tensor(reduced)
-
-    monkeypatch.setattr(trainer, "accelerator", Two())
+    reduced = torch.tensor([*torch.tensor(sums).sum(0).tolist(), sum(positives)])
+    two = SimpleNamespace(num_processes=2, reduce=lambda tensor, how: reduced)
     gradients = []
     for (localization, confidence), count in zip(sums, positives, strict=True):
         factor = torch.ones((), requires_grad=True)
         parts = [factor * part / max(count, 1) for part in (localization, confidence)]
-        loss = trainer._share(MultiBoxLoss(sum(parts), *parts, torch.tensor(count)))
+        loss = whole_batch_loss(MultiBoxLoss(sum(parts), *parts, torch.tensor(count)), two)
         loss.total.backward()
         gradients.append(factor.grad.item())
         values = [v.item() for v in (loss.total, loss.localization, loss.confidence, loss.positives)]
