@@ -6,10 +6,12 @@ import dataclasses
 import json
 
 import pytest
+from pydantic import ValidationError
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import (
     BCCD_CLASSES,
+    PROFILES,
     RECIPES,
     SMALL_PRIORS,
     TORCHVISION_PRIORS,
@@ -18,19 +20,22 @@ from ssdlib.config import (
     PriorConfig,
     Profile,
     Recipe,
+    differences,
+    flatten,
 )
+
+DEFAULTS = [PriorConfig(), ModelConfig(), AugmentConfig(), Recipe()]
+NAN, INFINITY = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        PriorConfig(),
+        *DEFAULTS,
         TORCHVISION_PRIORS,
-        SMALL_PRIORS,
-        ModelConfig(class_names=("blast",), priors=TORCHVISION_PRIORS),
-        AugmentConfig(),
-        Profile(name="smoke", recipe=Recipe(), train_images=3),
+        ModelConfig(class_names=("blast",), priors=SMALL_PRIORS, mean=(0.1, 1 / 3, 1e-17)),
         *RECIPES.values(),
+        *PROFILES.values(),
     ],
     ids=lambda s: f"{type(s).__name__}-{getattr(s, 'name', '')}",
 )
@@ -42,82 +47,97 @@ def test_round_trip_through_json(settings):
     assert hash(restored) == hash(settings)  # tuples throughout, no list slipped in
 
 
-@pytest.mark.parametrize("cls", [PriorConfig, ModelConfig, AugmentConfig, Recipe])
-def test_nothing_given_means_the_defaults(cls):
-    assert cls.from_dict({}) == cls()
-
-
-@pytest.mark.parametrize("cls", [PriorConfig, ModelConfig, AugmentConfig, Recipe])
-def test_settings_are_frozen(cls):
-    name = dataclasses.fields(cls)[0].name
+@pytest.mark.parametrize("defaults", DEFAULTS, ids=lambda s: type(s).__name__)
+def test_nothing_given_means_the_defaults_and_they_are_frozen(defaults):
+    assert type(defaults).from_dict({}) == defaults
     with pytest.raises(dataclasses.FrozenInstanceError):
-        setattr(cls(), name, None)
+        setattr(defaults, dataclasses.fields(defaults)[0].name, None)
 
 
 @pytest.mark.parametrize(
     ("cls", "values", "message"),
     [
-        (Recipe, None, "Recipe must be an object"),
-        (Recipe, [], "Recipe must be an object"),
-        (Recipe, {"learning_rte": 0.1}, "'learning_rte'.*learning_rate"),
-        (Recipe, {"model": {"depth": 16}}, "ModelConfig has no setting 'depth'"),
-        (Recipe, {"model": {"priors": {"scale": 1}}}, "PriorConfig has no setting 'scale'"),
-        (Recipe, {"model": 3}, "ModelConfig must be an object"),
-        (Recipe, {"epochs": "50"}, "Recipe.epochs must be int"),
-        (Recipe, {"epochs": 1.5}, "Recipe.epochs must be int"),
-        (Recipe, {"epochs": True}, "Recipe.epochs must be int"),
-        (Recipe, {"epochs": None}, "Recipe.epochs must be int"),
-        (Recipe, {"learning_rate": True}, "Recipe.learning_rate must be float"),
-        (Recipe, {"name": 3}, "Recipe.name must be str"),
-        (Recipe, {"epochs": 0}, "epochs must be at least 1"),
-        (Recipe, {"batch_size": -1}, "batch_size must be at least 1"),
-        (Recipe, {"learning_rate": 0}, "learning_rate must be positive"),
-        (Recipe, {"learning_rate": float("nan")}, "learning_rate must be positive"),
-        (Recipe, {"optimizer": "adam"}, "adamw or sgd"),
-        (Recipe, {"schedule": "linear"}, "cosine or steps"),
-        (Recipe, {"ema_decay": 1.0}, "ema_decay"),
-        (AugmentConfig, {"quarter_turns": 1}, "quarter_turns must be bool"),
-        (ModelConfig, {"class_names": []}, "at least one"),
-        (ModelConfig, {"class_names": ["RBC", "RBC"]}, "distinct"),
-        (ModelConfig, {"class_names": "RBC"}, "must be a list"),
-        (ModelConfig, {"class_names": ["RBC", 3]}, "must be str"),
-        (ModelConfig, {"width": 0}, "width must be in"),
-        (ModelConfig, {"width": 1.5}, "width must be in"),
-        (ModelConfig, {"width": float("nan")}, "width must be in"),
-        (ModelConfig, {"variances": [0.1]}, "must have 2 values, not 1"),
-        (ModelConfig, {"variances": [0.1, 0]}, "variances and std must be positive"),
-        (ModelConfig, {"std": [0.2, 0.2, 0]}, "variances and std must be positive"),
+        (Recipe, None, "Recipe should be an object, not None"),
+        (Recipe, [], "Recipe should be an object"),
+        (Recipe, {"model": 3}, "Recipe.model should be an object, not 3"),
+        (Recipe, {"learning_rte": 1}, "Recipe has no setting 'learning_rte'; it has: .*learning_rate"),
+        (Recipe, {"model": {"depth": 16}}, r"Recipe\.model\.depth: ModelConfig has no .*'depth'; .*width"),
+        (Recipe, {"model": {"priors": {"scale": 1}}}, "PriorConfig has no setting 'scale'; it has: .*scales"),
+        (Recipe, {"epochs": 0, "optimizer": "adam"}, "optimizer.*; .*epochs|epochs.*; .*optimizer"),
+        (Recipe, {"epochs": "50"}, "Recipe.epochs should be a valid integer, not '50'"),
+        (Recipe, {"epochs": 1.5}, "Recipe.epochs should be a valid integer"),
+        (Recipe, {"epochs": True}, "Recipe.epochs should be a valid integer"),
+        (Recipe, {"epochs": None}, "Recipe.epochs should be a valid integer"),
+        (Recipe, {"epochs": 0}, "Recipe.epochs should be greater than 0, not 0"),
+        (Recipe, {"batch_size": -1}, "batch_size should be greater than 0"),
+        (Recipe, {"smears": -1}, "smears should be greater than or equal to 0"),
+        (Recipe, {"learning_rate": True}, "Recipe.learning_rate should be a valid number"),
+        (Recipe, {"learning_rate": 0}, "learning_rate should be greater than 0"),
+        (Recipe, {"learning_rate": NAN}, "learning_rate should be a finite number"),
+        (Recipe, {"name": 3}, "Recipe.name should be a valid string"),
+        (Recipe, {"optimizer": "adam"}, "'adamw' or 'sgd', not 'adam'"),
+        (Recipe, {"schedule": "linear"}, "'cosine' or 'steps'"),
+        (Recipe, {"background": ""}, "'hard' or 'ignore_confident', not ''"),
+        (Recipe, {"ema_decay": 1.0}, "ema_decay should be less than 1"),
+        (Recipe, {"ignore_above": 1.1}, "ignore_above should be less than or equal to 1"),
+        (Recipe, {"ignore_iou": -0.1}, "ignore_iou should be greater than or equal to 0"),
+        (Recipe, {"ignore_after": NAN}, "ignore_after should be a finite number"),
+        (AugmentConfig, {"vertical_flip": 2}, "vertical_flip should be less than or equal to 1"),
+        (ModelConfig, {"batch_norm": 1}, "batch_norm should be a valid boolean"),
+        (ModelConfig, {"class_names": []}, "at least 1 item"),
+        (ModelConfig, {"class_names": ["RBC", "RBC"]}, "ModelConfig: class names must be distinct: RBC, RBC"),
+        (ModelConfig, {"class_names": "RBC"}, "class_names should be a valid array"),
+        (ModelConfig, {"class_names": ["RBC", 3]}, r"class_names\.1 should be a valid string"),
+        (ModelConfig, {"width": 0}, "width should be greater than 0"),
+        (ModelConfig, {"width": 1.5}, "width should be less than or equal to 1"),
+        (ModelConfig, {"width": NAN}, "width should be a finite number"),
+        (ModelConfig, {"variances": [0.1]}, r"variances\.1: Field required"),
+        (ModelConfig, {"variances": [0.1, 0]}, r"variances\.1 should be greater than 0"),
+        (ModelConfig, {"std": [0.2, 0.2, 0]}, r"std\.2 should be greater than 0"),
         (PriorConfig, {"scales": [0.1, 0.2]}, "one entry for each map"),
         (PriorConfig, {"strides": [8]}, "one entry for each map"),
-        (PriorConfig, {"scales": [0.1, 0.2, 0.3, 0.4, 0.5, 0]}, "scale must be positive"),
-        (PriorConfig, {"final_scale": float("nan")}, "scale must be positive"),
-        (PriorConfig, {"aspect_ratios": [[2], [2], [2], [2], [2], [-2]]}, "aspect ratio must be positive"),
-        (PriorConfig, {"strides": [8, 16, 32, 64, 100, 0]}, "must be positive"),
-        (PriorConfig, {"feature_maps": [38, 19, 10, 5, 3, 0]}, "must be positive"),
-        (Profile, {"name": "x"}, "recipe"),
+        (PriorConfig, {"final_scale": INFINITY}, "final_scale should be a finite number"),
+        (PriorConfig, {"aspect_ratios": [[2], [2], [2], [2], [2], [-2]]}, r"aspect_ratios\.5\.0 should be"),
+        (PriorConfig, {"strides": [8, 16, 32, 64, 100, 0]}, r"strides\.5 should be greater than 0"),
+        (Profile, {"name": "x"}, "Profile.recipe: Field required"),
     ],
-)
+)  # fmt: skip
 def test_wrong_settings_are_named(cls, values, message):
     with pytest.raises(ConfigError, match=message):
         cls.from_dict(values)
 
 
-def test_types_that_mean_the_same_are_taken():
+def test_whole_numbers_are_numbers_and_lists_are_tuples():
     recipe = Recipe.from_dict({"learning_rate": 1, "model": {"class_names": ["a"], "std": [1, 1, 1]}})
     assert recipe.learning_rate == 1.0 and type(recipe.learning_rate) is float
-    assert recipe.model.class_names == ("a",)
-    assert recipe.model.std == (1.0, 1.0, 1.0)
-    assert Recipe.from_dict({"model": recipe.model}).model is recipe.model
+    assert recipe.model.class_names == ("a",) and recipe.model.std == (1.0, 1.0, 1.0)
     assert Profile.from_dict({"name": "x", "recipe": {}, "val_images": None}).val_images is None
 
 
-def test_replace():
+def test_replace_and_the_constructor_check_as_well():
     assert Recipe().replace(epochs=3).epochs == 3
     assert Recipe().replace() == Recipe()
-    with pytest.raises(ConfigError, match="Recipe has no setting 'epoch'"):
+    with pytest.raises(ConfigError, match=r"Recipe has no setting 'epoch'; it has: .*epochs"):
         Recipe().replace(epoch=3)
-    with pytest.raises(ConfigError, match="at least 1"):
+    with pytest.raises(ConfigError, match="epochs should be greater than 0"):
         Recipe().replace(epochs=0)
+    with pytest.raises(ValidationError, match="epochs"):
+        Recipe(epochs=0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "flat", "differing"),
+    [
+        ({}, {}, {}, []),
+        ({"a": (1, 2)}, {"a": [1, 2]}, {"a": [1, 2]}, []),
+        ({"a": {"b": {"c": 1}, "d": 2}}, {"a": {"b": {"c": 3}, "d": 2}}, {"a.b.c": 1, "a.d": 2},
+         ["a.b.c was 1, is 3"]),
+        ({"a": "x"}, {"b": {"c": 0}}, {"a": "x"}, ["a was 'x', is None", "b.c was None, is 0"]),
+    ],
+)  # fmt: skip
+def test_nested_settings_by_dotted_name_and_what_differs(before, after, flat, differing):
+    assert flatten(before) == flat
+    assert differences(before, after) == differing
 
 
 def test_the_papers_numbers():
@@ -136,8 +156,3 @@ def test_the_original_recipe():
     assert (recipe.weight_decay, recipe.bias_lr_factor, recipe.clip_norm) == (5e-4, 2.0, 10.0)
     assert (recipe.schedule, recipe.step_milestones) == ("steps", (0.5, 0.75))
     assert (recipe.batch_size, recipe.epochs) == (8, 50)
-
-
-def test_recipes_are_found_by_their_own_names():
-    assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
-    assert {"scratch", "original", "paper"} <= set(RECIPES)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,38 +17,31 @@ from ssdlib.common.errors import DataError, SsdError
 
 @contextmanager
 def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` for binary writing and rename it over `path` on success.
+    """A temporary file beside `path`, open for binary writing, which is renamed to `path` on success.
 
     A reader sees the old file or the whole new one, never a half. On any error, a full disk or Ctrl-C
     included, the temporary file is removed and the old file stays. Raises SsdError, naming the file and
     the remedy, where the operating system refuses.
     """
     path = Path(path)
-    temporary: Path | None = None
+    temporary = _beside(path, "tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        temporary = Path(name)
-        with os.fdopen(descriptor, "wb") as stream:
+        with temporary.open("xb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
-        raise SsdError(
-            f"cannot write {path}: {error.strerror or error}. "
-            "Free some space or choose another folder; what was there before is untouched."
-        ) from error
+        raise _refused(path, error) from error
     finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
 def new_folder(path: str | Path, *, already: Callable[[], bool] = lambda: False) -> Iterator[Path]:
-    """A temporary folder beside `path` to be filled, which is renamed to `path` when the block ends well.
+    """A temporary folder beside `path` to be filled, which is renamed to `path` on success.
 
     So `path` is there as a whole or not at all; an empty folder of that name is replaced. `already()` is
     asked where the renaming fails: it says whether another process was quicker with the same content, which
@@ -59,7 +51,7 @@ def new_folder(path: str | Path, *, already: Callable[[], bool] = lambda: False)
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path} already holds something: name a new folder.")
-    temporary = path.parent / f".{path.name}.{uuid4().hex[:8]}.partial"
+    temporary = _beside(path, "partial")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -71,19 +63,20 @@ def new_folder(path: str | Path, *, already: Callable[[], bool] = lambda: False)
             if not already():
                 raise
     except OSError as error:
-        raise SsdError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; what "
-            "was there before is untouched."
-        ) from error
+        raise _refused(path, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
-    # The mask can only be read by setting it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(path: Path, ending: str) -> Path:
+    return path.parent / f".{path.name}.{uuid4().hex[:8]}.{ending}"
+
+
+def _refused(path: Path, error: OSError) -> SsdError:
+    return SsdError(
+        f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; what was "
+        "there before is untouched."
+    )
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -103,7 +96,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path, *, hint: str = "") -> Any:
-    """Read a JSON file. Raises SsdError that names the file (and `hint`) if it is missing or damaged."""
+    """The value in a JSON file. Raises SsdError with the file and `hint` if it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -121,6 +114,6 @@ def write_with(path: str | Path, writer: Callable[[BinaryIO], Any]) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    """The SHA-256 of a file's bytes, as hexadecimal digits."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -17,12 +18,18 @@ from typing import Any
 import torch
 
 from ssdlib.common.errors import ConfigError
+from ssdlib.common.paths import checkout
 
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "lxml", "accelerate")
+PACKAGES = (
+    "torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "pillow", "lxml", "pyyaml",
+    "safetensors", "accelerate", "pydantic", "onnx", "onnxruntime", "onnxscript", "gradio", "ray", "pyarrow",
+    "pandas", "supervision",
+)  # fmt: skip
+"""Packages on which the numbers of a run depend; a test compares them with those of pyproject.toml."""
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """`auto` takes a CUDA GPU where there is one, Apple's MPS next, else the CPU.
+    """The device of that name; `auto` is a CUDA GPU where there is one, else Apple's MPS, else the CPU.
 
     Raises ConfigError for a name that is no device, or a device that this machine lacks.
     """
@@ -40,14 +47,13 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
 
 @cache
-def _cpu_flags() -> frozenset[str]:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith(("flags", "Features")):
-                return frozenset(line.split(":", 1)[1].split())
-    except OSError:
-        pass
-    return frozenset()
+def cpu_facts() -> dict[str, str]:
+    """What /proc/cpuinfo says of the first processor, by name; empty where there is no such file."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        pairs = (line.partition(":") for line in lines)
+        return {name.strip(): value.strip() for name, _, value in pairs}
+    return {}
 
 
 def has_native_bf16(device: str | torch.device = "cpu") -> bool:
@@ -64,11 +70,12 @@ def has_native_bf16(device: str | torch.device = "cpu") -> bool:
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
     if not (limit in ("DEFAULT", "ALL") or "AVX10" in limit or limit.endswith(("BF16", "AMX", "FP16"))):
         return False
-    return bool(_cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
+    flags = cpu_facts().get("flags") or cpu_facts().get("Features", "")  # x86, ARM
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags.split())
 
 
 def choose_precision(precision: str = "auto", device: str | torch.device = "cpu") -> str:
-    """`fp32` or `bf16`; `auto` is bf16 where the device has it natively."""
+    """The number format, `fp32` or `bf16`; `auto` is bf16 where the device has it natively."""
     if precision not in ("auto", "fp32", "bf16"):
         raise ConfigError(f"precision must be auto, fp32 or bf16, not {precision!r}")
     if precision != "auto":
@@ -77,7 +84,7 @@ def choose_precision(precision: str = "auto", device: str | torch.device = "cpu"
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory that tensors free, for the next ones; True if that could be set.
+    """Let this process keep the memory that tensors free, for the next ones. Returns whether it is set.
 
     By default glibc gives each large block back to the system at once, and getting it anew means filling it
     with zeros, page by page: a fifth of a training step on a CPU. Costs about 15 % more memory. Not set
@@ -94,13 +101,13 @@ MALLOC_SETTINGS = {
     "MALLOC_TRIM_THRESHOLD_": str(2**64 - 1),
     "MALLOC_ARENA_MAX": "1",
 }
-"""Environment for a process, still to be started, in which another thread than the first computes: what
-`keep_freed_memory` sets, and one heap for all threads. Else each has heaps of 64 MB, too small for a batch's
-tensors, and memory grows by the thousand images. Only glibc heeds it."""
+"""Environment variables for a process to be started in which another thread than the first computes: what
+`keep_freed_memory` sets, and one heap for all threads. Otherwise each has heaps of 64 MB, too small for a
+batch's tensors, and memory grows by the thousand images. Only glibc reads them."""
 
 
 def return_freed_memory() -> bool:
-    """Undo `keep_freed_memory`: glibc's own limits, as they settle in a process that frees large blocks."""
+    """Undo `keep_freed_memory`: set the limits that glibc settles at where large blocks are freed."""
     return _mallopt(mmap_max=65536, trim_threshold=64 * 2**20, mmap_threshold=32 * 2**20)
 
 
@@ -111,18 +118,12 @@ def _mallopt(**settings: int) -> bool:
 
 
 def cpu_name() -> str:
-    """The processor's own name for itself."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    """The name that the processor gives itself."""
+    return cpu_facts().get("model name") or platform.processor() or platform.machine()
 
 
 def need_extra(extra: str, *modules: str) -> ModuleType:
-    """Import `modules` of an optional extra of this project; returns the first.
+    """The first of `modules`, which belong to an optional extra of this project; all are imported.
 
     Raises ConfigError that says which package is missing, and how to install it.
     """
@@ -136,7 +137,7 @@ def need_extra(extra: str, *modules: str) -> ModuleType:
 
 
 def available_cores() -> int:
-    """Processors this process may use (containers and batch systems often allow fewer than there are)."""
+    """The number of cores this process may use; containers and batch systems often allow fewer than exist."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -144,10 +145,8 @@ def environment() -> dict[str, Any]:
     """Versions, hardware and git revision, for a run's environment.json."""
     versions = {}
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     device = choose_device()
     return {
         "python": sys.version.split()[0],
@@ -165,7 +164,9 @@ def environment() -> dict[str, Any]:
 
 def git_revision() -> str | None:
     """The checkout's commit, with `+` if files have changed since; None outside a git checkout."""
-    root = Path(__file__).resolve().parents[2]
+    root = checkout()
+    if root is None:
+        return None
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]

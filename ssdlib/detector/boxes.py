@@ -50,11 +50,12 @@ def iou(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def encode(boxes_xyxy: Tensor, priors_cxcywh: Tensor, variances: tuple[float, float] = (0.1, 0.2)) -> Tensor:
-    """What the network must put out for each prior to become its box. SSD, equation 2.
+    """The outputs that turn each prior into its box: the targets of localization. SSD, equation 2.
 
     boxes (..., P, 4) xyxy and priors (P, 4) cxcywh -> (..., P, 4): center offsets in prior sizes divided by
     variances[0], logarithms of the size ratios divided by variances[1]. The variances bring both to about
-    unit spread. A box without width or height gets the smallest normal size: log 0 would be -inf.
+    unit spread. Sizes are at least a millionth of the prior's, because log 0 would be -inf for a box without
+    width or height.
     """
     boxes = xyxy_to_cxcywh(boxes_xyxy)
     offset = (boxes[..., :2] - priors_cxcywh[..., :2]) / priors_cxcywh[..., 2:]
@@ -72,6 +73,6 @@ def decode(locs: Tensor, priors_cxcywh: Tensor, variances: tuple[float, float] =
 
 
 def clip(boxes_xyxy: Tensor, width: float = 1.0, height: float = 1.0) -> Tensor:
-    """Limit (..., 4) xyxy boxes to an image of that size."""
+    """Boxes (..., 4) xyxy limited to an image of that size."""
     limit = boxes_xyxy.new_tensor([width, height, width, height])
     return boxes_xyxy.clamp(min=0).minimum(limit)

@@ -16,9 +16,6 @@ from ssdlib.detector.matching import Matches
 NEGATIVES_OF_AN_EMPTY_IMAGE = 30
 """An image without objects teaches as much background as one with ten positive priors would."""
 
-SOFT_FLOOR, SOFT_SHIFT, SOFT_STEEPNESS = 0.25, 50.0, 20.0
-"""a, b and c of `soft_weights`, after Wu et al."""
-
 
 @dataclass(frozen=True)
 class MultiBoxLoss:
@@ -28,7 +25,7 @@ class MultiBoxLoss:
     localization: Tensor
     confidence: Tensor
     positives: Tensor
-    """How many priors answer for an object (int64)."""
+    """The number of priors that are matched with an object (int64)."""
 
 
 def hard_negatives(confidence_loss: Tensor, positive: Tensor, ratio: float = 3.0) -> Tensor:
@@ -47,19 +44,8 @@ def hard_negatives(confidence_loss: Tensor, positive: Tensor, ratio: float = 3.0
     return (rank < wanted) & ~positive
 
 
-def soft_weights(overlap: Tensor) -> Tensor:
-    """How much background counts by its IoU with the nearest labeled object, elementwise: 0.25 to 1.
-
-    A Gompertz curve, a + (1 - a) exp(-b exp(-c IoU)): 0.25 far from all labels, 0.55 at an IoU of 0.2,
-    0.91 at 0.3. What overlaps a labeled object is known to be no other (or the annotator would have been
-    there); far from any, nobody may have looked. Wu et al. 2019, "Soft Sampling for Robust Object Detection".
-    """
-    curve = torch.exp(-SOFT_SHIFT * torch.exp(-SOFT_STEEPNESS * overlap))
-    return SOFT_FLOOR + (1 - SOFT_FLOOR) * curve
-
-
 @torch.no_grad()
-def background_weights(
+def ignored_background(
     logits: Tensor,
     matches: Matches,
     background: str = "hard",
@@ -67,23 +53,18 @@ def background_weights(
     ignore_above: float = 0.2,
     ignore_iou: float = 0.3,
 ) -> Tensor | None:
-    """What the cross entropy of each prior counts, (N, P) in [0, 1], 1 for positives; None where all count 1.
+    """The negatives that the loss leaves out, (N, P) bool; None where it leaves out none.
 
-    logits (N, P, C). For labels with gaps, since an unlabeled cell is the hardest negative there is:
-    "hard" counts every prior in full. "soft" is `soft_weights`. "ignore_confident" counts a negative as 0
-    if the network gives an object, of whatever class, more than `ignore_above` there, unless it overlaps a
-    labeled object at an IoU of `ignore_iou` or more. No gradient flows through the weights: the network
-    cannot lower its loss by changing them.
+    logits (N, P, C). For labels with gaps, since an unlabeled cell is the hardest negative there is: "hard"
+    leaves out none. "ignore_confident" leaves out a negative if the network gives an object, of whatever
+    class, more than `ignore_above` there, unless it overlaps a labeled object at an IoU of `ignore_iou` or
+    more. No gradient flows through the choice: the network cannot lower its loss by changing it.
     """
     if background == "hard":
         return None
-    positive = matches.labels > 0
-    if background == "soft":
-        return soft_weights(matches.iou).masked_fill(positive, 1.0)
     if background == "ignore_confident":
         objectness = 1 - logits.float().softmax(dim=-1)[..., 0]  # (N, P)
-        ignored = (objectness > ignore_above) & (matches.iou < ignore_iou) & ~positive
-        return 1 - ignored.float()
+        return (objectness > ignore_above) & (matches.iou < ignore_iou) & (matches.labels == 0)
     raise ConfigError(f"background must be one of {', '.join(BACKGROUNDS)}, not {background!r}")
 
 
@@ -106,12 +87,8 @@ def multibox_loss(
     without objects has a finite loss and still teaches background). Computed in float32 whatever the
     network ran in.
 
-    background, ignore_above and ignore_iou, for labels with gaps: see `background_weights`. Negatives are
-    mined by their bare loss, and weighted then, but one that counts nothing is no candidate: its place goes
-    to the next. Were soft background mined by what it counts, the places would go to the borders of the
-    labeled objects, which count in full, and push down the scores of the objects themselves. Neither the
-    number of negatives nor the normalizer changes, so weights below 1 make the background's part of the
-    loss smaller, not the others larger.
+    background, ignore_above and ignore_iou, for labels with gaps: see `ignored_background`. An ignored
+    negative costs nothing, so that hard negative mining gives its place to the next hardest.
     """
     locs, logits = locs.float(), logits.float()
     positive = matches.labels > 0  # (N, P)
@@ -122,14 +99,11 @@ def multibox_loss(
     localization = F.smooth_l1_loss(locs[positive], targets[positive], reduction="sum") / normalizer
 
     confidence_loss = F.cross_entropy(logits.transpose(1, 2), matches.labels, reduction="none")  # (N, P)
-    weights = background_weights(
+    ignored = ignored_background(
         logits, matches, background, ignore_above=ignore_above, ignore_iou=ignore_iou
     )
-    if weights is None:
-        learned = positive | hard_negatives(confidence_loss, positive, negatives_per_positive)
-    else:
-        candidates = confidence_loss.detach() * (weights > 0)
-        learned = positive | hard_negatives(candidates, positive, negatives_per_positive)
-        confidence_loss = confidence_loss * weights
+    if ignored is not None:
+        confidence_loss = confidence_loss.masked_fill(ignored, 0)
+    learned = positive | hard_negatives(confidence_loss, positive, negatives_per_positive)
     confidence = (confidence_loss * learned).sum() / normalizer
     return MultiBoxLoss(localization + confidence, localization, confidence, positives)

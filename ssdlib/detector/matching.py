@@ -1,4 +1,4 @@
-"""Which prior answers for which ground-truth object. Liu et al. 2016, section 2.2 ("Matching strategy")."""
+"""Matching of priors with ground-truth objects. Liu et al. 2016, section 2.2 ("Matching strategy")."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ssdlib.detector.boxes import cxcywh_to_xyxy, iou
 
 BACKGROUND = -1
-"""In `object_for_each_prior`: this prior answers for nothing."""
+"""In `object_for_each_prior`: this prior is matched with no object."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Matches:
 
 
 def assign_own_priors(overlap: Tensor) -> Tensor:
-    """Give each object a prior of its own, the best overlaps first: (N, G, P) -> (N, G), -1 for none.
+    """The prior that each object gets for itself, the best overlaps first: (N, G, P) -> (N, G), -1 for none.
 
     This is the paper's bipartite step: take the largest overlap of all, pair the two, strike both out,
     repeat. Because both sides rank their partners by the same number, the result is also the one that
@@ -63,11 +63,11 @@ def match(
     priors_cxcywh: Tensor,
     iou_threshold: float = 0.5,
 ) -> Matches:
-    """Match the objects of a batch of N images to the priors (P, 4), all fractional.
+    """The targets of the priors (P, 4), matched with the objects of a batch of N images, all fractional.
 
     boxes_xyxy and labels hold (G, 4) and (G,) for each image; G may be 0. Each object keeps the prior that
-    `assign_own_priors` gives it, however small their IoU; any other prior answers for the object it overlaps
-    most if their IoU is at least `iou_threshold`.
+    `assign_own_priors` gives it, however small their IoU; any other prior is matched with the object it
+    overlaps most if their IoU is at least `iou_threshold`.
     """
     device, priors = priors_cxcywh.device, len(priors_cxcywh)
     images = len(boxes_xyxy)

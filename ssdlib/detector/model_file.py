@@ -1,10 +1,9 @@
-"""The file of a trained network: safetensors, its settings beside the tensors. No file can run code here."""
+"""The file of a trained network: safetensors with its settings in the header. Reading one runs no code."""
 
 from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,11 @@ from ssdlib.config import ModelConfig
 from ssdlib.detector.model import SSD300
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "weights" / "ssd300-bccd.safetensors"
-"""The trained detector that comes with the project; the page beside it (.md) says what it is worth."""
+"""The trained detector that comes with the project; its model card lies beside it (.md)."""
 
 
 def shipped_weights() -> Path:
-    """The file SHIPPED. Raises CheckpointError, saying how to get it, if it is not there."""
+    """The path of the shipped weights. Raises CheckpointError with the remedies if they are missing."""
     if not SHIPPED.is_file():
         raise CheckpointError(
             f"the shipped weights are missing: {SHIPPED}. They are part of the repository, not of the "
@@ -58,51 +57,18 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
     write_bytes(path, safetensors.torch.save(tensors, header))
 
 
-def _open(path: Path, *, tensors: bool = True) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """The header's strings, and the tensors unless they are not wanted."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"no weights at {path}. Check the path, or train some: python -m ssdlib run --profile quick"
-        )
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names = file.keys() if tensors else ()
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, OSError, struct.error, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or no safetensors file ({error}). Use another checkpoint of the run."
-        ) from error
-
-
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `save_model` was told to keep, and `config`. Raises CheckpointError as `load_model` does."""
-    header, _ = _open(Path(path), tensors=False)
-    return _read_header(Path(path), header)[1]
-
-
-def _read_header(path: Path, header: Mapping[str, str]) -> tuple[ModelConfig, dict[str, Any]]:
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} holds tensors, but was not written by ssdlib.detector.weights.save_model"
-        )
-    try:
-        config = ModelConfig.from_dict(json.loads(header["config"]))
-        metadata = json.loads(header["metadata"])
-    except (KeyError, json.JSONDecodeError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its header cannot be read ({error})") from error
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: its header cannot be read (metadata must be a JSON object)")
-    return config, {**metadata, "config": config.to_dict()}
+    """The metadata that `save_model` was given, and `config`. Raises CheckpointError as `load_model` does."""
+    config, metadata, _ = _read(Path(path), tensors=False)
+    return {**metadata, "config": config.to_dict()}
 
 
 def load_model(path: str | Path) -> SSD300:
-    """Rebuild a network from a file of `save_model`, on the CPU, in float32 and evaluation mode.
+    """The network in a file of `save_model`, on the CPU, in float32 and evaluation mode.
 
     Raises CheckpointError that names the file if it is missing, damaged, half written, or not ours.
     """
-    path = Path(path)
-    header, tensors = _open(path)
-    config, _ = _read_header(path, header)
+    config, _, tensors = _read(Path(path))
     try:
         model = SSD300(config)
     except ConfigError as error:
@@ -113,3 +79,27 @@ def load_model(path: str | Path) -> SSD300:
         raise CheckpointError(f"{path}: its tensors are not those of its own config ({wrong[:3]} ...)")
     model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
     return model.eval()
+
+
+def _read(path: Path, *, tensors: bool = True) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
+    """The config, the metadata and, if wanted, the tensors of a file."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights at {path}. Check the path, or train some: python -m ssdlib run --profile quick"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
+    except (safetensors.SafetensorError, OSError, struct.error, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged or no safetensors file ({error}). Use another checkpoint of the run."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} holds tensors, but was not written by ssdlib (format {FORMAT})")
+    try:
+        config = ModelConfig.from_dict(json.loads(header["config"]))
+        metadata = dict(json.loads(header["metadata"]))
+    except (KeyError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path}: its header cannot be read ({error})") from error
+    return config, metadata, state

@@ -15,7 +15,7 @@ CACHED_TABLE = 2**18
 
 
 def nms_reference(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy NMS as one would tell it, for one class of one image: slow, and the measure of the fast one.
+    """Greedy NMS in its plain form, for one class of one image: slow, the reference for `batched_nms`.
 
     boxes (D, 4) and scores (D,) -> (K,) indices of the kept boxes, best first. Take the best box, drop every
     box that overlaps it by more than the threshold, repeat with what is left.
@@ -33,8 +33,8 @@ def nms_reference(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> T
 def _suppress(boxes_xyxy: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     """NMS of B lists at once, each sorted by score: boxes (B, K, 4), valid (B, K) -> kept (B, K) bool.
 
-    A box is kept if no better kept box overlaps it. Guess that all are kept, apply that sentence to all
-    at once, and repeat until nothing changes: box k is right after k rounds at most, and in practice the
+    A box is kept if no better kept box overlaps it. Assume that all are kept, apply this rule to all of them
+    at once, and repeat until nothing changes: box k is settled after k rounds at most, and in practice the
     chains of boxes that suppress suppressors are a few links long. The fixed point is unique, therefore it
     is what the greedy loop finds.
     """

@@ -1,4 +1,4 @@
-"""Where weights come from and how they are kept. Only tensors are ever read: no file can run code here."""
+"""Initial weights: random, of torchvision's networks, or of a checkpoint. Reading them runs no code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from ssdlib.config import ModelConfig
 from ssdlib.detector.model import SSD300
 from ssdlib.detector.model_file import load_model, shipped_weights
 
-SOURCES = ("scratch", "imagenet", "coco", "shipped")
 StateDict = Mapping[str, Tensor]
 
 COCO_MEAN = (0.48235, 0.45882, 0.40784)
@@ -28,7 +27,7 @@ COCO_STD = (1 / 255, 1 / 255, 1 / 255)
 def build_model(
     config: ModelConfig | None = None, initial_weights: str | Path = "scratch", seed: int = 0
 ) -> SSD300:
-    """A network ready to train.
+    """A network that is ready to train.
 
     initial_weights: `scratch`; `imagenet` (torchvision's VGG16 in the backbone); `coco` (torchvision's
     SSD300, all but the class heads); or a checkpoint file of this project, whose heads are kept where they
@@ -37,48 +36,54 @@ def build_model(
     which replaces the config's.
     Raises ConfigError where config and weights cannot go together, CheckpointError for a bad file.
     """
-    config = config or ModelConfig()
-    stored = _stored(initial_weights)
+    config, stored = config or ModelConfig(), None
     if initial_weights == "coco":
         config = config.replace(mean=COCO_MEAN, std=COCO_STD)
-    elif stored is not None:
+    elif initial_weights not in ("scratch", "imagenet"):
+        path = shipped_weights() if initial_weights == "shipped" else initial_weights
+        stored = load_model(path)
         config = config.replace(mean=stored.config.mean, std=stored.config.std)
     model = SSD300(config)
     initialize(model, seed)
-    if initial_weights == "scratch":
-        return model
     if stored is not None:
-        if (stored.config.batch_norm, stored.config.width) != (config.batch_norm, config.width):
-            raise ConfigError(
-                f"the initial weights ({initial_weights}) are a network with "
-                f"batch_norm={stored.config.batch_norm}, width={stored.config.width}; asked for was "
-                f"batch_norm={config.batch_norm}, width={config.width}. Keep recipe.model as the weights "
-                "have it, or train another network from nothing: --set recipe.initial_weights=scratch"
-            )
-        state = stored.state_dict()
-        _load_fitting(model, {**_but_class_heads(state), **remake_class_heads(state, stored.config, model)})
-        return model
-    if config.width != 1:
-        raise ConfigError(f"{initial_weights} weights need width 1, not {config.width}; start from scratch")
-    if initial_weights == "imagenet":
-        weights = VGG16_BN_Weights.IMAGENET1K_V1 if config.batch_norm else VGG16_Weights.IMAGENET1K_V1
-        load_imagenet(model, _fetch(weights))
-    else:
-        if config.batch_norm:
-            raise ConfigError("torchvision's COCO SSD300 has no BatchNorm: use a model with batch_norm=False")
-        state = convert_torchvision_ssd(_fetch(SSD300_VGG16_Weights.COCO_V1))
-        _load_fitting(model, _but_class_heads(state))
+        _load_checkpoint(model, stored, initial_weights)
+    elif initial_weights != "scratch":
+        _load_torchvision(model, initial_weights)
     return model
 
 
-def _stored(initial_weights: str | Path) -> SSD300 | None:
-    """The network in a file of ours, if that is what to start from."""
-    if initial_weights == "shipped":
-        return load_model(shipped_weights())
-    return None if initial_weights in SOURCES else load_model(initial_weights)
+def _load_checkpoint(model: SSD300, stored: SSD300, name: str | Path) -> None:
+    """Take over what fits of the network `stored`."""
+    theirs, ours = (f"batch_norm={c.batch_norm}, width={c.width}" for c in (stored.config, model.config))
+    if theirs != ours:
+        raise ConfigError(
+            f"the initial weights ({name}) are a network with {theirs}; asked for was {ours}. Keep "
+            "recipe.model as the weights have it, or train another network from nothing: "
+            "--set recipe.initial_weights=scratch"
+        )
+    state = stored.state_dict()
+    _load_fitting(model, {**_but_class_heads(state), **remake_class_heads(state, stored.config, model)})
 
 
-def _fetch(weights: Any) -> StateDict:
+def _load_torchvision(model: SSD300, name: str | Path) -> None:
+    """Take over torchvision's VGG16 (imagenet) or its SSD300 (coco)."""
+    batch_norm = model.config.batch_norm
+    if model.config.width != 1:
+        raise ConfigError(f"{name} weights need width 1, not {model.config.width}; start from scratch")
+    if name == "imagenet":
+        load_imagenet(
+            model,
+            download_weights(VGG16_BN_Weights.IMAGENET1K_V1 if batch_norm else VGG16_Weights.IMAGENET1K_V1),
+        )
+    elif batch_norm:
+        raise ConfigError("torchvision's COCO SSD300 has no BatchNorm: use a model with batch_norm=False")
+    else:
+        state = convert_torchvision_ssd(download_weights(SSD300_VGG16_Weights.COCO_V1))
+        _load_fitting(model, _but_class_heads(state))
+
+
+def download_weights(weights: Any) -> StateDict:
+    """The tensors of one of torchvision's weights, downloaded once and checked. Raises CheckpointError."""
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
@@ -91,7 +96,7 @@ def _fetch(weights: Any) -> StateDict:
 
 
 def initialize(model: SSD300, seed: int = 0) -> None:
-    """Fill every layer from `seed`, the same on any device and whatever else drew random numbers.
+    """Initialize every layer from `seed`, the same on any device and whatever else drew random numbers.
 
     Convolutions before a ReLU keep the variance of what flows through them (He et al. 2015). The heads start
     small and near indifference: every class about as likely, every box its prior.
@@ -228,6 +233,3 @@ def convert_torchvision_ssd(state: StateDict) -> dict[str, Tensor]:
         else:
             raise CheckpointError(f"{key!r} is no tensor of torchvision's ssd300_vgg16")
     return converted
-
-
-# --- our own files ---------------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from ssdlib.runs.overrides import apply_overrides
 if TYPE_CHECKING:
     from ssdlib.data.dataset import DetectionDataset
     from ssdlib.data.source import DataSource
-    from ssdlib.training.history import EpochRecord, History
+    from ssdlib.training.history import History
 
 CONFIG_FORMAT = 1
 
@@ -137,37 +136,15 @@ class RunFolder:
     def train(
         self, *, resume: bool = False, device: str = "auto", workers: Any = "auto", on_epoch: Any = None
     ) -> History:
-        """Train this run's recipe on its data; checkpoints, history and events land in the folder.
-
-        Pretraining on synthetic smears, where the recipe has it, leaves the same in its folder `pretraining`.
-        """
+        """Train this run's recipe on its data; checkpoints, history and events land in the folder."""
         from ssdlib.config import BCCD_CLASSES
         from ssdlib.data.source import extra_smears
         from ssdlib.detector.weights import build_model
         from ssdlib.training.trainer import Trainer
 
         recipe, data = self.profile.recipe, self.dataset("train")
-        options = {
-            "precision": self.profile.precision,
-            "device": device,
-            "seed": self.seed,
-            "workers": workers,
-        }
         model = build_model(recipe.model, recipe.initial_weights, seed=self.seed)
-        smears_help = data.class_names == BCCD_CLASSES
-        if recipe.pretrain_epochs and smears_help:
-            pretraining = Trainer(
-                model,
-                recipe.replace(epochs=recipe.pretrain_epochs),
-                extra_smears(recipe.pretrain_smears),
-                None,
-                run_dir=self.path / "pretraining",
-                **options,
-            )
-            pretraining.fit(resume=resume, on_epoch=partial(_say_pretraining, recipe.pretrain_epochs))
-            model = pretraining.weights.requires_grad_(True)
-            del pretraining  # and with it its optimizer's memory
-        if recipe.smears and smears_help:
+        if recipe.smears and data.class_names == BCCD_CLASSES:
             data = data.joined(extra_smears(recipe.smears))
         trainer = Trainer(
             model,
@@ -176,7 +153,10 @@ class RunFolder:
             self.dataset("val"),
             run_dir=self.path,
             data_description=self.source.describe(),
-            **options,
+            precision=self.profile.precision,
+            device=device,
+            seed=self.seed,
+            workers=workers,
         )
         return trainer.fit(resume=resume, on_epoch=on_epoch)
 
@@ -239,11 +219,6 @@ class RunFolder:
 
     def __repr__(self) -> str:
         return f"RunFolder({self.name!r}, profile={self.profile.name!r}, data={self.source.kind!r})"
-
-
-def _say_pretraining(epochs: int, record: EpochRecord) -> None:
-    # On stderr, like everything that is not about the run's own data.
-    print(f"pretraining on synthetic smears: {record.line(epochs)}", file=sys.stderr)
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Training states on disk: never half written, checked when read, the one before kept.
+"""Training states on disk: written whole, checked when read, and the one before is kept.
 
 A run's checkpoints folder holds
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ssdlib.common.errors import CheckpointError
 from ssdlib.common.files import write_with
+from ssdlib.config import differences
 
 BEST = "best.safetensors"
 LAST = "last.pt"
@@ -27,11 +28,11 @@ PREVIOUS = "previous.pt"
 NEXT = "next.pt"
 """A whole new state that has not yet taken the place of `last.pt`; seen only after a kill between the two."""
 
-FORMAT = "ssdlib-training-1"
+FORMAT = "ssdlib-training-2"
 
 
 def digest(state: Any) -> str:
-    """SHA-256 over nested dicts, lists and tuples of tensors and plain values, in their order."""
+    """The SHA-256 of nested dicts, lists and tuples of tensors and plain values, in their order."""
     total = hashlib.sha256()
     _feed(total, state)
     return total.hexdigest()
@@ -56,7 +57,7 @@ def _feed(total: Any, value: Any) -> None:
 
 
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Make `state` the newest of `folder`: `last.pt`, with the former one kept as `previous.pt`.
+    """Write `state` as `last.pt` of `folder`; the one before is kept as `previous.pt`.
 
     A kill at any moment leaves at least one whole state. Raises SsdError where the disk refuses; what was
     there before then stays.
@@ -75,7 +76,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The state in one file. Raises CheckpointError if it is missing, damaged or not ours; runs no code."""
+    """The state in one file; no code in it is run. Raises CheckpointError if it is missing or damaged."""
     if not path.is_file():
         raise CheckpointError(f"no training state at {path}")
     try:
@@ -110,7 +111,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
 
 
 def describe(folder: Path) -> str:
-    """In words what a run can go on from."""
+    """One sentence that says from what a run can go on."""
     if any((folder / name).exists() for name in (NEXT, LAST, PREVIOUS)):
         return f"Its last saved state is in {folder}: resume (--resume) and it goes on from there."
     return f"No state had been saved in {folder} yet: start again."
@@ -118,25 +119,11 @@ def describe(folder: Path) -> str:
 
 def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise CheckpointError that lists each setting in which a saved run differs from the current one."""
-    before, now = dict(_flatten(saved)), dict(_flatten(current))
-    differing = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys([*before, *now])
-        if before.get(name) != now.get(name)
-    ]
-    if differing:
+    if differing := differences(saved, current):
         raise CheckpointError(
             f"cannot resume a run that was started differently: {'; '.join(differing)}. "
             "Use the settings it was started with, or start anew in another run folder."
         )
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
 def _first_line(error: Exception) -> str:

@@ -1,16 +1,18 @@
-"""What training records: one line of numbers an epoch."""
+"""The figures that a training records for each epoch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import dataclasses
 from typing import Any, Self
 
-from ssdlib.config import Settings
+from pydantic.dataclasses import dataclass
+
+from ssdlib.config import STRICT, Settings
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class EpochRecord(Settings):
-    """One epoch in numbers. Losses are means over its batches."""
+    """The figures of one epoch. Losses are means over its batches."""
 
     epoch: int
     """From 1."""
@@ -26,7 +28,7 @@ class EpochRecord(Settings):
     """mAP@0.5 on val; None where this epoch was not evaluated."""
 
     def line(self, epochs: int) -> str:
-        """The epoch as one plain line."""
+        """One line of text about the epoch."""
         text = (
             f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
             f"loss {self.loss:.3f} (loc {self.localization:.3f} conf {self.confidence:.3f})"
@@ -36,11 +38,11 @@ class EpochRecord(Settings):
         return f"{text}  {self.images_per_second:.1f} img/s"
 
 
-@dataclass
+@dataclasses.dataclass
 class History:
     """The epochs of a run so far."""
 
-    epochs: list[EpochRecord] = field(default_factory=list)
+    epochs: list[EpochRecord] = dataclasses.field(default_factory=list)
 
     @property
     def best(self) -> EpochRecord | None:
@@ -50,14 +52,14 @@ class History:
 
     @property
     def best_epoch(self) -> int | None:
-        """Number of the best epoch, from 1."""
+        """The number of the best epoch, from 1."""
         return self.best.epoch if self.best else None
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
+        """The history as plain JSON values."""
         return {"best_epoch": self.best_epoch, "epochs": [record.to_dict() for record in self.epochs]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Back from `to_dict`. Raises ConfigError for unknown keys."""
+        """The history that `to_dict` gave. Raises ConfigError for unknown keys."""
         return cls([EpochRecord.from_dict(record) for record in values["epochs"]])

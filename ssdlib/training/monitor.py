@@ -1,4 +1,4 @@
-"""What keeps an eye on training: losses that must stay finite, signals that ask for a stop."""
+"""Monitoring of a training: losses that must stay finite, and signals that ask for a stop."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class NonFiniteLoss(TrainingError):
     """The loss or the gradient of a step (from 0) was not finite; `values` are its parts by name."""
 
     def __init__(self, step: int, values: dict[str, float]) -> None:
-        parts = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-        super().__init__(f"the loss is no longer finite at step {step}: {parts}")
         self.step, self.values = step, values
+        self.parts = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        super().__init__(f"the loss is no longer finite at step {step}: {self.parts}")
 
 
 class LossWatch:
-    """Adds up the loss parts of an epoch and stops at the first that is not finite.
+    """Adds up the parts of the loss over an epoch and stops at the first step that is not finite.
 
     Reading a number from a GPU waits for all its work, so the numbers of `every` steps are read at once.
     """
@@ -41,14 +41,14 @@ class LossWatch:
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
 
     def add(self, step: int, loss: MultiBoxLoss, norms: Mapping[str, Tensor]) -> None:
-        """Take note of one step. Raises NonFiniteLoss, perhaps some steps late, if it was not finite."""
+        """Record one step. Raises NonFiniteLoss, perhaps some steps late, if it was not finite."""
         parts = zip(self.NAMES, (loss.total, loss.localization, loss.confidence), strict=True)
         self._pending.append((step, {name: value.detach() for name, value in (*parts, *norms.items())}))
         if len(self._pending) >= self.every:
             self.read()
 
     def read(self) -> None:
-        """Read what is pending."""
+        """Read the steps that were recorded since the last reading."""
         if not self._pending:
             return
         stacks = [torch.stack([v.float() for v in values.values()]) for _, values in self._pending]
@@ -64,7 +64,7 @@ class LossWatch:
 class StopSignals:
     """While open, Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once.
 
-    With several processes a second one is heeded only after `patience` seconds: the launcher passes on the
+    With several processes a second one counts only after `patience` seconds: the launcher passes on the
     Ctrl-C that the terminal has sent to every process already.
     """
 

@@ -1,16 +1,14 @@
-"""How the weights move: learning-rate schedule, optimizer, and their average."""
+"""Learning-rate schedule, optimizer, clipping of gradients, and the average of the weights."""
 
 from __future__ import annotations
 
-import copy
 import math
-from collections import Counter
-from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ssdlib.config import Recipe
 
@@ -59,49 +57,39 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     return AdamW(groups, lr=recipe.learning_rate, betas=(recipe.momentum, 0.999), fused=True)
 
 
-@torch.no_grad()
 def clip_gradients(model: nn.Module, max_norm: float) -> dict[str, Tensor]:
-    """Scale all gradients so that their common norm is at most `max_norm`.
+    """The norms of the gradients, which are then scaled so that their common norm is at most `max_norm`.
 
-    Returns the norms before: of all under "gradient norm", and of each part of the network by its name, to
-    see which part went wrong first. Nothing is read, so a GPU need not be waited for.
+    The norm of all is under "gradient norm", that of each part of the network under the part's name, which
+    tells where a gradient went wrong first. They stay on the device: reading them would wait for a GPU.
     """
-    parts = [(name, p) for name, part in model.named_children() for p in part.parameters()]
-    parts = [(name, p) for name, p in parts if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm([p.grad for _, p in parts]))
-    total = torch.linalg.vector_norm(norms)
-    nn.utils.clip_grads_with_norm_([p for _, p in parts], max_norm, total)
-    sizes = Counter(name for name, _ in parts)
-    by_part = zip(sizes, norms.split(list(sizes.values())), strict=True)
-    return {"gradient norm": total, **{name: torch.linalg.vector_norm(part) for name, part in by_part}}
+    gradients = {
+        name: [p.grad for p in part.parameters() if p.grad is not None]
+        for name, part in model.named_children()
+    }
+    norms = {name: nn.utils.get_total_norm(grads) for name, grads in gradients.items() if grads}
+    total = nn.utils.get_total_norm(list(chain(*gradients.values())))
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, total)
+    return {"gradient norm": total, **norms}
 
 
-class Ema:
-    """Exponential moving average of a network's weights, BatchNorm's running statistics included.
+def average_weights(model: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the network's weights, BatchNorm's running statistics included.
 
-    The weights of the last steps differ by noise that an average takes off; it is the average that is
-    evaluated and saved. At the start, step n (from 0), it follows at (1 + n) / (10 + n) at most, so that
-    the random initial weights are soon forgotten.
+    The weights of the last steps differ by noise that an average takes off, so it is the average that is
+    evaluated and saved. It begins with the initial weights; `update_parameters(model)` after each step makes
+    it decay * average + (1 - decay) * weights. After step n (from 1) the decay is at most n / (n + 9), so
+    that the random initial weights are soon forgotten.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.module = copy.deepcopy(model).eval().requires_grad_(False)
-        self.decay = decay
+    def update(averages: list[Tensor], weights: list[Tensor], count: Tensor) -> None:
+        if averages[0].is_floating_point():
+            steps = count.item()
+            get_ema_multi_avg_fn(min(decay, steps / (steps + 9)))(averages, weights, count)
+        else:  # BatchNorm's number of batches
+            for average, weight in zip(averages, weights, strict=True):
+                average.copy_(weight)
 
-    @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
-        """average = decay * average + (1 - decay) * weights; whole numbers are copied."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = [], []
-        for own, new in zip(_tensors(self.module), _tensors(model), strict=True):
-            if own.is_floating_point():
-                averaged.append(own)
-                current.append(new.detach())
-            else:
-                own.copy_(new)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
-
-
-def _tensors(model: nn.Module) -> Iterable[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
+    averaged = AveragedModel(model, multi_avg_fn=update, use_buffers=True).eval().requires_grad_(False)
+    averaged.update_parameters(model)
+    return averaged

@@ -1,4 +1,4 @@
-"""Training: the loop, what it leaves behind, and how a run stops and goes on.
+"""The training loop, the files it writes, and how a run is stopped and resumed.
 
 `Trainer.train_one_epoch` is the loop itself. Everything else makes sure that nothing is lost: a run that
 was interrupted, at any step, and resumed ends in the same weights, bit for bit (CPU, fp32).
@@ -7,23 +7,23 @@ was interrupted, at any step, and resumed ends in the same weights, bit for bit 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from ssdlib.common.distributed import gather, is_lost_process, share_batch_norm
+from ssdlib.common.distributed import any_process, gather, is_lost_process, synchronize_batch_norm
 from ssdlib.common.errors import CheckpointError, ConfigError, DataError, TrainingError
 from ssdlib.common.files import write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
@@ -40,47 +40,63 @@ from ssdlib.inference.predictor import Predictor
 from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
-from ssdlib.training.optim import Ema, clip_gradients, learning_rate_factor, make_optimizer
+from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, make_optimizer
+
+SAVE_SECONDS = 600.0
+"""A long epoch saves its state in between, when the last one saved is older than this."""
 
 
 class TrainingInterrupted(TrainingError):
-    """Training that was asked to stop, and saved itself first."""
+    """Training that was asked to stop, and saved its state first."""
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
-    """Accelerate's view of the device and of the processes of `accelerate launch`.
+    """Accelerate's view of the processes that torchrun or `accelerate launch` started.
 
-    Mixed precision is `torch.autocast` in the loop, where it can be seen; Accelerate would put it into the
-    `forward` of the caller's network and leave it there.
+    It places nothing: Accelerate keeps the device of the first call in a process, and a notebook may train on
+    another one later. Mixed precision is `torch.autocast` in the loop, where it can be seen; Accelerate would
+    put it into the `forward` of the caller's network and leave it there.
     """
-    if PartialState._shared_state and PartialState().num_processes == 1:
-        # Accelerate remembers the first choice of a process; a notebook may make another.
-        AcceleratorState._reset_state(reset_partial_state=True)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
-        cpu=device.type == "cpu",
+        cpu=several and device.type == "cpu",  # gloo instead of NCCL
+        device_placement=False,
         mixed_precision="no",
         kwargs_handlers=[
             # How long the others wait for one that is slow, such as in writing a checkpoint.
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
-            # Running statistics are the same everywhere (`share_batch_norm`).
+            # Running statistics are the same everywhere (`synchronize_batch_norm`).
             DistributedDataParallelKwargs(broadcast_buffers=False),
         ],
     )
 
 
-# --- the trainer -----------------------------------------------------------------------------------------
+def whole_batch_loss(loss: MultiBoxLoss, accelerator: Accelerator) -> MultiBoxLoss:
+    """The loss of the whole batch, from that of this process's share of it.
+
+    Its gradient is that of the share, scaled so that the mean over the processes, which the backward pass
+    takes, is the gradient of the whole batch's loss.
+    """
+    processes = accelerator.num_processes
+    if processes == 1:
+        return loss
+    positives = loss.positives.clamp(min=1)
+    own = torch.stack([loss.localization * positives, loss.confidence * positives])  # sums
+    *sums, positives = accelerator.reduce(torch.stack([*own.detach(), loss.positives]), "sum")
+    localization, confidence = (total / positives.clamp(min=1) for total in sums)
+    scaled = own.sum() * (processes / positives.clamp(min=1))
+    total = localization + confidence + (scaled - scaled.detach())
+    return MultiBoxLoss(total, localization, confidence, positives)
 
 
 class Trainer:
-    """Trains a network after a recipe and keeps everything about it in `run_dir`.
+    """Trains a network by a recipe and keeps everything about the training in `run_dir`.
 
     Writes `checkpoints/` (see `ssdlib.training.checkpoints`), `history.json` and `events/` (TensorBoard). The
     best weights are those with the highest mAP@0.5 on `val_data`; without it, the last.
 
     data_description: what `DataSource.describe()` says; its fingerprint ties the checkpoints to the data.
-    save_minutes: a long epoch saves its state in between, when the last one is older than this.
+    snapshot_every: epochs between weights that are kept beside the best.
     """
 
     def __init__(
@@ -96,9 +112,7 @@ class Trainer:
         seed: int = 0,
         workers: int | str = "auto",
         data_description: dict[str, Any] | None = None,
-        compile: bool = False,
         snapshot_every: int = 10,
-        save_minutes: float = 10.0,
         progress: bool = True,
     ) -> None:
         _check_data(model, train_data, val_data)
@@ -108,13 +122,14 @@ class Trainer:
         self.train_data, self.val_data = train_data, val_data
         self.run_dir = Path(run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
-        self.snapshot_every, self.save_minutes = snapshot_every, save_minutes
+        self.snapshot_every = snapshot_every
         self.data_description = data_description or {}
         self.precision = choose_precision(precision, device)
         if device.type == "cpu":
             keep_freed_memory()
         self.accelerator = make_accelerator(device)
         processes = self.accelerator.num_processes
+        self.device = device if processes == 1 else self.accelerator.device
         smallest = min(recipe.batch_size, len(train_data))
         if smallest < processes:
             raise ConfigError(f"a batch of {smallest} images cannot be shared by {processes} processes")
@@ -132,21 +147,19 @@ class Trainer:
         self.batches = self.loader.batch_sampler.batches
         total = self.total_steps = recipe.epochs * self.batches
 
-        self.network = model.to(self.accelerator.device, memory_format=torch.channels_last)
-        self.ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+        self.network = model.to(self.device, memory_format=torch.channels_last)
+        self.average = average_weights(model, recipe.ema_decay) if recipe.ema_decay else None
         if processes > 1:
-            share_batch_norm(model, self.accelerator.device)
+            synchronize_batch_norm(model, self.device)
         optimizer = make_optimizer(model, recipe)
         self.scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, total, recipe))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        if compile:
-            self.model = torch.compile(self.model)
 
         self.history = History()
         self.epoch, self.step = 0, 0  # finished so far
         self.watch = self._new_watch()
-        self.seconds = 0.0
-        self._saved_at, self._counted_to = math.inf, 0.0  # the loop alone saves nothing
+        self.seconds = 0.0  # of the epoch that is running
+        self._began, self._saved_at = 0.0, math.inf  # the loop alone saves nothing
 
     # The loop ------------------------------------------------------------------------------------------
 
@@ -172,15 +185,15 @@ class Trainer:
                     ignore_above=recipe.ignore_above,
                     ignore_iou=recipe.ignore_iou,
                 )
-                loss = self._share(loss)
+                loss = whole_batch_loss(loss, self.accelerator)
                 self.accelerator.backward(loss.total)
                 norms = clip_gradients(self.network, recipe.clip_norm)
                 self.watch.add(self.step, loss, norms)
                 self.optimizer.step()
                 self.scheduler.step()
                 self.optimizer.zero_grad()
-                if self.ema:
-                    self.ema.update(self.network, self.step)
+                if self.average:
+                    self.average.update_parameters(self.network)
                 self.step += 1
                 bar.update(recipe.batch_size)
                 bar.set_postfix(loss=f"{self.watch.latest:.3f}", refresh=False)
@@ -198,8 +211,21 @@ class Trainer:
         Raises TrainingError for a loss that is not finite, TrainingInterrupted (saved, resumable) after
         Ctrl-C or SIGTERM, CheckpointError if `resume` finds another run's state, SsdError for a full disk.
         """
-        with self._failures_explained():
+        try:
             return self._fit(resume, on_epoch or self._print_line)
+        except NonFiniteLoss as error:
+            message = self._report_nonfinite(error)
+            # The first process to end makes the launcher end the others.
+            self.accelerator.wait_for_everyone()
+            raise TrainingError(message) from None
+        except RuntimeError as error:
+            if not is_lost_process(error):
+                raise
+            raise TrainingError(
+                f"another process of this training has ended, or cannot be reached, so it stopped before "
+                f"{self._where()}; that process's own messages say why. "
+                f"{checkpoints.describe(self.checkpoints)}"
+            ) from error
 
     def _fit(self, resume: bool, report: Callable[[EpochRecord], None]) -> History:
         if self._is_main:
@@ -214,9 +240,9 @@ class Trainer:
         self._saved_at = time.perf_counter()
         with StopSignals(patience) as stop, self._open_events() as self.events:
             while self.epoch < self.recipe.epochs:
-                self._counted_to = time.perf_counter()
+                self._began = time.perf_counter() - self.seconds
                 self.train_one_epoch(stop)
-                self._count_seconds()
+                self.seconds = time.perf_counter() - self._began
                 if self.step == (self.epoch + 1) * self.batches:
                     record = self._finish_epoch()
                     if self._is_main:
@@ -232,46 +258,26 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return self.history
 
-    @contextmanager
-    def _failures_explained(self) -> Iterator[None]:
-        """Turns what stops a training from within into TrainingError with all that is known."""
-        try:
-            yield
-        except NonFiniteLoss as error:
-            message = self._account(error)
-            # The first process to end makes the launcher end the others.
-            self.accelerator.wait_for_everyone()
-            raise TrainingError(message) from None
-        except RuntimeError as error:
-            if not is_lost_process(error):
-                raise
-            raise TrainingError(
-                f"another process of this training has ended, or cannot be reached, so it stopped before "
-                f"{self._where()}; that process's own messages say why. "
-                f"{checkpoints.describe(self.checkpoints)}"
-            ) from error
-
-    def _account(self, error: NonFiniteLoss) -> str:
-        """What is known about a step whose loss is not finite, for the eye and in `nonfinite.json`."""
+    def _report_nonfinite(self, error: NonFiniteLoss) -> str:
+        """The message about a step whose loss is not finite; `nonfinite.json` gets the same facts."""
         epoch, step = divmod(error.step, self.batches)
         batch = self.loader.batch_sampler.whole_batch(epoch, step)
         images = [self.train_data.samples[index].image_id for index in batch]
         path = self.run_dir / "nonfinite.json"
         if self._is_main:
-            report = {
+            facts = {
                 "epoch": epoch + 1,
                 "step": step + 1,
                 "steps_of_an_epoch": self.batches,
                 "learning_rate": self._rate(error.step),
                 "images": images,
-                # JSON has no nan.
-                **{name: v if math.isfinite(v) else str(v) for name, v in error.values.items()},
             }
-            write_json(path, report)
-        parts = ", ".join(f"{name} {value:.6g}" for name, value in error.values.items())
+            # JSON has no nan.
+            values = {name: v if math.isfinite(v) else str(v) for name, v in error.values.items()}
+            write_json(path, facts | values)
         return (
-            f"the loss is no longer finite at {self._where(error.step)}: {parts}; images of the batch: "
-            f"{', '.join(images)}. What was saved before stays; this account is in {path}. Look at these "
+            f"the loss is no longer finite at {self._where(error.step)}: {error.parts}; images of the batch: "
+            f"{', '.join(images)}. What was saved before stays; {path} holds this report. Look at these "
             "images' boxes (ssdlib data check), or start again with a smaller learning rate."
         )
 
@@ -287,15 +293,11 @@ class Trainer:
                 )
 
     def _stop_agreed(self, stop: StopSignals, *, ask: bool = True) -> bool:
-        """Whether a stop was asked for, of any process: all stop after the same step, or they would wait
-        for each other forever. `ask` says whether now is the time for the others' answers, which cost a
-        little on a GPU."""
-        if self.accelerator.num_processes == 1:
-            return bool(stop.requested)
-        if not ask:
+        """Whether any process was asked to stop: all stop after the same step, or they would wait for each
+        other forever. `ask` says whether to ask the others now, which costs a little on a GPU."""
+        if self.accelerator.num_processes > 1 and not ask:
             return False
-        asked = torch.tensor([float(bool(stop.requested))], device=self.accelerator.device)
-        agreed = self.accelerator.reduce(asked, "sum").item() > 0
+        agreed = any_process(bool(stop.requested), self.device)
         if agreed and not stop.requested:
             stop.requested = "a signal to another process"
         return agreed
@@ -306,8 +308,13 @@ class Trainer:
         """Evaluate, record and save what the epoch just trained."""
         self.epoch += 1
         began = time.perf_counter()
+        metrics = None
         due = self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs
-        metrics = self._evaluate() if due and self.val_data is not None else None
+        if due and self.val_data is not None:
+            predictor = Predictor(self.weights, device=self.device, precision=self.precision)
+            progress = self.progress and self._is_main
+            measured, _ = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
+            metrics = measured.to_dict()
         record = EpochRecord(
             self.epoch,
             *(total / self.batches for total in self.watch.sums),
@@ -322,12 +329,6 @@ class Trainer:
             self._save_epoch(record, metrics)
         self.accelerator.wait_for_everyone()
         return record
-
-    def _evaluate(self) -> dict[str, Any]:
-        predictor = Predictor(self.weights, device=self.accelerator.device, precision=self.precision)
-        progress = self.progress and self._is_main
-        metrics, _ = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
-        return metrics.to_dict()
 
     def _save_epoch(self, record: EpochRecord, metrics: dict[str, Any] | None) -> None:
         last = self.epoch == self.recipe.epochs
@@ -360,7 +361,7 @@ class Trainer:
             return nullcontext()
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
-        # What an interrupted run logged beyond the state it resumed from is hidden by purge_step.
+        # purge_step hides what an interrupted run logged beyond the state it resumed from.
         return SummaryWriter(self.run_dir / "events", purge_step=self.epoch + 1)
 
     def _write_events(self, record: EpochRecord) -> None:
@@ -394,7 +395,7 @@ class Trainer:
             "seconds": self.seconds,
             "history": self.history.to_dict(),
             "model": self.network.state_dict(),
-            "ema": self.ema.module.state_dict() if self.ema else None,
+            "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
@@ -402,34 +403,28 @@ class Trainer:
         self._saved_at = time.perf_counter()
 
     def _save_if_due(self) -> None:
-        if self._is_main and time.perf_counter() - self._saved_at > 60 * self.save_minutes:
+        if self._is_main and time.perf_counter() - self._saved_at > SAVE_SECONDS:
             self.watch.read()
-            self._count_seconds()
+            self.seconds = time.perf_counter() - self._began
             self._save_state()
 
-    def _count_seconds(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - self._counted_to
-        self._counted_to = now
-
     def _resume(self) -> None:
-        """Load the newest sound state. No random state is in it: what a step draws depends on its number."""
+        """Load the newest sound state. It holds no random state: what a step draws depends on its number."""
         state, complaints = checkpoints.load_state(self.checkpoints)
         for complaint in complaints:
             self._say(f"{complaint}; going on from an older state.")
         if state is None:
             self._say(f"nothing to resume in {self.checkpoints}: starting from the beginning.")
             return
-        saved = state["identity"]
         # A setting that the recipe did not have yet when the run began stood at its default.
-        saved = {**saved, "recipe": Recipe.from_dict(saved["recipe"]).to_dict()}
-        checkpoints.check_same_run(saved, self._identity())
+        recipe = Recipe.from_dict(state["identity"]["recipe"]).to_dict()
+        checkpoints.check_same_run({**state["identity"], "recipe": recipe}, self._identity())
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])
         self.network.load_state_dict(state["model"])
-        if self.ema:
-            self.ema.module.load_state_dict(state["ema"])
+        if self.average:
+            self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self._say(f"resuming before {self._where()}.")
@@ -439,11 +434,11 @@ class Trainer:
     @property
     def weights(self) -> SSD300:
         """The network that is evaluated and saved: the average of the weights where there is one."""
-        return self.ema.module if self.ema else self.network
+        return self.average.module if self.average else self.network
 
     @property
     def images(self) -> int:
-        """Images of one epoch, over all processes."""
+        """Images of one epoch, of all processes together."""
         return min(self.batches * self.recipe.batch_size, len(self.train_data))
 
     @property
@@ -451,44 +446,26 @@ class Trainer:
         return self.accelerator.is_main_process
 
     def _autocast(self) -> torch.autocast:
-        """bf16 for what gains by it (convolutions); weights, loss and optimizer stay in float32."""
-        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        """bf16 where it is faster (convolutions); weights, loss and optimizer stay in float32."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _to_device(
         self, images: Tensor, targets: list[dict[str, Any]]
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """A batch where the network is: images in channels_last, boxes as fractions of the side."""
-        device = self.accelerator.device
-        images = images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        boxes = [target["boxes"].to(device, non_blocking=True) / IMAGE_SIZE for target in targets]
-        labels = [target["labels"].to(device, non_blocking=True) for target in targets]
+        """A batch on the network's device: images in channels_last, boxes as fractions of the side."""
+        images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
+        boxes = [target["boxes"].to(self.device, non_blocking=True) / IMAGE_SIZE for target in targets]
+        labels = [target["labels"].to(self.device, non_blocking=True) for target in targets]
         return images, boxes, labels
 
-    def _share(self, loss: MultiBoxLoss) -> MultiBoxLoss:
-        """The loss of the whole batch out of this process's share of it.
-
-        Its gradient is that of the share, scaled so that the mean over the processes, which the backward
-        pass takes, is the whole batch's.
-        """
-        count = self.accelerator.num_processes
-        if count == 1:
-            return loss
-        positives = loss.positives.clamp(min=1)
-        own = torch.stack([loss.localization * positives, loss.confidence * positives])  # sums
-        *sums, positives = self.accelerator.reduce(torch.stack([*own.detach(), loss.positives]), "sum")
-        localization, confidence = (total / positives.clamp(min=1) for total in sums)
-        scaled = own.sum() * (count / positives.clamp(min=1))
-        total = localization + confidence + (scaled - scaled.detach())
-        return MultiBoxLoss(total, localization, confidence, positives)
-
     def _new_watch(self, sums: Iterable[float] = (0.0, 0.0, 0.0)) -> LossWatch:
-        return LossWatch(every=1 if self.accelerator.device.type == "cpu" else 20, sums=list(sums))
+        return LossWatch(every=1 if self.device.type == "cpu" else 20, sums=list(sums))
 
     def _rate(self, step: int) -> float:
         return self.recipe.learning_rate * learning_rate_factor(step, self.total_steps, self.recipe)
 
     def _where(self, step: int | None = None) -> str:
-        """Where in the training a step is; by default the next one."""
+        """The place of a step in the training, in words; by default that of the next one."""
         epoch, number = divmod(self.step if step is None else step, self.batches)
         rate = self._rate(epoch * self.batches + number)
         return f"epoch {epoch + 1}, step {number + 1} of {self.batches} (learning rate {rate:.3g})"

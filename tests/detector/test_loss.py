@@ -7,18 +7,21 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
-from ssdlib.config import PriorConfig
+from ssdlib.common.errors import ConfigError
+from ssdlib.config import BACKGROUNDS, PriorConfig, Recipe
 from ssdlib.detector.boxes import xyxy_to_cxcywh
-from ssdlib.detector.loss import NEGATIVES_OF_AN_EMPTY_IMAGE, MultiBoxLoss, hard_negatives, multibox_loss
-from ssdlib.detector.matching import match
+from ssdlib.detector.loss import (
+    NEGATIVES_OF_AN_EMPTY_IMAGE,
+    MultiBoxLoss,
+    hard_negatives,
+    ignored_background,
+    multibox_loss,
+)
+from ssdlib.detector.matching import Matches, match
 from ssdlib.detector.priors import make_priors
 from tests.core_cases import (
     FEW_PRIORS,
-    boxes_strategy,
-    fast,
     grid_boxes,
     random_boxes,
     seeded,
@@ -182,9 +185,10 @@ def test_positives_never_count_twice():
     assert theirs.item() == pytest.approx(5 * math.log(4) / 2)
 
 
+@pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", ["nothing", "points", "outside", "tiny", "grid", "wild outputs"])
-def test_loss_and_gradient_are_finite(case, dtype):
+def test_loss_and_gradient_are_finite(case, dtype, background):
     generator = seeded(3)
     boxes = {
         "nothing": torch.empty(0, 4),
@@ -199,23 +203,121 @@ def test_loss_and_gradient_are_finite(case, dtype):
     locs = (torch.randn(2, len(SMALL), 4, generator=generator) * scale).clamp(-6e4, 6e4)
     logits = (torch.randn(2, len(SMALL), 4, generator=generator) * scale).clamp(-6e4, 6e4)
     locs, logits = (t.to(dtype).requires_grad_() for t in (locs, logits))
-    loss = loss_of(locs, logits, [boxes] * 2, [labels] * 2)
+    loss = loss_of(locs, logits, [boxes] * 2, [labels] * 2, background=background)
     assert loss.total.dtype == torch.float32
-    assert loss.total.isfinite() and loss.total > 0
+    assert loss.total.isfinite() and loss.total >= 0
     loss.total.backward()
     assert locs.grad.isfinite().all() and logits.grad.isfinite().all()
     assert locs.grad.dtype == dtype
-    assert logits.grad.count_nonzero() > 0
+    assert logits.grad.count_nonzero() > 0 or background != "hard"
 
 
-@fast
-@given(st.lists(boxes_strategy(), min_size=1, max_size=3), st.integers(0, 10**6), st.floats(0, 100))
-def test_loss_of_anything_is_finite(boxes, seed, scale):
-    generator = seeded(seed)
-    labels = [torch.randint(1, 4, (len(b),), generator=generator) for b in boxes]
-    locs = (torch.randn(len(boxes), len(SMALL), 4, generator=generator) * scale).requires_grad_()
-    logits = (torch.randn(len(boxes), len(SMALL), 4, generator=generator) * scale).requires_grad_()
-    loss = loss_of(locs, logits, boxes, labels)
+# --- background where labels have gaps -------------------------------------------------------------------
+
+
+def matches_of(labels, overlaps) -> Matches:
+    labels = torch.tensor([labels], dtype=torch.long)
+    return Matches(
+        labels=labels,
+        boxes=torch.zeros(*labels.shape, 4),
+        object_for_each_prior=labels - 1,
+        iou=torch.tensor([overlaps], dtype=torch.float32),
+    )
+
+
+def logits_of(objectness) -> torch.Tensor:
+    """(1, P, 3) logits by which the two classes of objects share that probability."""
+    p = torch.tensor([objectness], dtype=torch.float64)[..., None]
+    return torch.cat([1 - p, p * 0.75, p * 0.25], dim=-1).log().float()
+
+
+@pytest.mark.parametrize(
+    ("objectness", "labels", "overlaps", "settings", "ignored"),
+    [
+        ([], [], [], {}, []),
+        # More than the threshold, and no less; background only.
+        ([0.19, 0.21, 0.21], [0, 0, 1], [0.0, 0.0, 0.6], {}, [0, 1, 0]),
+        ([0.4, 0.6, 0.95], [0, 0, 0], [0.0, 0.0, 0.0], {"ignore_above": 0.9}, [0, 0, 1]),
+        ([0.9, 0.9], [0, 0], [0.0, 0.49], {"ignore_above": 1.0}, [0, 0]),
+        # Beside a labeled object it stays a negative, unless told otherwise.
+        ([0.9, 0.9, 0.9], [0, 0, 0], [0.29, 0.31, 0.49], {}, [1, 0, 0]),
+        ([0.9, 0.9, 0.9], [0, 0, 0], [0.29, 0.31, 0.49], {"ignore_iou": 1.0}, [1, 1, 1]),
+        ([0.9, 0.1], [0, 0], [0.29, 0.0], {"ignore_iou": 0.0}, [0, 0]),
+    ],
+)
+def test_confident_negatives_are_ignored_by_hand(objectness, labels, overlaps, settings, ignored):
+    found = ignored_background(
+        logits_of(objectness), matches_of(labels, overlaps), "ignore_confident", **settings
+    )
+    assert found.tolist() == [[bool(value) for value in ignored]]
+
+
+def test_hard_background_leaves_out_nothing_and_another_name_is_refused():
+    matches = matches_of([0], [0.0])
+    assert ignored_background(torch.zeros(1, 1, 3), matches) is None
+    with pytest.raises(ConfigError, match="hard, ignore_confident, not 'mirror'"):
+        ignored_background(torch.zeros(1, 1, 3), matches, "mirror")
+
+
+PRIORS = torch.tensor([[0.2, 0.2, 0.2, 0.2], *[[0.7, 0.7, 0.2 + k / 100, 0.2] for k in range(5)]])
+"""One on the only labeled object, five far from it."""
+
+
+def gradients(objectness, **settings):
+    """(P, 3) gradients of the logits of PRIORS that give an object these probabilities, and the loss."""
+    matches = match([torch.tensor([[0.1, 0.1, 0.3, 0.3]])], [torch.tensor([1])], PRIORS)
+    assert matches.labels.tolist() == [[1, 0, 0, 0, 0, 0]]
+    logits = logits_of(objectness).requires_grad_()
+    loss = multibox_loss(torch.zeros(1, 6, 4), logits, matches, PRIORS, **settings)
     loss.total.backward()
-    assert loss.total.isfinite() and loss.localization >= 0 and loss.confidence >= 0
-    assert locs.grad.isfinite().all() and logits.grad.isfinite().all()
+    return logits.grad[0], loss.confidence.item()
+
+
+def test_an_unlabeled_cell_the_network_sees_teaches_nothing():
+    objectness = [0.5, 0.9, 0.4, 0.3, 0.2, 0.1]
+    positive = -math.log(0.5 * 0.75)
+    before, loss = gradients(objectness)
+    assert before[1].abs().sum() > 1  # the hardest negative of all
+    assert loss == pytest.approx(positive - math.log(0.1 * 0.6 * 0.7), abs=1e-5)
+    after, loss = gradients(objectness, background="ignore_confident", ignore_above=0.5)
+    assert after[1].tolist() == [0, 0, 0]
+    # Its place goes to the next one: as many negatives as before.
+    assert (after.abs().sum(1) > 0).tolist() == [True, False, True, True, True, False]
+    assert loss == pytest.approx(positive - math.log(0.6 * 0.7 * 0.8), abs=1e-5)
+
+
+def test_where_all_negatives_are_ignored_only_the_object_teaches():
+    found, loss = gradients([0.5] + [0.9] * 5, background="ignore_confident")
+    assert (found.abs().sum(1) > 0).tolist() == [True] + [False] * 5
+    assert loss == pytest.approx(-math.log(0.5 * 0.75), abs=1e-5)
+
+
+@pytest.mark.parametrize("background", BACKGROUNDS)
+def test_no_value_is_read_back_on_the_way(background):
+    """Tensors without values stand in for a GPU's: reading one, as `.item()` does, raises."""
+    ignored = ignored_background(
+        torch.empty(2, 9, 4, device="meta"),
+        Matches(
+            labels=torch.empty(2, 9, dtype=torch.long, device="meta"),
+            boxes=torch.empty(2, 9, 4, device="meta"),
+            object_for_each_prior=torch.empty(2, 9, dtype=torch.long, device="meta"),
+            iou=torch.empty(2, 9, device="meta"),
+        ),
+        background,
+    )
+    assert ignored is None if background == "hard" else ignored.shape == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "expected"),
+    [
+        ({}, 0, "hard"),
+        ({"background": "ignore_confident", "ignore_after": 0.3}, 0, "hard"),
+        ({"background": "ignore_confident", "ignore_after": 0.3}, 29, "hard"),
+        ({"background": "ignore_confident", "ignore_after": 0.3}, 30, "ignore_confident"),
+        ({"background": "ignore_confident", "ignore_after": 0.0}, 0, "ignore_confident"),
+        ({"background": "ignore_confident", "ignore_after": 1.0}, 99, "hard"),
+    ],
+)
+def test_when_the_network_is_trusted(settings, step, expected):
+    assert Recipe(**settings).background_at(step, steps=100) == expected

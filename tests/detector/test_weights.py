@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16, vgg16_bn
 
-from ssdlib.common.errors import CheckpointError, ConfigError, SsdError
+from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.config import SMALL_PRIORS, ModelConfig, PriorConfig
 from ssdlib.detector import model_file, weights
 from ssdlib.detector.model import SSD300
@@ -76,7 +76,7 @@ def vgg_state(batch_norm: bool, fc6: Tensor | None = None, fc7: Tensor | None = 
 def test_imagenet_features_equal_torchvisions(batch_norm, monkeypatch):
     """conv1_1 to conv5_3; with BatchNorm the biases that our convolutions lack are in its means."""
     state = vgg_state(batch_norm)
-    monkeypatch.setattr(weights, "_fetch", lambda _: state)
+    monkeypatch.setattr(weights, "download_weights", lambda _: state)
     model = build_model(ModelConfig(batch_norm=batch_norm), "imagenet", seed=3).eval()
 
     with torch.device("meta"):
@@ -145,7 +145,7 @@ def test_imagenet_weights_of_another_network_are_refused():
 def test_coco_start(classes, monkeypatch):
     """All but the class heads: COCO's 91 mean something else even where ours are as many."""
     theirs = torchvision_ssd(91)
-    monkeypatch.setattr(weights, "_fetch", lambda _: theirs.state_dict())
+    monkeypatch.setattr(weights, "download_weights", lambda _: theirs.state_dict())
     names = tuple(map(str, range(classes)))
     model = build_model(ModelConfig(class_names=names), "coco", seed=2)
     assert (model.config.mean, model.config.std) == (COCO_MEAN, COCO_STD)
@@ -166,7 +166,7 @@ def test_unknown_tensors_are_refused():
 
 def test_weights_that_lack_the_backbone_are_refused(monkeypatch):
     state = {"head.regression_head.module_list.0.bias": torch.zeros(16)}
-    monkeypatch.setattr(weights, "_fetch", lambda _: state)
+    monkeypatch.setattr(weights, "download_weights", lambda _: state)
     with pytest.raises(CheckpointError, match="lack"):
         build_model(ModelConfig(), "coco")
 
@@ -186,7 +186,7 @@ def test_wrong_combinations(config, source, message, monkeypatch):
     def never(_):
         raise AssertionError("nothing may be downloaded for a configuration that cannot use it")
 
-    monkeypatch.setattr(weights, "_fetch", never)
+    monkeypatch.setattr(weights, "download_weights", never)
     with pytest.raises(ConfigError, match=message):
         build_model(config, source)
 
@@ -209,7 +209,7 @@ def test_a_failed_download_says_what_to_do(error):
             return "VGG16_Weights.IMAGENET1K_V1"
 
     with pytest.raises(CheckpointError, match=r"VGG16_Weights.*scratch"):
-        weights._fetch(Unreachable())
+        weights.download_weights(Unreachable())
 
 
 # --- our own files ---------------------------------------------------------------------------------------
@@ -330,12 +330,7 @@ CONFIG = json.dumps(NARROW.to_dict())
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "[1]"},
         # A header without fault, but not for these tensors.
         {"format": "ssdlib-1", "config": '{"width": 0.25}', "metadata": "{}"},
-        {
-            "format": "ssdlib-1",
-            "config": CONFIG.replace("Platelets", "x", 1),
-            "metadata": "{}",
-            "drop": "one",
-        },
+        {"format": "ssdlib-1", "config": CONFIG, "metadata": "{}", "drop": "one"},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "{}", "add": "one"},
     ],
 )
@@ -352,7 +347,7 @@ def test_files_that_are_not_ours_are_named(tmp_path, header):
 
 
 def test_a_checkpoint_as_a_start(tmp_path):
-    """Same classes: all of it. Other classes, even as many: everything but their rows of the class heads."""
+    """The same classes, and all of it is taken over."""
     path = tmp_path / "model.safetensors"
     trained = build_model(NARROW.replace(mean=COCO_MEAN, std=COCO_STD), seed=1)
     save_model(trained, path)
@@ -362,13 +357,6 @@ def test_a_checkpoint_as_a_start(tmp_path):
     assert (same.config.mean, same.config.std) == (COCO_MEAN, COCO_STD)
     image = torch.rand(1, 3, 300, 300, generator=seeded(2))
     torch.testing.assert_close(same.normalize(image), trained.normalize(image))
-
-    for names in (("one",), ("x", "y", "z")):
-        other = build_model(NARROW.replace(class_names=names), path, seed=2)
-        assert other.config.class_names == names
-        for part in ("backbone.", "extras.", "norm4_3.", "loc_heads."):
-            assert equal(other, trained, part)
-        assert_class_rows(other, trained, build_model(NARROW.replace(class_names=names), seed=2))
 
 
 def class_rows(model: SSD300, name: str) -> list[Tensor]:
@@ -443,22 +431,14 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path, change):
         build_model(NARROW.replace(**change), path)
 
 
-@pytest.mark.parametrize("names", [("WBC", "RBC", "Platelets"), ("a", "b", "c"), ("a", "b", "c", "d")])
-def test_a_start_from_the_shipped_weights(names, tmp_path, monkeypatch):
-    """All of it for the same classes; for others, three or four, all but their rows of the class heads."""
-    shipped = build_model(NARROW.replace(mean=(0.5, 0.5, 0.5)), seed=3)
-    save_model(shipped, tmp_path / "shipped.safetensors", half=True)
-    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "shipped.safetensors")
-    model = build_model(NARROW.replace(class_names=names), "shipped", seed=4)
-    fresh = build_model(NARROW.replace(class_names=names), seed=4)
-    assert model.config == fresh.config.replace(mean=(0.5, 0.5, 0.5))
-    stored = load_model(tmp_path / "shipped.safetensors")
-    kept, state = stored.state_dict(), model.state_dict()
-    assert_class_rows(model, stored, fresh)
-    for name, tensor in state.items():
-        if not name.startswith("class_heads."):
-            assert torch.equal(tensor, kept[name]), name
-        assert tensor.dtype in (torch.float32, torch.int64)
+def test_the_shipped_weights_are_such_a_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "shipped.safetensors"
+    save_model(build_model(NARROW.replace(mean=(0.5, 0.5, 0.5)), seed=3), path, half=True)
+    monkeypatch.setattr(model_file, "SHIPPED", path)
+    config = NARROW.replace(class_names=("WBC", "b", "c", "d"))
+    model, same = build_model(config, "shipped", seed=4), build_model(config, path, seed=4)
+    assert model.config == same.config and equal(model, same)
+    assert model.config.mean == (0.5, 0.5, 0.5)
 
 
 def test_missing_shipped_weights_name_the_remedies(tmp_path, monkeypatch):
@@ -474,20 +454,6 @@ def test_numbers_too_large_for_fp16_are_not_lost(tmp_path):
         save_model(model, tmp_path / "model", half=True)
     assert list(tmp_path.iterdir()) == []
     save_model(model, tmp_path / "model")
-
-
-def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, good, monkeypatch):
-    path = tmp_path / "best.safetensors"
-    path.write_bytes(good)
-
-    def full(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(SsdError, match=r"best\.safetensors.*No space left"):
-        save_model(build_model(NARROW, seed=9), path)
-    assert path.read_bytes() == good
-    assert [p.name for p in tmp_path.iterdir()] == ["best.safetensors"]
 
 
 def test_metadata_must_be_json(tmp_path):

@@ -5,14 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, SsdError, StageError
 from ssdlib.config import PROFILES, Profile
 from ssdlib.data.smears import write_dataset
-from ssdlib.detector.model_file import load_model
-from ssdlib.detector.weights import build_model
 from ssdlib.runs import lookup
 from ssdlib.runs.folder import RunFolder
 from ssdlib.runs.lookup import new_run_name
@@ -189,37 +186,20 @@ def test_unknown_profile_lists_the_known(tmp_path, smears):
     assert not (tmp_path / "a").exists()
 
 
-def test_pretraining_on_smears_comes_first_and_is_not_done_twice(tmp_path, smears, monkeypatch, capsys):
+def test_smears_stand_beside_the_images_of_the_data(tmp_path, smears, monkeypatch):
     monkeypatch.setattr(paths, "data_folders", lambda: [tmp_path / "data"])
     small = {
         "recipe.initial_weights": "scratch",
         "recipe.model.width": 0.05,
         "recipe.epochs": 1,
         "recipe.batch_size": 2,
-        "recipe.pretrain_epochs": 2,
-        "recipe.pretrain_smears": 3,
         "recipe.smears": 2,
         "train_images": 2,
         "val_images": 1,
     }
     run = open_run(tmp_path / "a", smears, overrides=small)
     run.train()
-    assert capsys.readouterr().err.count("pretraining on synthetic smears: epoch") == 2
-    pretrained = load_model(run.path / "pretraining/checkpoints/best.safetensors")
-    state, _ = load_state(run.path / "checkpoints")
-    assert state["step"] == (2 + 2) // 2  # images of the data and smears beside them
-    alone = open_run(tmp_path / "b", smears, overrides={**small, "recipe.pretrain_epochs": 0})
-    alone.train()
-    untaught, _ = load_state(alone.path / "checkpoints")
-    weight = next(name for name in state["model"] if name.endswith("weight"))
-    start = build_model(pretrained.config, seed=0).state_dict()[weight]
-    assert torch.dist(untaught["model"][weight], start) < torch.dist(state["model"][weight], start)
-
-    (run.path / "checkpoints/last.pt").unlink()
-    run.train(resume=True)  # the pretraining is finished: only what came after is trained again
-    assert "pretraining on synthetic smears: epoch" not in capsys.readouterr().err.split("starting")[0]
-    again, _ = load_state(run.path / "checkpoints")
-    assert all(torch.equal(again["model"][name], value) for name, value in state["model"].items())
+    assert load_state(run.path / "checkpoints")[0]["step"] == (2 + 2) // 2
 
 
 def test_smears_are_not_mixed_with_other_classes(tmp_path, smears, monkeypatch):
@@ -228,6 +208,6 @@ def test_smears_are_not_mixed_with_other_classes(tmp_path, smears, monkeypatch):
     (other / "smears.json").unlink()
     for file in (other / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace(">RBC<", ">Parasite<"))
-    small = {**SMALL, "recipe.pretrain_epochs": 1, "recipe.smears": 2}
+    small = {**SMALL, "recipe.smears": 2}
     run = open_run(tmp_path / "a", str(other), overrides=small)
-    assert len(run.train().epochs) == 1 and not (run.path / "pretraining").exists()
+    assert len(run.train().epochs) == 1

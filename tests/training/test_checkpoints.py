@@ -1,6 +1,5 @@
 """Training states survive kills, full disks and damage, or say so."""
 
-import errno
 import os
 import pickle
 import random
@@ -8,7 +7,7 @@ import random
 import pytest
 import torch
 
-from ssdlib.common.errors import CheckpointError, SsdError
+from ssdlib.common.errors import CheckpointError
 from ssdlib.training import checkpoints
 from ssdlib.training.checkpoints import check_same_run, digest, load_state, read_state, save_state
 
@@ -141,37 +140,10 @@ def test_killed_while_changing_places(tmp_path, monkeypatch, renames):
     assert load_state(tmp_path)[0]["step"] == 3 and not (tmp_path / "next.pt").exists()
 
 
-def test_full_disk_leaves_the_last_good_state(tmp_path, monkeypatch):
-    save_state(tmp_path, state(1))
-
-    def full(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ssdlib.common.files.os.fsync", full)
-        with pytest.raises(SsdError, match=r"No space left.*Free some space"):
-            save_state(tmp_path, state(2))
-    assert load_state(tmp_path)[0]["step"] == 1
-    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
-
-
-@pytest.mark.parametrize(
-    "saved, current, expected",
-    [
-        ({}, {}, None),
-        ({"classes": ["WBC"]}, {"classes": ("WBC",)}, None),
-        ({"recipe": {"lr": 1, "n": 3}}, {"recipe": {"lr": 2, "n": 3}}, r": recipe\.lr was 1 and is 2"),
-        ({"data": "a"}, {"data": "b"}, "data was 'a' and is 'b'"),
-        ({"classes": ["WBC"]}, {"classes": ["WBC", "RBC"]}, "classes was"),
-        ({"seed": 0}, {}, "seed was 0 and is None"),
-    ],
-)  # fmt: skip
-def test_what_differs_is_listed(saved, current, expected):
-    if expected is None:
-        check_same_run(saved, current)
-    else:
-        with pytest.raises(CheckpointError, match=expected):
-            check_same_run(saved, current)
+def test_what_differs_is_listed():
+    check_same_run({"classes": ["WBC"]}, {"classes": ("WBC",)})
+    with pytest.raises(CheckpointError, match=r"recipe\.lr was 1, is 2; seed was 0, is None\. Use"):
+        check_same_run({"recipe": {"lr": 1, "n": 3}, "seed": 0}, {"recipe": {"lr": 2, "n": 3}})
 
 
 def test_a_byte_changed_anywhere_is_found_or_changes_nothing(tmp_path):

@@ -30,7 +30,7 @@ def outcome(run: Path) -> dict[str, object]:
     state = checkpoints.read_state(run / "checkpoints" / "last.pt")
     records = json.loads((run / "history.json").read_text())["epochs"]
     best = safetensors.torch.load_file(run / "checkpoints" / "best.safetensors")
-    kept = {key: state[key] for key in ("epoch", "step", "model", "ema", "optimizer", "scheduler")}
+    kept = {key: state[key] for key in ("epoch", "step", "model", "average", "optimizer", "scheduler")}
     return {
         "last": checkpoints.digest(kept),
         "best": checkpoints.digest(best),
