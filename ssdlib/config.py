@@ -22,7 +22,6 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.dataclasses import dataclass
-from pydantic_core import to_jsonable_python
 
 from ssdlib.common.errors import ConfigError
 
@@ -46,7 +45,7 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values only (tuples become lists), ready for `json.dumps`."""
-        return to_jsonable_python(self)
+        return TypeAdapter(type(self)).dump_python(self, mode="json")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
