@@ -94,7 +94,7 @@ def run_chain(
     given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
     record = StageRecord(run.path, [stage.stem for stage in stages])
     try:
-        with _Bars(len(chosen), enabled=progress) as bars, _kernel_environment():
+        with _Bars(len(chosen), enabled=progress) as bars:
             for stage in chosen:
                 bars.begin(stage.stem)
                 with record.running(stage.stem):
@@ -166,7 +166,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             progress_bar=bars.cells(),
             stderr_file=bars,
             autosave_cell_every=10,
-            kernel_manager_class=_logging_kernel_manager(log),
+            kernel_manager_class=_kernel_manager(log),
         )
     except papermill.PapermillExecutionError as error:
         value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
@@ -186,16 +186,16 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
         ) from error
 
 
-def _logging_kernel_manager(log: Path) -> type:
+def _kernel_manager(log: Path) -> type:
     """A kernel manager whose kernels write to a file what would else appear between the progress bars."""
     from jupyter_client.manager import AsyncKernelManager
 
-    class LoggingKernelManager(AsyncKernelManager):
+    class ChainKernelManager(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:
             with log.open("ab") as stream:
-                await super().start_kernel(**{**options, "stderr": stream})
+                await super().start_kernel(**options | {"env": _kernel_environment(), "stderr": stream})
 
-    return LoggingKernelManager
+    return ChainKernelManager
 
 
 def _unformatted(path: Path) -> str:
@@ -212,28 +212,17 @@ def _running_cell(output: Path) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """Set environment variables for the kernels, and put them back afterwards; the user's own values win."""
+def _kernel_environment() -> dict[str, str]:
+    """The environment of the kernels; the user's own values win."""
     package_parent = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
-    wanted = {
+    return {
         # As many threads as the container may use, not as many as the machine has.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores())),
-        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(usable_cores()),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH")))),
         # The debugger warns about frozen modules in every single notebook otherwise.
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:

@@ -1,7 +1,7 @@
 """Sweeps: the chain once for every combination of some settings' values, and a page that compares the runs.
 
     runs/SWEEP/sweep.json         what was asked
-               comparison.html    the runs and groups side by side, the best named; also .json and .csv
+               comparison.html    the runs and groups side by side, the best named; also .csv
                seed=0,lr=0.001/   a run folder like any other for each combination
 
 What is done stays done: the same command again goes on where it stopped.
@@ -15,11 +15,11 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, SsdError
@@ -37,6 +37,9 @@ from ssdlib.runs.comparison import (
 from ssdlib.runs.folder import RunFolder, read_stages
 from ssdlib.runs.overrides import apply_overrides, parse_value
 from ssdlib.runs.pipeline import ChainInterrupted, find_stages, run_chain, select_stages
+
+if TYPE_CHECKING:
+    from ssdlib.data.source import DataSource
 
 ALIASES = {"lr": "recipe.learning_rate"}
 FORMAT = 1
@@ -228,142 +231,112 @@ def run_sweep(
     ChainInterrupted after Ctrl-C, and ConfigError, before anything runs, for a combination whose folder was
     made with other settings or data (unless `force`).
     """
-    chosen = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
-    work = _Work(sweep, [stage.stem for stage in chosen], force=force, progress=progress, chain=chain)
-    work.write_request()
-    comparison = work.compare()
+    from ssdlib.data.source import resolve
+
+    stages = [
+        stage.stem
+        for stage in select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
+    ]
+    source = resolve(sweep.data, progress=progress)
+    # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
+    data = source.kind if sweep.data == "auto" else sweep.data
+    changed = {c.name for c in sweep.combinations if not _same_settings(sweep, c, data, force)}
+    _write_request(sweep, stages, source)
+    errors: dict[str, str] = {}
+    comparison = _compare(sweep, stages, source, errors)
     for place, combination in enumerate(sweep.combinations, 1):
-        first = work.first_stage(combination)
-        what = "done before" if first is None else f"from {first}"
+        folder = sweep.folder / combination.name
+        done = {entry["name"] for entry in read_stages(folder) if entry["state"] == "done"}
+        left = stages if combination.name in changed else [name for name in stages if name not in done]
+        what = f"from {left[0]}" if left else "done before"
         print(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
-        if first is None:
+        if not left:
             continue
         try:
-            work.run(combination, first)
+            chain(
+                sweep.profile,
+                data,
+                folder,
+                from_stage=left[0],
+                to_stage=stages[-1],
+                overrides=combination.overrides,
+                force=force,
+                progress=progress,
+            )
         except (ChainInterrupted, KeyboardInterrupt) as stop:
             raise ChainInterrupted(
                 f"the sweep was stopped in {combination.name}; what was done is kept. The same command with "
                 f"--run {sweep.folder} goes on.\nSo far: {sweep.folder / 'comparison.html'}"
             ) from stop
-        finally:
-            comparison = work.compare()
-    return comparison
-
-
-class _Work:
-    """A sweep that is being run."""
-
-    def __init__(
-        self, sweep: Sweep, stages: Sequence[str], *, force: bool, progress: bool, chain: Callable[..., Any]
-    ) -> None:
-        from ssdlib.data.source import resolve
-
-        self.sweep, self.stages, self.force = sweep, list(stages), force
-        self.progress, self.chain = progress, chain
-        self.errors: dict[str, str] = {}
-        source = resolve(sweep.data, progress=progress)
-        # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
-        self.data = source.kind if sweep.data == "auto" else sweep.data
-        self.described = source.describe()
-        self.changed = {c.name for c in sweep.combinations if not self._same_settings(c)}
-
-    def _same_settings(self, combination: Combination) -> bool:
-        """Whether the folder of a combination, if there is one, was made with its settings and this data.
-
-        Raises ConfigError if not, unless forced.
-        """
-        folder = self.sweep.folder / combination.name
-        if not (folder / "config.json").exists():
-            return True
-        try:
-            RunFolder.open(
-                folder,
-                profile=self.sweep.profile,
-                data=self.data,
-                overrides=combination.overrides,
-                progress=False,
-            )
-        except ConfigError:
-            if not self.force:
-                raise
-            return False
-        return True
-
-    def write_request(self) -> None:
-        """Write sweep.json, for people and for other programs; the sweep itself does not read it."""
-        path = self.sweep.folder / "sweep.json"
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
-        created = files.read_json(path).get("created", now) if path.exists() else now
-        request = {
-            "format": FORMAT,
-            "created": created,
-            "changed": now,
-            "profile": self.sweep.profile,
-            "data": {"request": self.sweep.data, **self.described},
-            "sweep": {axis.name: list(axis.values) for axis in self.sweep.axes},
-            "set": self.sweep.settings,
-            "stages": self.stages,
-            "runs": [combination.name for combination in self.sweep.combinations],
-        }
-        files.write_json(path, request)
-
-    def first_stage(self, combination: Combination) -> str | None:
-        """The first stage of a combination that is not done yet; None if all are."""
-        if combination.name in self.changed:
-            return self.stages[0]
-        states = {e["name"]: e["state"] for e in read_stages(self.sweep.folder / combination.name)}
-        return next((stage for stage in self.stages if states.get(stage) != "done"), None)
-
-    def run(self, combination: Combination, first: str) -> None:
-        """Run the chain for one combination. A failure is printed and kept; Ctrl-C is raised."""
-        try:
-            self.chain(
-                self.sweep.profile,
-                self.data,
-                self.sweep.folder / combination.name,
-                from_stage=first,
-                to_stage=self.stages[-1],
-                overrides=combination.overrides,
-                force=self.force,
-                progress=self.progress,
-            )
-        except ChainInterrupted:
-            raise
         except Exception as error:
-            self.errors[combination.name] = str(error) or type(error).__name__
+            errors[combination.name] = str(error) or type(error).__name__
             if not isinstance(error, SsdError):
                 traceback.print_exc()  # a fault of ours
             print(f"{combination.name} failed: {error}", file=sys.stderr)
-
-    def compare(self) -> Comparison:
-        """The comparison of all runs in the sweep's folder, earlier ones included; also written as a page."""
-        folder, combinations = self.sweep.folder, self.sweep.combinations
-        begun = {path.parent.name for path in folder.glob("*/config.json")}
-        asked = [self._summary(c, begun=c.name in begun) for c in combinations]
-        others = sorted(begun - {c.name for c in combinations})
-        comparison = compare_runs(
-            [*asked, *(read_run(folder / name, self.stages) for name in others)],
-            title=folder.name,
-            always=_compared(self.sweep.axes),
-        )
-        write_comparison(comparison, folder)
-        return comparison
-
-    def _summary(self, combination: Combination, *, begun: bool) -> RunSummary:
-        """What is known of a combination, which may not have a folder yet."""
-        folder = self.sweep.folder / combination.name
-        settings = flatten(combination.profile.to_dict())
-        planned = RunSummary(combination.name, folder, settings, "not run", data=self.described)
-        run = read_run(folder, self.stages) if begun else planned
-        error = self.errors.get(combination.name)
-        # A failure before the first stage, such as of the data, is in no file of the run.
-        return replace(run, state="failed", error=error) if error and run.state != "failed" else run
+        finally:
+            comparison = _compare(sweep, stages, source, errors)
+    return comparison
 
 
-def _compared(axes: Iterable[Axis]) -> list[str]:
-    """The settings that the comparison shows even where all runs agree; groups of settings are too long."""
-    return [
+def _same_settings(sweep: Sweep, combination: Combination, data: str, force: bool) -> bool:
+    """Whether the folder of a combination, if there is one, was made with its settings and this data.
+
+    Raises ConfigError if not, unless forced.
+    """
+    folder, overrides = sweep.folder / combination.name, combination.overrides
+    if not (folder / "config.json").exists():
+        return True
+    try:
+        RunFolder.open(folder, profile=sweep.profile, data=data, overrides=overrides, progress=False)
+    except ConfigError:
+        if not force:
+            raise
+        return False
+    return True
+
+
+def _write_request(sweep: Sweep, stages: Sequence[str], source: DataSource) -> None:
+    """Write sweep.json, for people and for other programs; the sweep itself does not read it."""
+    path = sweep.folder / "sweep.json"
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    request = {
+        "format": FORMAT,
+        "created": files.read_json(path).get("created", now) if path.exists() else now,
+        "changed": now,
+        "profile": sweep.profile,
+        "data": {"request": sweep.data, **source.describe()},
+        "sweep": {axis.name: list(axis.values) for axis in sweep.axes},
+        "set": sweep.settings,
+        "stages": list(stages),
+        "runs": [combination.name for combination in sweep.combinations],
+    }
+    files.write_json(path, request)
+
+
+def _compare(
+    sweep: Sweep, stages: Sequence[str], source: DataSource, errors: Mapping[str, str]
+) -> Comparison:
+    """The comparison of all runs in the sweep's folder, earlier ones included; also written as a page.
+
+    `errors` are failures by combination: one before the first stage, such as of the data, is in no file.
+    """
+    runs = {
+        path.parent.name: read_run(path.parent, stages) for path in sorted(sweep.folder.glob("*/config.json"))
+    }
+    asked = []
+    for c in sweep.combinations:
+        settings = flatten(c.profile.to_dict())
+        planned = RunSummary(c.name, sweep.folder / c.name, settings, "not run", data=source.describe())
+        run = runs.pop(c.name, planned)
+        if c.name in errors and run.state != "failed":
+            run = replace(run, state="failed", error=errors[c.name])
+        asked.append(run)
+    # The compared settings are shown even where all runs agree in them; groups of settings are too long.
+    compared = [
         "recipe.name" if axis.name == "recipe" else axis.name
-        for axis in axes
+        for axis in sweep.axes
         if not any(isinstance(value, Mapping) for value in axis.values)
     ]
+    comparison = compare_runs([*asked, *runs.values()], title=sweep.folder.name, always=compared)
+    write_comparison(comparison, sweep.folder)
+    return comparison
