@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ssdlib.common import files, paths
 from ssdlib.common.errors import StageError
 from ssdlib.runs.folder import RunFolder, read_stages
@@ -94,12 +96,12 @@ def run_chain(
     given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
     record = StageRecord(run.path, [stage.stem for stage in stages])
     try:
-        with _Bars(len(chosen), enabled=progress) as bars:
+        with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
             for stage in chosen:
-                bars.begin(stage.stem)
+                bar.set_description(stage.stem)
                 with record.running(stage.stem):
-                    _execute(stage, run.path / "notebooks" / stage.name, given, bars)
-                bars.finish()
+                    _execute(stage, run.path / "notebooks" / stage.name, given, progress)
+                bar.update(1)
     except KeyboardInterrupt as stop:
         raise ChainInterrupted(
             f"stopped in {stage.name}; what was done is in {run.path}\nGo on with: python -m ssdlib run "
@@ -149,13 +151,13 @@ def _data_parameter(run: RunFolder, request: str) -> str:
     return str(Path(request).resolve()) if Path(request).is_dir() else request
 
 
-def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Bars) -> None:
+def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress: bool) -> None:
     """Run one notebook; what was executed is saved even where it fails. Raises StageError."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    log = output.parent / "kernel.log"
+    log, last_line = output.parent / "kernel.log", _LastLine(enabled=progress)
     try:
         papermill.execute_notebook(
             _unformatted(stage),
@@ -163,8 +165,8 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             parameters=dict(parameters),
             kernel_name="python3",
             cwd=str(stage.parent),
-            progress_bar=bars.cells(),
-            stderr_file=bars,
+            progress_bar={"position": 1, "leave": False, **_bar_options()} if progress else False,
+            stderr_file=last_line,
             autosave_cell_every=10,
             kernel_manager_class=_kernel_manager(log),
         )
@@ -184,6 +186,8 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             f"{stage.name} could not be run and saved as {output}: {error.strerror or error}. Free some "
             f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
         ) from error
+    finally:
+        last_line.close()
 
 
 def _kernel_manager(log: Path) -> type:
@@ -271,56 +275,29 @@ class StageRecord:
             self._write()
 
 
-class _Bars:
-    """Three progress lines on the terminal: notebooks, cells (papermill's own), and the kernel's last output.
+def _bar_options() -> dict[str, Any]:
+    """What all progress bars have in common. A log file gets a line now and then, not ten a second."""
+    return {"mininterval": 0.1 if sys.stderr.isatty() else 30.0, "dynamic_ncols": True}
 
-    It is also the stream that papermill copies the kernel's stderr to, so that the progress bar of a
-    training cell appears live on the third line.
+
+class _LastLine:
+    """The stream that papermill copies the kernel's stderr to, shown as one line below the other bars.
+
+    So the progress bar of a training cell appears live on the terminal.
     """
 
-    def __init__(self, stages: int, *, enabled: bool) -> None:
-        from tqdm import tqdm
-
-        self._enabled = enabled
-        # A log file gets a line now and then, not ten a second.
-        self._pace = 0.1 if sys.stderr.isatty() else 30.0
-        options = {
-            "file": sys.stderr,
-            "disable": not enabled,
-            "mininterval": self._pace,
-            "dynamic_ncols": True,
-        }
-        self._stages = tqdm(total=stages, unit="notebook", position=0, **options)
-        live = enabled and sys.stderr.isatty()
-        self._word = tqdm(
-            total=0, bar_format="    {desc}", position=2, leave=False, **{**options, "disable": not live}
-        )
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._word.close()
-        self._stages.close()
-
-    def begin(self, name: str) -> None:
-        self._stages.set_description(name)
-
-    def finish(self) -> None:
-        self._word.set_description_str("")
-        self._stages.update(1)
-
-    def cells(self) -> bool | dict[str, Any]:
-        """What papermill takes as `progress_bar`."""
-        if not self._enabled:
-            return False
-        return {"position": 1, "leave": False, "mininterval": self._pace, "dynamic_ncols": True}
+    def __init__(self, *, enabled: bool) -> None:
+            shown = enabled and sys.stderr.isatty()
+        self._line = tqdm(total=0, bar_format="    {desc}", position=2, leave=False, disable=not shown)
 
     def write(self, text: str) -> None:
         lines = [line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
         latest = next((line for line in reversed(lines) if line), None)
         if latest:
-            self._word.set_description_str(latest, refresh=True)
+            self._line.set_description_str(latest, refresh=True)
 
     def flush(self) -> None:
         """Do nothing, since nothing is buffered; papermill calls it as of any stream."""
+
+    def close(self) -> None:
+        self._line.close()
