@@ -287,7 +287,7 @@ class _LastLine:
     """
 
     def __init__(self, *, enabled: bool) -> None:
-            shown = enabled and sys.stderr.isatty()
+        shown = enabled and sys.stderr.isatty()
         self._line = tqdm(total=0, bar_format="    {desc}", position=2, leave=False, disable=not shown)
 
     def write(self, text: str) -> None:
