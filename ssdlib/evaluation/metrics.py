@@ -110,11 +110,6 @@ class PrecisionRecall:
         """The mean of the envelope at recalls 0, 0.1, ... 1. Everingham et al. 2010, section 4.2."""
         return average_precision(self.true_positive, self.ground_truth, voc07_levels)
 
-    @property
-    def ap(self) -> float | None:
-        """The VOC 2012 average precision."""
-        return self.voc12_ap
-
     def at(self, threshold: float) -> tuple[float | None, float | None, int]:
         """Precision, recall and number of the detections with score >= threshold."""
         # Scores are float32: so must the threshold be, or 0.7 would not reach 0.7.

@@ -112,14 +112,9 @@ class RunFolder:
         return self.profile.seed
 
     @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints; it need not exist yet."""
-        return self.path / "checkpoints"
-
-    @property
     def best_checkpoint(self) -> Path:
         """The file of the weights with the best val mAP. Raises StageError that says how to get them."""
-        path = self.checkpoints / "best.safetensors"
+        path = self.path / "checkpoints/best.safetensors"
         if not path.is_file():
             raise StageError(
                 f"{path} is missing: the stage 04_train writes it. Run that notebook first with the same "

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.files import sha256_of, write_text
@@ -24,14 +24,6 @@ if TYPE_CHECKING:
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _TRAINING_UNKNOWN = "The file does not say by which command, on what machine and how long."
-
-
-class Measured(NamedTuple):
-    """What to measure on: the data, what `--data` calls it, and its splits."""
-
-    source: DataSource
-    word: str
-    splits: tuple[str, ...]
 
 
 def ship_weights(checkpoint: Path, training: str = "") -> Path:
@@ -54,7 +46,7 @@ def ship_weights(checkpoint: Path, training: str = "") -> Path:
 
 def write_card(
     weights: Path,
-    sources: Sequence[Measured],
+    sources: Sequence[tuple[DataSource, str, Sequence[str]]],
     *,
     training: str = "",
     device: str = "auto",
@@ -63,8 +55,9 @@ def write_card(
 ) -> Path:
     """Measure the weights, write their card beside them and return its path.
 
-    `training` stands in for what the file's metadata say of how it was trained. Raises CheckpointError for a
-    bad file or one of other classes than the data's, DataError for bad data.
+    `sources` are the data to measure on, what `--data` calls them, and their splits; `training` stands in for
+    what the file's metadata say of how it was trained. Raises CheckpointError for a bad file or one of other
+    classes than the data's, DataError for bad data.
     """
     from ssdlib.detector.model_file import SHIPPED, load_model, read_metadata
     from ssdlib.evaluation.evaluate import evaluate_split
