@@ -114,7 +114,20 @@ def compare_detections(
     A resample in which a figure is undefined (no object of a class) is left out of that figure. Raises
     DataError where the two are not of the same images and classes, or not as many as `targets`.
     """
-    _check_pairs(a, b, class_names)
+    if len(a) != len(b):
+        raise DataError(f"A has detections of {len(a)} images, B of {len(b)}: compare the same images.")
+    for index, (one, other) in enumerate(zip(a, b, strict=True)):
+        if (one.image, one.image_size) != (other.image, other.image_size):
+            raise DataError(
+                f"image {index} of A is {_name(one)}, of B {_name(other)}: compare the same images in the "
+                "same order."
+            )
+        for who, found in (("A", one), ("B", other)):
+            if found.class_names != tuple(class_names):
+                raise DataError(
+                    f"{who}'s detections of {_name(found)} are of {', '.join(found.class_names)}, not of "
+                    f"{', '.join(class_names)}: compare detectors of the same classes in the same order."
+                )
     weights = resample_images(len(targets), samples, seed)
     of_a, of_b = (weighted_metrics(found, targets, class_names, weights) for found in (a, b))
 
@@ -148,25 +161,6 @@ def compare_split(
     dataset = source.dataset(split)
     found = [evaluate_model(one, dataset, progress=progress)[1] for one in (a, b)]
     return compare_detections(*found, dataset.targets(), a.class_names, samples=samples)
-
-
-def _check_pairs(a: Sequence[Detections], b: Sequence[Detections], class_names: Sequence[str]) -> None:
-    if len(a) != len(b):
-        raise DataError(
-            f"A has detections of {len(a)} images, B of {len(b)}: compare them on the same images."
-        )
-    for index, (one, other) in enumerate(zip(a, b, strict=True)):
-        if (one.image, one.image_size) != (other.image, other.image_size):
-            raise DataError(
-                f"image {index} of A is {_name(one)}, of B {_name(other)}: compare them on the same "
-                "images, in the same order."
-            )
-        for who, found in (("A", one), ("B", other)):
-            if found.class_names != tuple(class_names):
-                raise DataError(
-                    f"{who}'s detections of {_name(found)} are of {', '.join(found.class_names)}, not of "
-                    f"{', '.join(class_names)}: compare detectors of the same classes, in the same order."
-                )
 
 
 def _name(found: Detections) -> str:

@@ -13,7 +13,7 @@ Which objects are missed is not: pass detections `above` a score threshold to se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,10 +78,6 @@ class TideErrors:
     per_class: dict[str, ClassErrors]
     foreground_iou: float = FOREGROUND_IOU
     background_iou: float = BACKGROUND_IOU
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,6 @@ def tide_errors(
     All false positives are fixed by taking them away, all misses by taking every object not found out. A
     class of which nothing was found gains everything from fixing its misses (tidecv says nothing).
     The gains do not add up: kinds fixed together may give more or less than the sum.
-    Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
     errors = [classify(*pair) for pair in zip(detections, targets, strict=True)]
@@ -277,7 +272,6 @@ def worst_errors(
     False positives are ranked by score. Missed objects by (1 - s) a, where s is the best score of their class
     at their place (IoU >= 0.5), 0 without any, and a their area over the median of their class: on top are
     large objects that the detector is sure are not there. `threshold` is a number or one for each class name.
-    Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
     truths = [ground_truth(target) for target in targets]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 CONFIG_FORMAT = 1
 
 
+@dataclass(eq=False, repr=False)
 class RunFolder:
     """One run on disk, made or reopened by `RunFolder.open`."""
 
-    def __init__(self, path: Path, profile: Profile, source: DataSource, config: dict[str, Any]) -> None:
-        self.path = path
-        self.profile = profile
-        self.source = source
-        self.config = config
+    path: Path
+    profile: Profile
+    source: DataSource
+    config: dict[str, Any]
 
     @classmethod
     def open(
