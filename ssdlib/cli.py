@@ -84,11 +84,9 @@ def run(
     from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
 
-    stages = {"from_stage": from_stage, "to_stage": to_stage, "only": only}
-    # A wrong stage name should be said before data is looked for.
-    select_stages(find_stages(), **stages)
+    stages = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
     folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)
-    options = {**stages, "force": force, "progress": not quiet}
+    options = {"stages": stages, "force": force, "progress": not quiet}
     if sweep:
         folder = folder if run else folder.with_name(f"{folder.name}-sweep")
         _sweep(folder, sweep, profile, data, overrides, **options)

@@ -75,26 +75,24 @@ def run_chain(
     data: str = "auto",
     run_dir: str | Path = "",
     *,
-    from_stage: str | None = None,
-    to_stage: str | None = None,
-    only: str | None = None,
+    stages: Sequence[Path] | None = None,
     overrides: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: bool = True,
 ) -> RunFolder:
-    """Run the notebooks (or some of them) into `run_dir`, write its report.html and return the run.
+    """Run the notebooks, or only `stages`, into `run_dir`, write its report.html and return the run.
 
     Raises StageError that names the notebook, the cell and the error when a cell fails, and ConfigError when
     `run_dir` was made with other settings. The report is written in every case, Ctrl-C included.
     """
-    stages = find_stages()
-    chosen = select_stages(stages, from_stage=from_stage, to_stage=to_stage, only=only)
+    known = find_stages()
+    chosen = known if stages is None else stages
     _check_parameters(chosen)
     run = RunFolder.open(
         run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
     )
     given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
-    record = StageRecord(run.path, [stage.stem for stage in stages])
+    record = StageRecord(run.path, [stage.stem for stage in known])
     try:
         with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
             for stage in chosen:

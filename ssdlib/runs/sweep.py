@@ -36,7 +36,7 @@ from ssdlib.runs.comparison import (
 )
 from ssdlib.runs.folder import RunFolder, read_stages
 from ssdlib.runs.overrides import apply_overrides, parse_value
-from ssdlib.runs.pipeline import ChainInterrupted, find_stages, run_chain, select_stages
+from ssdlib.runs.pipeline import ChainInterrupted, run_chain
 
 if TYPE_CHECKING:
     from ssdlib.data.source import DataSource
@@ -217,15 +217,13 @@ def _checksum(text: str) -> str:
 
 def run_sweep(
     sweep: Sweep,
+    stages: Sequence[Path],
     *,
-    from_stage: str | None = None,
-    to_stage: str | None = None,
-    only: str | None = None,
     force: bool = False,
     progress: bool = True,
     chain: Callable[..., Any] = run_chain,
 ) -> Comparison:
-    """Run what is not done yet, one combination after the other, and write the page after each.
+    """Run the stages not done yet, one combination after the other, and write the page after each.
 
     A combination that fails is noted and does not stop the others: see the states in the result. Raises
     ChainInterrupted after Ctrl-C, and ConfigError, before anything runs, for a combination whose folder was
@@ -233,10 +231,6 @@ def run_sweep(
     """
     from ssdlib.data.source import resolve
 
-    stages = [
-        stage.stem
-        for stage in select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
-    ]
     source = resolve(sweep.data, progress=progress)
     # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
     data = source.kind if sweep.data == "auto" else sweep.data
@@ -246,9 +240,8 @@ def run_sweep(
     comparison = _compare(sweep, stages, source, errors)
     for place, combination in enumerate(sweep.combinations, 1):
         folder = sweep.folder / combination.name
-        done = {entry["name"] for entry in read_stages(folder) if entry["state"] == "done"}
-        left = stages if combination.name in changed else [name for name in stages if name not in done]
-        what = f"from {left[0]}" if left else "done before"
+        left = stages if combination.name in changed else _stages_left(folder, stages)
+        what = f"from {left[0].stem}" if left else "done before"
         print(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
         if not left:
             continue
@@ -257,8 +250,7 @@ def run_sweep(
                 sweep.profile,
                 data,
                 folder,
-                from_stage=left[0],
-                to_stage=stages[-1],
+                stages=left,
                 overrides=combination.overrides,
                 force=force,
                 progress=progress,
@@ -278,6 +270,12 @@ def run_sweep(
     return comparison
 
 
+def _stages_left(folder: Path, stages: Sequence[Path]) -> list[Path]:
+    """The stages from the first that is not done yet."""
+    states = {entry["name"]: entry["state"] for entry in read_stages(folder)}
+    return list(itertools.dropwhile(lambda stage: states.get(stage.stem) == "done", stages))
+
+
 def _same_settings(sweep: Sweep, combination: Combination, data: str, force: bool) -> bool:
     """Whether the folder of a combination, if there is one, was made with its settings and this data.
 
@@ -295,7 +293,7 @@ def _same_settings(sweep: Sweep, combination: Combination, data: str, force: boo
     return True
 
 
-def _write_request(sweep: Sweep, stages: Sequence[str], source: DataSource) -> None:
+def _write_request(sweep: Sweep, stages: Sequence[Path], source: DataSource) -> None:
     """Write sweep.json, for people and for other programs; the sweep itself does not read it."""
     path = sweep.folder / "sweep.json"
     now = datetime.now().astimezone().isoformat(timespec="seconds")
@@ -307,22 +305,22 @@ def _write_request(sweep: Sweep, stages: Sequence[str], source: DataSource) -> N
         "data": {"request": sweep.data, **source.describe()},
         "sweep": {axis.name: list(axis.values) for axis in sweep.axes},
         "set": sweep.settings,
-        "stages": list(stages),
+        "stages": [stage.stem for stage in stages],
         "runs": [combination.name for combination in sweep.combinations],
     }
     files.write_json(path, request)
 
 
 def _compare(
-    sweep: Sweep, stages: Sequence[str], source: DataSource, errors: Mapping[str, str]
+    sweep: Sweep, stages: Sequence[Path], source: DataSource, errors: Mapping[str, str]
 ) -> Comparison:
     """The comparison of all runs in the sweep's folder, earlier ones included; also written as a page.
 
     `errors` are failures by combination: one before the first stage, such as of the data, is in no file.
     """
-    runs = {
-        path.parent.name: read_run(path.parent, stages) for path in sorted(sweep.folder.glob("*/config.json"))
-    }
+    names = [stage.stem for stage in stages]
+    folders = sorted(path.parent for path in sweep.folder.glob("*/config.json"))
+    runs = {folder.name: read_run(folder, names) for folder in folders}
     asked = []
     for c in sweep.combinations:
         settings = flatten(c.profile.to_dict())

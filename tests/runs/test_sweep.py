@@ -35,7 +35,7 @@ from ssdlib.runs.sweep import (
 from ssdlib.training.history import EpochRecord, History
 
 SMOKE = find_profile("smoke")
-STAGES = {"from_stage": "04", "to_stage": "05"}
+STAGES = [Path("04_train.ipynb"), Path("05_evaluate.ipynb")]
 NAMES = ("04_train", "05_evaluate")
 
 
@@ -68,13 +68,13 @@ class Chain:
     def __init__(self, results=lambda profile: 0.5, fail=(), stop=()):
         self.calls, self.results, self.fail, self.stop = [], results, set(fail), set(stop)
 
-    def __call__(self, profile, data, folder, *, from_stage, to_stage, overrides, force, progress):
-        self.calls.append((folder.name, from_stage, to_stage))
+    def __call__(self, profile, data, folder, *, stages, overrides, force, progress):
+        self.calls.append((folder.name, *(stage.stem for stage in stages)))
         run = RunFolder.open(
             folder, profile=profile, data=data, overrides=overrides, force=force, progress=False
         )
         record = StageRecord(folder, NAMES)
-        for name in NAMES[NAMES.index(from_stage) : NAMES.index(to_stage) + 1]:
+        for name in self.calls[-1][1:]:
             with record.running(name):
                 if (folder.name, name) in self.stop:
                     raise KeyboardInterrupt
@@ -88,7 +88,7 @@ class Chain:
 
 def sweep(folder, smears, axes, chain, **options):
     planned = plan_sweep(folder, axes, profile="smoke", data=smears, overrides=options.pop("overrides", None))
-    return run_sweep(planned, **{**STAGES, **options}, progress=False, chain=chain)
+    return run_sweep(planned, STAGES, **options, progress=False, chain=chain)
 
 
 # ------------------------------------------------------------------------------------------------ asking
@@ -247,7 +247,7 @@ def test_a_sweep_goes_on_past_a_failure_and_skips_what_is_done(tmp_path, smears,
 
     chain.calls, chain.fail = [], set()
     result = sweep(folder, smears, axes, chain)
-    assert chain.calls == [("seed=0,lr=0.003", "05_evaluate", "05_evaluate")]
+    assert chain.calls == [("seed=0,lr=0.003", "05_evaluate")]
     assert all(run.state == "done" for run in result.runs)
     assert result.best_run.name == "seed=1,lr=0.003" and result.groups[0].label == "lr=0.003"
     assert json.loads((folder / "sweep.json").read_text())["created"] == request["created"]
