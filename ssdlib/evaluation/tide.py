@@ -278,7 +278,7 @@ def worst_errors(
     all_labels = _joined([labels for _, labels in truths], np.int64)
     all_areas = _joined([_areas(boxes) for boxes, _ in truths], np.float64)
     usual = {label: max(np.median(all_areas[all_labels == label]), 1.0) for label in np.unique(all_labels)}
-    wrong: list[tuple[float, WorstError]] = []
+    wrong: list[WorstError] = []
     lost: list[tuple[float, WorstError]] = []
     for index, (image, target, (boxes, labels)) in enumerate(zip(detections, targets, truths, strict=True)):
         kept = image.above(threshold)
@@ -287,11 +287,8 @@ def worst_errors(
         for d in np.flatnonzero(np.isin(errors.kinds, FALSE_POSITIVE_KINDS)):
             g, score = errors.objects[d], float(kept.scores[d])
             true_box, true_name = (_corners(boxes[g]), names[g]) if g >= 0 else (None, None)
-            error = WorstError(
-                index, image.image, str(errors.kinds[d]), detected[d], score, _corners(kept.boxes[d]),
-                true_box, true_name,
-            )  # fmt: skip
-            wrong.append((score, error))
+            kind, box = str(errors.kinds[d]), _corners(kept.boxes[d])
+            wrong.append(WorstError(index, image.image, kind, detected[d], score, box, true_box, true_name))
         for g in np.flatnonzero(errors.missed):
             here = iou_matrix(image.boxes.numpy(), boxes[g : g + 1])[:, 0] >= FOREGROUND_IOU
             scores = image.scores.numpy()[here & (image.labels.numpy() == labels[g])]
@@ -299,8 +296,9 @@ def worst_errors(
             error = WorstError(index, image.image, MISSED, names[g], best, _corners(boxes[g]), None, None)
             rank = (1 - (best or 0.0)) * _areas(boxes)[g] / usual[labels[g]]
             lost.append((rank, error))
-    ranked = ((wrong, false_positives), (lost, misses))
-    return [one for found, count in ranked for _, one in sorted(found, key=lambda pair: -pair[0])[:count]]
+    wrong.sort(key=lambda error: -error.score)
+    lost.sort(key=lambda pair: -pair[0])
+    return wrong[:false_positives] + [error for _, error in lost[:misses]]
 
 
 def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:

@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 
     from ssdlib.runs.folder import RunFolder
 
-ANALYSIS = "analysis"
-"""The section of metrics.json that `ssdlib.evaluation.evaluate.analysis_section` makes."""
-
 
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` of the run and return its path; stages not run yet are listed as such."""
@@ -47,10 +44,10 @@ def write_report(run: RunFolder) -> Path:
 def render_report(run: RunFolder) -> str:
     """The whole page as text."""
     metrics = run.metrics()
-    sections, analysis = result_sections(metrics), metrics.get(ANALYSIS)
+    sections, analysis = result_sections(metrics), metrics.get("analysis")
     notebooks = [notebook_section(path) for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
     environment = run.path / "environment.json"
-    others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", ANALYSIS)}
+    others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "analysis")}
     saved = [(name, size) for name, size in run.saved_files() if name != "report.html"]
     images = [(name, size) for name, size in saved if Path(name).suffix.lower() in pages.IMAGE_TYPES]
     return pages.render(
@@ -210,14 +207,12 @@ def _exporter() -> HTMLExporter:
 def _drop_progress_bars(notebook: NotebookNode) -> None:
     """Remove progress bars from stderr, and streams without text, in place."""
     for cell in notebook.cells:
-        streams = [output for output in cell.get("outputs", ()) if output.output_type == "stream"]
-        for output in streams:
-            if output.name == "stderr":
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stderr":
                 lines = output.text.splitlines(keepends=True)
                 output.text = "".join(line for line in lines if not _PROGRESS_BAR.search(line))
-        empty = [output for output in streams if not output.text.strip()]
-        if empty:
-            cell.outputs = [output for output in cell.outputs if output not in empty]
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
 
 
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d\d:\d\d")
@@ -235,8 +230,6 @@ def _keep_offline(page: BeautifulSoup) -> None:
             element.replace_with(element.get("alt", ""))
     for link in page.find_all("a", href=re.compile(r"^(\./)?\d\d_\w+\.ipynb(#.*)?$")):
         link["href"] = f"#{_slug(Path(link['href'].partition('#')[0]).stem)}"
-    for table in page.select(".text table"):
-        table.wrap(page.new_tag("div", attrs={"class": "scroll"}))
 
 
 def _number_headings(page: BeautifulSoup, name: str) -> tuple[str, dict[str, str]]:

@@ -48,15 +48,6 @@ _NAME_LENGTH = 120
 
 
 @dataclass(frozen=True)
-class Axis:
-    """One setting and the values that it is to take."""
-
-    name: str
-    """The setting's dotted name, as `apply_overrides` takes it."""
-    values: tuple[Any, ...]
-
-
-@dataclass(frozen=True)
 class Combination:
     """One run of a sweep."""
 
@@ -73,7 +64,8 @@ class Sweep:
     folder: Path
     profile: str
     data: str
-    axes: tuple[Axis, ...]
+    axes: dict[str, tuple[Any, ...]]
+    """The values that each setting, by its dotted name, is to take."""
     combinations: list[Combination]
     settings: dict[str, Any] = field(default_factory=dict)
     """What is the same for all runs but differs from the profile."""
@@ -82,8 +74,8 @@ class Sweep:
 # ---------------------------------------------------------------------------------------------- planning
 
 
-def parse_axis(text: str, profile: Profile) -> Axis:
-    """An Axis from NAME=VALUE,VALUE,... for settings of `profile`.
+def parse_axis(text: str, profile: Profile) -> tuple[str, tuple[Any, ...]]:
+    """The dotted name of a setting of `profile` and its values, from NAME=VALUE,VALUE,...
 
     NAME is a setting's dotted name, the end of one (`epochs`, `model.width`) if no other ends so, or `lr`.
     VALUEs are JSON, so commas inside brackets and quotes do not part them; what is not JSON is text. The
@@ -106,7 +98,7 @@ def parse_axis(text: str, profile: Profile) -> Axis:
             values.append(value)
     except ConfigError as error:
         raise ConfigError(f"--sweep {text}: {error}") from error
-    return Axis(name, tuple(values))
+    return name, tuple(values)
 
 
 def setting_names(profile: Profile) -> list[str]:
@@ -163,7 +155,7 @@ def plan_sweep(
         raise ConfigError(f"{folder} is a single run: choose another name for the sweep with --run")
     base = apply_overrides(find_profile(profile), overrides)
     parsed = [parse_axis(text, base) for text in axes]
-    names = [axis.name for axis in parsed]
+    names = [name for name, _ in parsed]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{name} is swept twice: give all its values in one --sweep")
@@ -172,25 +164,20 @@ def plan_sweep(
     # Always in this order, whatever the order on the command line, so that folder names stay the same. The
     # seed comes first, so that each setting is tried once before any is tried again.
     order = setting_names(base)
-    parsed.sort(key=lambda axis: (axis.name != SEED, order.index(axis.name)))
-    return Sweep(folder, profile, data, tuple(parsed), _combine(profile, overrides, parsed), overrides)
-
-
-def _combine(profile: str, overrides: Mapping[str, Any], axes: Sequence[Axis]) -> list[Combination]:
-    """Every combination of the axes' values."""
-    labels = [short_name(axis.name) for axis in axes]
+    swept = dict(sorted(parsed, key=lambda axis: (axis[0] != SEED, order.index(axis[0]))))
+    labels = [short_name(name) for name in swept]
     if len(set(labels)) < len(labels):
-        labels = [axis.name for axis in axes]
-    found = []
-    for values in itertools.product(*(axis.values for axis in axes)):
-        merged = {**overrides, **{axis.name: value for axis, value in zip(axes, values, strict=True)}}
+        labels = list(swept)
+    combinations = []
+    for values in itertools.product(*swept.values()):
+        merged = overrides | dict(zip(swept, values, strict=True))
         name = folder_name(dict(zip(labels, values, strict=True)))
         try:
             resolved = apply_overrides(find_profile(profile), merged)
         except ConfigError as error:
             raise ConfigError(f"the combination {name} cannot be: {error}") from error
-        found.append(Combination(name, merged, resolved))
-    return found
+        combinations.append(Combination(name, merged, resolved))
+    return Sweep(folder, profile, data, swept, combinations, overrides)
 
 
 def folder_name(values: Mapping[str, Any]) -> str:
@@ -303,7 +290,7 @@ def _write_request(sweep: Sweep, stages: Sequence[Path], source: DataSource) -> 
         "changed": now,
         "profile": sweep.profile,
         "data": {"request": sweep.data, **source.describe()},
-        "sweep": {axis.name: list(axis.values) for axis in sweep.axes},
+        "sweep": sweep.axes,
         "set": sweep.settings,
         "stages": [stage.stem for stage in stages],
         "runs": [combination.name for combination in sweep.combinations],
@@ -331,9 +318,9 @@ def _compare(
         asked.append(run)
     # The compared settings are shown even where all runs agree in them; groups of settings are too long.
     compared = [
-        "recipe.name" if axis.name == "recipe" else axis.name
-        for axis in sweep.axes
-        if not any(isinstance(value, Mapping) for value in axis.values)
+        "recipe.name" if name == "recipe" else name
+        for name, values in sweep.axes.items()
+        if not any(isinstance(value, Mapping) for value in values)
     ]
     comparison = compare_runs([*asked, *runs.values()], title=sweep.folder.name, always=compared)
     write_comparison(comparison, sweep.folder)
