@@ -70,9 +70,9 @@ class PairedComparison:
             return f"nothing to compare: there are no objects to find in {several}"
         if not gap.real:
             return f"no difference can be told from {several}"
-        winner, margin = (
-            ("B", gap.difference) if gap.difference.value > 0 else ("A", _negated(gap.difference))
-        )
+        winner = "B" if gap.difference.value > 0 else "A"
+        ends = sorted(map(abs, (gap.difference.low, gap.difference.high)))
+        margin = Interval(abs(gap.difference.value), *ends)
         return (
             f"{winner} is better by {_points(margin).replace(' ', ' points ', 1)}: "
             "the difference is real (the interval does not hold 0)"
@@ -176,7 +176,3 @@ def _points(gap: Interval) -> str:
     digits = 1 if all(end == 0 or abs(end) >= 0.05 for end in ends) else 2
     value, *others = (f"{round(end, digits) + 0.0:.{digits}f}" for end in ends)  # + 0.0: no "-0.0"
     return value + (f" [{', '.join(others)}]" if others else "")
-
-
-def _negated(gap: Interval) -> Interval:
-    return Interval(*(None if end is None else -end for end in (gap.value, gap.high, gap.low)))

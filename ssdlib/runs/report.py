@@ -37,12 +37,6 @@ if TYPE_CHECKING:
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` of the run and return its path; stages not run yet are listed as such."""
     path = run.path / "report.html"
-    files.write_text(path, render_report(run))
-    return path
-
-
-def render_report(run: RunFolder) -> str:
-    """The whole page as text."""
     metrics = run.metrics()
     sections, analysis = result_sections(metrics), metrics.get("analysis")
     notebooks = [notebook_section(path) for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
@@ -50,7 +44,7 @@ def render_report(run: RunFolder) -> str:
     others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "analysis")}
     saved = [(name, size) for name, size in run.saved_files() if name != "report.html"]
     images = [(name, size) for name, size in saved if Path(name).suffix.lower() in pages.IMAGE_TYPES]
-    return pages.render(
+    page = pages.render(
         "runs/report.html",
         title=run.name,
         profile=run.profile.name,
@@ -73,6 +67,8 @@ def render_report(run: RunFolder) -> str:
         saved_files={"Figures": images, "Files": [one for one in saved if one not in images]},
         notebooks=notebooks,
     )
+    files.write_text(path, page)
+    return path
 
 
 def _tiles(sections: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
