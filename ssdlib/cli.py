@@ -13,6 +13,7 @@ from ssdlib.common.tables import Table
 from ssdlib.evaluation.tables import analysis_text, results_text
 
 if TYPE_CHECKING:
+    from ssdlib.data.source import DataSource
     from ssdlib.inference.job import Summary
 
 UNREADABLE_IMAGES = 3
@@ -83,11 +84,9 @@ def run(
     from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
 
-    stages = {"from_stage": from_stage, "to_stage": to_stage, "only": only}
-    # A wrong stage name should be said before data is looked for.
-    select_stages(find_stages(), **stages)
+    stages = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
     folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)
-    options = {**stages, "force": force, "progress": not quiet}
+    options = {"stages": stages, "force": force, "progress": not quiet}
     if sweep:
         folder = folder if run else folder.with_name(f"{folder.name}-sweep")
         _sweep(folder, sweep, profile, data, overrides, **options)
@@ -192,14 +191,12 @@ def evaluate(
     quiet: Quiet = False,
 ) -> None:
     """Evaluate a detector: mAP three ways, precision and recall by class; 95 % intervals over the images."""
-    from ssdlib.common.files import write_json
-    from ssdlib.data import source as bccd
     from ssdlib.evaluation.evaluate import evaluate_split
     from ssdlib.inference.engines import open_predictor
 
     analysis = analysis or lab  # the option's former name
     path = _weights(weights)
-    source = bccd.resolve(data, progress=not quiet)
+    source = _source(data, quiet)
     predictor = open_predictor(engine, path, device=device, precision=precision, batch_size=batch)
     report = evaluate_split(
         predictor,
@@ -214,9 +211,7 @@ def evaluate(
     print(results_text({split: report, "data": report["data"]}))
     if analysis:
         print(analysis_text(report["analysis"], split))
-    if json_file is not None:
-        write_json(json_file, report)
-        print(f"written: {json_file}")
+    _write_json(json_file, report)
 
 
 @app.command(epilog="Example: python -m ssdlib compare first shipped --data bccd --split val")
@@ -232,14 +227,12 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Say whether one detector is better than another: both on the same images, by a paired bootstrap."""
-    from ssdlib.common.files import write_json
-    from ssdlib.data import source as bccd
     from ssdlib.evaluation.compare import compare_split
     from ssdlib.inference.predictor import Predictor
     from ssdlib.runs.lookup import find_weights
 
     paths = [find_weights(a), find_weights(b)]
-    source = bccd.resolve(data, progress=not quiet)
+    source = _source(data, quiet)
     predictors = [Predictor.from_checkpoint(path, device=device, precision=precision) for path in paths]
     result = compare_split(*predictors, source, split, samples=samples, progress=not quiet)
     if source.notice:
@@ -247,10 +240,8 @@ def compare(
     print(f"A: {paths[0]}\nB: {paths[1]}")
     print(f"{split}, {result.images} images, 95 % intervals from {samples} paired bootstrap resamples\n")
     print(f"{result.table().to_text()}\n\nmAP@0.5: {result.verdict}")
-    if json_file is not None:
-        described = {"a": str(paths[0]), "b": str(paths[1]), "split": split, "data": source.describe()}
-        write_json(json_file, {**described, **result.to_dict()})
-        print(f"written: {json_file}")
+    described = {"a": str(paths[0]), "b": str(paths[1]), "split": split, "data": source.describe()}
+    _write_json(json_file, {**described, **result.to_dict()})
 
 
 @app.command(epilog="Example: python -m ssdlib export --weights shipped --out model.onnx --int8 --with-nms")
@@ -454,9 +445,7 @@ def app_page(
 @data_app.command("fetch", epilog="Example: python -m ssdlib data fetch")
 def data_fetch(quiet: Quiet = False) -> None:
     """Find BCCD, or download its pinned commit into data/BCCD, every file checked."""
-    from ssdlib.data import source as bccd
-
-    source = bccd.resolve("bccd", progress=not quiet)
+    source = _source("bccd", quiet)
     print(f"BCCD: {source.folder}\nfingerprint: {source.fingerprint}")
 
 
@@ -467,11 +456,9 @@ def data_check(
     quiet: Quiet = False,
 ) -> None:
     """Audit a data set: what is in it, what is wrong, what to do about it. Ends with 1 if it has errors."""
-    from ssdlib.common.files import write_json
-    from ssdlib.data import source as bccd
     from ssdlib.data.audit import audit
 
-    source = bccd.resolve(data, progress=not quiet)
+    source = _source(data, quiet)
     result = audit(source, progress=not quiet)
     if source.notice:
         print(source.notice)
@@ -482,9 +469,7 @@ def data_check(
         print(
             "errors stop training until mended; warnings distort what is learnt or measured; infos do neither"
         )
-    if json_file is not None:
-        write_json(json_file, result.to_dict())
-        print(f"written: {json_file}")
+    _write_json(json_file, result.to_dict())
     if result.errors:
         raise typer.Exit(1)
 
@@ -523,13 +508,12 @@ def data_label_errors(
     Writes a CSV, a page of crops, annotations with the proposed boxes, and decisions.json to be filled in a
     notebook (ssdlib.tools.label_errors.review.ReviewWidget) and given to --apply.
     """
-    from ssdlib.data import source as bccd
     from ssdlib.tools.label_errors.correct import apply_decisions
     from ssdlib.tools.label_errors.folds import FoldSettings
     from ssdlib.tools.label_errors.rank import CUTS, count_table
     from ssdlib.tools.label_errors.search import DECISIONS_FILE, PAGE_FILE, search
 
-    source = bccd.resolve(data, progress=not quiet)
+    source = _source(data, quiet)
     if apply is not None:
         changes = apply_decisions(source, apply, out)
         print(", ".join(f"{action}: {count}" for action, count in changes.items()))
@@ -584,10 +568,9 @@ def data_convert(
     quiet: Quiet = False,
 ) -> None:
     """Copy a data set into another tool's layout; the original is not touched."""
-    from ssdlib.data import source as bccd
     from ssdlib.data.writers import write_layout
 
-    source = bccd.resolve(data, progress=not quiet)
+    source = _source(data, quiet)
     print(f"{to}: {write_layout(source, out, to)}")
 
 
@@ -609,14 +592,13 @@ def model_card(
     quiet: Quiet = False,
 ) -> None:
     """Measure weights on val and test and write their model card beside them."""
-    from ssdlib.data import source as bccd
     from ssdlib.runs.lookup import find_weights
-    from ssdlib.runs.model_card import Measured, read_notes, ship_weights, write_card
+    from ssdlib.runs.model_card import read_notes, ship_weights, write_card
 
     training = read_notes(notes)
-    sources = [Measured(bccd.resolve(data, progress=not quiet), data, ("val", "test"))]
+    sources = [(_source(data, quiet), data, ("val", "test"))]
     if smears:
-        sources.append(Measured(bccd.resolve("smears", progress=not quiet), "smears", ("val",)))
+        sources.append((_source("smears", quiet), "smears", ("val",)))
     options = {"training": training, "device": device, "precision": precision, "progress": not quiet}
     path = ship_weights(find_weights(ship), training) if ship else find_weights(weights)
     print(f"written: {write_card(path, sources, **options)}")
@@ -644,12 +626,27 @@ def failures_text(summary: Summary) -> str:
     return "\n  ".join([head, *summary.failures, *more])
 
 
+def _source(data: str, quiet: bool) -> DataSource:
+    """The data that `--data` names."""
+    from ssdlib.data.source import resolve
+
+    return resolve(data, progress=not quiet)
+
+
+def _write_json(path: Path | None, values: dict[str, Any]) -> None:
+    """Write what `--json` asks for, if anything."""
+    from ssdlib.common.files import write_json
+
+    if path is not None:
+        write_json(path, values)
+        print(f"written: {path}")
+
+
 def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
     """The settings that --init stands for; what becomes of the heads is said on stderr."""
-    from ssdlib.data import source as bccd
     from ssdlib.runs.overrides import start_settings
 
-    class_names = bccd.resolve(data, progress=say).class_names
+    class_names = _source(data, not say).class_names
     settings, message = start_settings(init, profile, class_names)
     if say:
         print(message, file=sys.stderr)

@@ -57,8 +57,8 @@ def bootstrap_map(
     """Every figure as `evaluate_detections` gives it, with the interval of 95 % of the bootstrap resamples.
 
     Resamples without an object of a class say nothing about that class, and their mean is over the classes
-    they have. A single image has figures, but no interval. Raises DataError where the lengths differ,
-    ConfigError for a bad threshold.
+    they have. A single image has figures, but no interval. Raises ConfigError for a
+    bad threshold.
     """
     weights = resample_images(len(targets), samples, seed)
     figures = weighted_metrics(detections, targets, class_names, weights, score_threshold=score_threshold)

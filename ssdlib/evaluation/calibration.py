@@ -8,7 +8,7 @@ Calibration for Object Detection"). True positives are those of `precision_recal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,10 +74,6 @@ class CalibrationReport:
     temperature: float | None
     before: Calibration
     after: Calibration | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 def reliability(scores: Any, true_positive: Any) -> Reliability:
@@ -151,7 +147,7 @@ def calibration(
 ) -> Calibration:
     """The reliability of a split's detections with a score of at least FLOOR, scaled by a temperature or not.
 
-    Raises DataError where the two sequences differ in length, ConfigError unless the temperature is positive.
+    Raises ConfigError unless the temperature is positive.
     """
     matched, left_out = _matched(detections, targets, len(class_names))
     if temperature is not None:

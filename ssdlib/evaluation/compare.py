@@ -70,9 +70,9 @@ class PairedComparison:
             return f"nothing to compare: there are no objects to find in {several}"
         if not gap.real:
             return f"no difference can be told from {several}"
-        winner, margin = (
-            ("B", gap.difference) if gap.difference.value > 0 else ("A", _negated(gap.difference))
-        )
+        winner = "B" if gap.difference.value > 0 else "A"
+        ends = sorted(map(abs, (gap.difference.low, gap.difference.high)))
+        margin = Interval(abs(gap.difference.value), *ends)
         return (
             f"{winner} is better by {_points(margin).replace(' ', ' points ', 1)}: "
             "the difference is real (the interval does not hold 0)"
@@ -114,7 +114,20 @@ def compare_detections(
     A resample in which a figure is undefined (no object of a class) is left out of that figure. Raises
     DataError where the two are not of the same images and classes, or not as many as `targets`.
     """
-    _check_pairs(a, b, class_names)
+    if len(a) != len(b):
+        raise DataError(f"A has detections of {len(a)} images, B of {len(b)}: compare the same images.")
+    for index, (one, other) in enumerate(zip(a, b, strict=True)):
+        if (one.image, one.image_size) != (other.image, other.image_size):
+            raise DataError(
+                f"image {index} of A is {_name(one)}, of B {_name(other)}: compare the same images in the "
+                "same order."
+            )
+        for who, found in (("A", one), ("B", other)):
+            if found.class_names != tuple(class_names):
+                raise DataError(
+                    f"{who}'s detections of {_name(found)} are of {', '.join(found.class_names)}, not of "
+                    f"{', '.join(class_names)}: compare detectors of the same classes in the same order."
+                )
     weights = resample_images(len(targets), samples, seed)
     of_a, of_b = (weighted_metrics(found, targets, class_names, weights) for found in (a, b))
 
@@ -150,25 +163,6 @@ def compare_split(
     return compare_detections(*found, dataset.targets(), a.class_names, samples=samples)
 
 
-def _check_pairs(a: Sequence[Detections], b: Sequence[Detections], class_names: Sequence[str]) -> None:
-    if len(a) != len(b):
-        raise DataError(
-            f"A has detections of {len(a)} images, B of {len(b)}: compare them on the same images."
-        )
-    for index, (one, other) in enumerate(zip(a, b, strict=True)):
-        if (one.image, one.image_size) != (other.image, other.image_size):
-            raise DataError(
-                f"image {index} of A is {_name(one)}, of B {_name(other)}: compare them on the same "
-                "images, in the same order."
-            )
-        for who, found in (("A", one), ("B", other)):
-            if found.class_names != tuple(class_names):
-                raise DataError(
-                    f"{who}'s detections of {_name(found)} are of {', '.join(found.class_names)}, not of "
-                    f"{', '.join(class_names)}: compare detectors of the same classes, in the same order."
-                )
-
-
 def _name(found: Detections) -> str:
     width, height = found.image_size
     return f"{found.image or 'unnamed'} ({width} x {height})"
@@ -182,7 +176,3 @@ def _points(gap: Interval) -> str:
     digits = 1 if all(end == 0 or abs(end) >= 0.05 for end in ends) else 2
     value, *others = (f"{round(end, digits) + 0.0:.{digits}f}" for end in ends)  # + 0.0: no "-0.0"
     return value + (f" [{', '.join(others)}]" if others else "")
-
-
-def _negated(gap: Interval) -> Interval:
-    return Interval(*(None if end is None else -end for end in (gap.value, gap.high, gap.low)))

@@ -8,8 +8,7 @@ clinical measurement": its mean (bias) and the limits between which 95 % of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -95,16 +94,9 @@ class CountReport:
     seed: int
     level: float = LEVEL
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 def count_curve(detections: Sequence[Detections], targets: Sequence[Target], label: int) -> CountCurve:
-    """How well one class is counted at each threshold 0.01, 0.02, ... 0.99, as `Detections.above` would.
-
-    Raises DataError where the two sequences differ in length.
-    """
+    """How well one class is counted at each threshold 0.01, 0.02, ... 0.99, as `Detections.above` would."""
     check_pairs(detections, targets)
     true = _true_counts(targets, label)
     # float32 like the scores, or 0.7 would not reach 0.7.
@@ -144,8 +136,8 @@ def count_report(
     """The counts of the detections that reach their class's threshold, image by image, and the true counts.
 
     Percentile intervals are over bootstrap resamples of the images, the same as `bootstrap_map`'s of the same
-    seed; those for which a figure is undefined are left out of its interval. Raises DataError where the two
-    sequences differ in length, ConfigError for an impossible threshold.
+    seed; those for which a figure is undefined are left out of its interval. Raises
+    ConfigError for an impossible threshold.
     """
     check_pairs(detections, targets)
     weights = resample_images(len(targets), samples, seed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
@@ -48,7 +48,7 @@ def evaluate_split(
     intervals = bootstrap_map(detections, targets, names, score_threshold=score_threshold)
     report = {
         "split": split,
-        **metrics.to_dict(),
+        **asdict(metrics),
         "intervals": intervals.to_dict(),
         "data": source.describe(),
     }
@@ -67,17 +67,17 @@ def analysis_section(
     """Errors by kind, counts and calibration of `report_on`, as plain values for metrics.json.
 
     The score thresholds to count with and the temperature are chosen on `choose_on` (val), so that test
-    remains a test. Raises DataError where detections and ground truth differ in length.
+    remains a test.
     """
     thresholds = count_thresholds(*choose_on, class_names)
-    counting = count_report(*report_on, class_names, thresholds, samples=samples).to_dict()
+    counting = asdict(count_report(*report_on, class_names, thresholds, samples=samples))
     for one in (*counting["per_class"].values(), counting["together"]):
         del one["true_per_image"], one["counted_per_image"]  # hundreds of numbers that no table shows
     return {
         "images": len(report_on[1]),
-        "errors": tide_errors(*report_on, class_names).to_dict(),
+        "errors": asdict(tide_errors(*report_on, class_names)),
         "counting": counting,
-        "calibration": calibration_report(choose_on, report_on, class_names).to_dict(),
+        "calibration": asdict(calibration_report(choose_on, report_on, class_names)),
     }
 
 

@@ -2,6 +2,9 @@
 
 `match` is the greedy matching itself. `match_image` applies it to one image, `match_class` to one class of
 many images. VOC and COCO differ in three details, which `MatchingRule` names.
+
+All functions of this package that take detections and targets want those of the same images in the same
+order, and raise DataError where the two differ in length.
 """
 
 from __future__ import annotations
@@ -148,10 +151,7 @@ def match_class(
     rule: MatchingRule,
     iou_thresholds: Sequence[float] | np.ndarray,
 ) -> ClassMatches:
-    """The matches of one class in all images at each IoU threshold.
-
-    Raises DataError where the two sequences differ in length.
-    """
+    """The matches of one class in all images at each IoU threshold."""
     check_pairs(detections, targets)
     scores, found, objects = [np.empty(0)], [np.empty((len(iou_thresholds), 0), bool)], []
     for image, target in zip(detections, targets, strict=True):

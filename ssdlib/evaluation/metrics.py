@@ -8,7 +8,7 @@ average precision and no recall, one without detections at the score threshold h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -65,10 +65,6 @@ class Metrics:
     per_class: dict[str, ClassMetrics]
     score_threshold: float | dict[str, float] = 0.5
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
 
 @dataclass(frozen=True, eq=False)
 class PrecisionRecall:
@@ -110,11 +106,6 @@ class PrecisionRecall:
         """The mean of the envelope at recalls 0, 0.1, ... 1. Everingham et al. 2010, section 4.2."""
         return average_precision(self.true_positive, self.ground_truth, voc07_levels)
 
-    @property
-    def ap(self) -> float | None:
-        """The VOC 2012 average precision."""
-        return self.voc12_ap
-
     def at(self, threshold: float) -> tuple[float | None, float | None, int]:
         """Precision, recall and number of the detections with score >= threshold."""
         # Scores are float32: so must the threshold be, or 0.7 would not reach 0.7.
@@ -134,7 +125,7 @@ def evaluate_detections(
     """The metrics of each image's detections against its target, in the same order.
 
     `score_threshold` is the score from which a detection is shown to the user: one number or one for each
-    class name. Raises DataError where the two sequences differ in length, ConfigError for a bad threshold.
+    class name. Raises ConfigError for a bad threshold.
     """
     once = np.ones((1, len(targets)), dtype=np.int64)
     figures = weighted_metrics(detections, targets, class_names, once, score_threshold=score_threshold)
@@ -159,10 +150,7 @@ def evaluate_detections(
 def precision_recall(
     detections: Sequence[Detections], targets: Sequence[Target], label: int, iou_threshold: float = 0.5
 ) -> PrecisionRecall:
-    """The precision-recall curve of one class, matched by the rule of VOC (see `matching.match_image`).
-
-    Raises DataError where the two sequences differ in length.
-    """
+    """The precision-recall curve of one class, matched by the rule of VOC (see `matching.match_image`)."""
     matches = match_class(detections, targets, label, VOC, [iou_threshold])
     return PrecisionRecall(matches.scores, matches.true_positive[0], int(matches.objects.sum()))
 
@@ -204,7 +192,7 @@ def weighted_metrics(
     on a list that holds every image so often. (Where scores of a class are equal within an image, the order
     of the copies, and so the figure, may differ.) The figures of classes, by the names in `ClassMetrics` and
     COCO's recall `ar_100`, are (classes, S) float64; the means, by the names in `Metrics`, are (S,).
-    Raises DataError where the lengths differ, ConfigError for a bad threshold.
+    Raises ConfigError for a bad threshold.
     """
     check_pairs(detections, targets)
     names = (*CLASS_FIGURES, "ar_100", "ground_truth", "detections")

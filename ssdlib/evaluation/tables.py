@@ -99,7 +99,7 @@ def interval_table(intervals: Mapping[str, Any]) -> Table:
 
 
 def error_table(errors: Mapping[str, Any]) -> Table:
-    """The table of `TideErrors.to_dict`: the AP points (0.01) that fixing each kind adds, and the numbers."""
+    """The table of `TideErrors` as a dict: the AP points that fixing each kind adds, and the numbers."""
     classes = errors["per_class"].values()
     kinds = {
         kind: [*(one["kinds"][kind] for one in classes), total] for kind, total in errors["kinds"].items()
@@ -116,7 +116,7 @@ def _impact(one: Mapping[str, Any]) -> str:
 
 
 def counting_table(counting: Mapping[str, Any]) -> Table:
-    """The table of `CountReport.to_dict`: a row for each class and one for all cells of an image together."""
+    """The table of `CountReport` as a dict: a row for each class and one for all cells together."""
     header = [
         "", "score from", "true", "counted", "accuracy %", "mean |difference|", "bias", "95 % of differences",
         "R²", "images exact",
@@ -140,7 +140,7 @@ def counting_table(counting: Mapping[str, Any]) -> Table:
 
 
 def calibration_table(calibration: Mapping[str, Any]) -> Table:
-    """The table of `CalibrationReport.to_dict`: each class and all, before and after scaling."""
+    """The table of `CalibrationReport` as a dict: each class and all, before and after scaling."""
     header = ["", "detections", "mean score", "precision", "ECE", "ECE, scaled", "largest gap"]
 
     def rows_of(one: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

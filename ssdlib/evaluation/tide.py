@@ -13,7 +13,7 @@ Which objects are missed is not: pass detections `above` a score threshold to se
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,10 +78,6 @@ class TideErrors:
     per_class: dict[str, ClassErrors]
     foreground_iou: float = FOREGROUND_IOU
     background_iou: float = BACKGROUND_IOU
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -171,7 +167,6 @@ def tide_errors(
     All false positives are fixed by taking them away, all misses by taking every object not found out. A
     class of which nothing was found gains everything from fixing its misses (tidecv says nothing).
     The gains do not add up: kinds fixed together may give more or less than the sum.
-    Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
     errors = [classify(*pair) for pair in zip(detections, targets, strict=True)]
@@ -277,14 +272,13 @@ def worst_errors(
     False positives are ranked by score. Missed objects by (1 - s) a, where s is the best score of their class
     at their place (IoU >= 0.5), 0 without any, and a their area over the median of their class: on top are
     large objects that the detector is sure are not there. `threshold` is a number or one for each class name.
-    Raises DataError where the two sequences differ in length.
     """
     check_pairs(detections, targets)
     truths = [ground_truth(target) for target in targets]
     all_labels = _joined([labels for _, labels in truths], np.int64)
     all_areas = _joined([_areas(boxes) for boxes, _ in truths], np.float64)
     usual = {label: max(np.median(all_areas[all_labels == label]), 1.0) for label in np.unique(all_labels)}
-    wrong: list[tuple[float, WorstError]] = []
+    wrong: list[WorstError] = []
     lost: list[tuple[float, WorstError]] = []
     for index, (image, target, (boxes, labels)) in enumerate(zip(detections, targets, truths, strict=True)):
         kept = image.above(threshold)
@@ -293,11 +287,8 @@ def worst_errors(
         for d in np.flatnonzero(np.isin(errors.kinds, FALSE_POSITIVE_KINDS)):
             g, score = errors.objects[d], float(kept.scores[d])
             true_box, true_name = (_corners(boxes[g]), names[g]) if g >= 0 else (None, None)
-            error = WorstError(
-                index, image.image, str(errors.kinds[d]), detected[d], score, _corners(kept.boxes[d]),
-                true_box, true_name,
-            )  # fmt: skip
-            wrong.append((score, error))
+            kind, box = str(errors.kinds[d]), _corners(kept.boxes[d])
+            wrong.append(WorstError(index, image.image, kind, detected[d], score, box, true_box, true_name))
         for g in np.flatnonzero(errors.missed):
             here = iou_matrix(image.boxes.numpy(), boxes[g : g + 1])[:, 0] >= FOREGROUND_IOU
             scores = image.scores.numpy()[here & (image.labels.numpy() == labels[g])]
@@ -305,8 +296,9 @@ def worst_errors(
             error = WorstError(index, image.image, MISSED, names[g], best, _corners(boxes[g]), None, None)
             rank = (1 - (best or 0.0)) * _areas(boxes)[g] / usual[labels[g]]
             lost.append((rank, error))
-    ranked = ((wrong, false_positives), (lost, misses))
-    return [one for found, count in ranked for _, one in sorted(found, key=lambda pair: -pair[0])[:count]]
+    wrong.sort(key=lambda error: -error.score)
+    lost.sort(key=lambda pair: -pair[0])
+    return wrong[:false_positives] + [error for _, error in lost[:misses]]
 
 
 def _areas(boxes_xyxy: np.ndarray) -> np.ndarray:

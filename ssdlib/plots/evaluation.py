@@ -56,7 +56,7 @@ def precision_recall_curves(
         color = color_of(name, names)
         recall = np.concatenate([[0.0], curve.recall])
         precision = np.concatenate([curve.precision[:1], curve.precision]) if len(curve.scores) else [np.nan]
-        ax.plot(recall, precision, color=color, label=f"{name}, AP {number(curve.ap)}")
+        ax.plot(recall, precision, color=color, label=f"{name}, AP {number(curve.voc12_ap)}")
         p, r, _ = curve.at(thresholds[name])
         if None not in (p, r):
             ax.plot([r], [p], "o", ms=9, color=color, mec="white", mew=1.5, zorder=3)

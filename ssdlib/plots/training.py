@@ -84,34 +84,23 @@ def epoch_curves(ax: Axes, groups: Mapping[str, Sequence[Points]]) -> Axes:
     return ax
 
 
-def by_epoch(history: History, field: str) -> dict[int, float]:
-    """A field of a history's epochs, such as `map_50` or `loss`, by the epochs that have it."""
+def _by_epoch(history: History, field: str) -> Points:
     values = {record.epoch: getattr(record, field) for record in history.epochs}
     return {epoch: value for epoch, value in values.items() if value is not None}
 
 
 def map_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
     """The Axes with mAP@0.5 on val by epoch: {group: histories of its runs}, see `epoch_curves`."""
-    ax = epoch_curves(ax, _points(groups, "map_50"))
+    points = {name: [_by_epoch(one, "map_50") for one in histories] for name, histories in groups.items()}
+    ax = epoch_curves(ax, points)
     ax.set(ylim=(0, 1.05), ylabel="mAP@0.5 on val")
     return ax
-
-
-def training_loss_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
-    """The Axes with the training loss by epoch: {group: histories of its runs}, see `epoch_curves`."""
-    ax = epoch_curves(ax, _points(groups, "loss"))
-    ax.set(ylim=(0, None), ylabel="training loss")
-    return ax
-
-
-def _points(groups: Mapping[str, Sequence[History]], field: str) -> dict[str, list[Points]]:
-    return {name: [by_epoch(history, field) for history in histories] for name, histories in groups.items()}
 
 
 def loss_curves(ax: Axes, history: History) -> Axes:
     """The Axes with one run's training loss and its two parts, the epoch of the best mAP on val marked."""
     parts = {"total": "loss", "localization": "localization", "confidence": "confidence"}
-    ax = epoch_curves(ax, {name: [by_epoch(history, field)] for name, field in parts.items()})
+    ax = epoch_curves(ax, {name: [_by_epoch(history, field)] for name, field in parts.items()})
     _mark_best(ax, history)
     highest = max((record.loss for record in history.epochs), default=1.0)
     # Room for the legend: fine-tuning's curves are flat and leave none.

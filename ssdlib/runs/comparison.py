@@ -31,7 +31,6 @@ CLASSES = "recipe.model.class_names"
 NAMED = ("name", "recipe.name")
 """The names of the profile and of the recipe, each of which stands for many settings."""
 SHORT_NAMES = {"name": "profile", "recipe.name": "recipe", "recipe.learning_rate": "lr"}
-FORMAT = 1
 LEGEND_LIMIT = 8
 """Groups that the figure names; more colors are not told apart."""
 
@@ -62,27 +61,10 @@ class RunSummary:
         return self.history.best.map_50 if self.history.best and self.trained else None
 
     @property
-    def test_map_50(self) -> float | None:
-        """mAP@0.5 on test."""
-        return self.metrics.get("test", {}).get("map_50")
-
-    def to_dict(self, columns: Sequence[str]) -> dict[str, Any]:
-        """JSON values: the settings in `columns` and the results on val, None where not measured yet."""
-        epochs, best, val = self.history.epochs, self.history.best, self.metrics.get("val", {})
-        return {
-            "run": self.name,
-            "state": self.state,
-            "error": self.error,
-            "settings": {name: self.settings.get(name) for name in columns},
-            "epochs": len(epochs),
-            "best_epoch": self.history.best_epoch,
-            "val_map_50": best and best.map_50,
-            "trained": self.trained,
-            "val_map": val.get("map"),
-            "val_ap_50": {name: one.get("ap_50") for name, one in val.get("per_class", {}).items()},
-            "seconds": sum(record.seconds for record in epochs) if epochs else None,
-            "images_per_second": statistics.median(r.images_per_second for r in epochs) if epochs else None,
-        }
+    def val_ap_50(self) -> dict[str, float | None]:
+        """AP@0.5 on val by class; empty before stage 05 has measured it."""
+        per_class = self.metrics.get("val", {}).get("per_class", {})
+        return {name: values.get("ap_50") for name, values in per_class.items()}
 
 
 @dataclass(frozen=True)
@@ -114,19 +96,6 @@ class Group:
         """Standard deviation of a sample (divided by n - 1); None for fewer than two results."""
         return statistics.stdev(self.results) if len(self.results) > 1 else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "label": self.label,
-            "settings": self.settings,
-            "runs": [run.name for run in self.runs],
-            "n": len(self.results),
-            "mean": self.mean,
-            "standard_deviation": self.deviation,
-            "min": min(self.results, default=None),
-            "max": max(self.results, default=None),
-        }
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -150,11 +119,6 @@ class Comparison:
         return self.runs[0] if self.same_data and self.runs[0].result is not None else None
 
     @property
-    def best_group(self) -> Group | None:
-        """The group with the highest mean val mAP@0.5; None where there is no best run."""
-        return self.groups[0] if self.best_run else None
-
-    @property
     def notices(self) -> list[str]:
         """Warnings that belong above the results: that the data are synthetic, or not the same."""
         found = list(dict.fromkeys(notice for run in self.runs if (notice := run.data.get("notice"))))
@@ -168,7 +132,7 @@ class Comparison:
     @property
     def class_names(self) -> list[str]:
         """The classes of all runs, in label order."""
-        return list(dict.fromkeys(name for run in self.runs for name in run.to_dict(())["val_ap_50"]))
+        return list(dict.fromkeys(name for run in self.runs for name in run.val_ap_50))
 
     def conclusions(self) -> list[str]:
         """Which run is best, and whether the best group's lead is more than luck, in sentences."""
@@ -176,14 +140,15 @@ class Comparison:
         if best is None:
             return ["No run has been trained to its end yet."] if self.same_data else []
         found = f"Best run on val: {best.name}, mAP@0.5 {best.result:.3f} at epoch {best.history.best_epoch}."
-        if best.test_map_50 is not None:
-            found += f" On test, which chose nothing, it has {best.test_map_50:.3f}."
+        on_test = best.metrics.get("test", {}).get("map_50")
+        if on_test is not None:
+            found += f" On test, which chose nothing, it has {on_test:.3f}."
         return [found, self.verdict()] if self.verdict() else [found]
 
     def verdict(self) -> str:
         """Whether the best group's lead is more than luck, in a sentence; empty where there is no choice."""
         ranked = [group for group in self.groups if group.results]
-        if self.best_group is None or len(ranked) < 2:
+        if self.best_run is None or len(ranked) < 2:
             return ""
         first, second = ranked[:2]
         lead = f"{first.label} leads {second.label} by {100 * (first.mean - second.mean):.1f} points"
@@ -205,17 +170,17 @@ class Comparison:
         rows = []
         for group in self.groups:
             for run in group.runs:
-                values = run.to_dict(self.columns)
-                so_far = not run.trained and values["val_map_50"] is not None
+                history = run.history
+                so_far = f"({history.best.map_50:.3f})" if history.best and not run.trained else None
                 rows.append(
                     [
                         run.name,
-                        *map(value_text, values["settings"].values()),
-                        f"({values['val_map_50']:.3f})" if so_far else number(run.result),
-                        *(number(values["val_ap_50"].get(name)) for name in names),
-                        number(values["val_map"]),
-                        f"{values['best_epoch'] or '–'}/{run.settings['recipe.epochs']}",
-                        "n/a" if values["seconds"] is None else pages.duration(values["seconds"]),
+                        *(value_text(run.settings.get(name)) for name in self.columns),
+                        so_far or number(run.result),
+                        *(number(run.val_ap_50.get(name)) for name in names),
+                        number(run.metrics.get("val", {}).get("map")),
+                        f"{history.best_epoch or '–'}/{run.settings['recipe.epochs']}",
+                        pages.duration(sum(e.seconds for e in history.epochs)) if history.epochs else "n/a",
                         run.state,
                     ]
                 )
@@ -232,32 +197,28 @@ class Comparison:
             blocks.append(f"its weights: {self.best_run.path / 'checkpoints/best.safetensors'}")
         return "\n".join(blocks)
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values. Test results are those of the best run alone."""
-        best = self.best_run
-        return {
-            "format": FORMAT,
-            "title": self.title,
-            "chosen_by": "mAP@0.5 on val",
-            "best_run": best and best.name,
-            "best_run_test_map_50": best and best.test_map_50,
-            "best_group": self.best_group and self.best_group.label,
-            "verdict": self.verdict(),
-            "notices": self.notices,
-            "settings": list(self.columns),
-            "groups": [group.to_dict() for group in self.groups],
-            "runs": [run.to_dict(self.columns) for run in self.runs],
-        }
-
     def to_csv(self) -> str:
-        """A line for each run with the values of the JSON but the error; a missing value is an empty cell."""
+        """A line for each run with its settings and its results on val; a missing value is an empty cell."""
         rows = []
         for run in self.runs:
-            row = run.to_dict(self.columns)
-            row["settings"] = {name: value_text(value) for name, value in row["settings"].items()}
-            row["val_ap_50"] = {f"val_ap_50_{n}": row["val_ap_50"].get(n) for n in self.class_names}
-            flat = ((value if isinstance(value, dict) else {name: value}) for name, value in row.items())
-            rows.append({name: value for part in flat for name, value in part.items() if name != "error"})
+            epochs, best = run.history.epochs, run.history.best
+            rows.append(
+                {
+                    "run": run.name,
+                    "state": run.state,
+                    **{name: value_text(run.settings.get(name)) for name in self.columns},
+                    "epochs": len(epochs),
+                    "best_epoch": run.history.best_epoch,
+                    "val_map_50": best and best.map_50,
+                    "trained": run.trained,
+                    "val_map": run.metrics.get("val", {}).get("map"),
+                    **{f"val_ap_50_{name}": run.val_ap_50.get(name) for name in self.class_names},
+                    "seconds": sum(one.seconds for one in epochs) if epochs else None,
+                    "images_per_second": statistics.median(o.images_per_second for o in epochs)
+                    if epochs
+                    else None,
+                }
+            )
         stream = io.StringIO()
         writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
         writer.writeheader()
@@ -368,24 +329,15 @@ def value_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-# -------------------------------------------------------------------------------------------------- page
-
-
 def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write comparison.html, .json and .csv into `folder` and return the page's path."""
-    folder = Path(folder)
-    files.write_json(folder / "comparison.json", comparison.to_dict())
-    files.write_text(folder / "comparison.csv", comparison.to_csv())
-    files.write_text(folder / "comparison.html", render_comparison(comparison, folder))
-    return folder / "comparison.html"
+    """Write comparison.html and .csv into `folder` and return the page's path.
 
-
-def render_comparison(comparison: Comparison, folder: str | Path) -> str:
-    """The page as text, with links to the runs' reports relative to `folder`."""
-    runs, table = comparison.runs, comparison.to_table()
+    Links to the runs' reports are relative to `folder`.
+    """
+    path, runs, table = Path(folder) / "comparison.html", comparison.runs, comparison.to_table()
     shared = {k: v for k, v in runs[0].settings.items() if all(run.settings.get(k) == v for run in runs)}
     reports = {run.name: run.path / "report.html" for run in runs}
-    return pages.render(
+    page = pages.render(
         "runs/comparison.html",
         title=comparison.title,
         comparison=comparison,
@@ -396,9 +348,12 @@ def render_comparison(comparison: Comparison, folder: str | Path) -> str:
         table=table,
         means={row[0] for row in table.rows} - {run.name for run in runs},
         figure=_figure(comparison),
-        links={name: _relative(path, Path(folder)) for name, path in reports.items() if path.exists()},
+        links={name: _relative(report, path.parent) for name, report in reports.items() if report.exists()},
         shared=Table((), [(name, value_text(value)) for name, value in shared.items()]),
     )
+    files.write_text(path.with_suffix(".csv"), comparison.to_csv())
+    files.write_text(path, page)
+    return path
 
 
 def _relative(path: Path, folder: Path) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +32,14 @@ if TYPE_CHECKING:
 CONFIG_FORMAT = 1
 
 
+@dataclass(eq=False, repr=False)
 class RunFolder:
     """One run on disk, made or reopened by `RunFolder.open`."""
 
-    def __init__(self, path: Path, profile: Profile, source: DataSource, config: dict[str, Any]) -> None:
-        self.path = path
-        self.profile = profile
-        self.source = source
-        self.config = config
+    path: Path
+    profile: Profile
+    source: DataSource
+    config: dict[str, Any]
 
     @classmethod
     def open(
@@ -112,14 +113,9 @@ class RunFolder:
         return self.profile.seed
 
     @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints; it need not exist yet."""
-        return self.path / "checkpoints"
-
-    @property
     def best_checkpoint(self) -> Path:
         """The file of the weights with the best val mAP. Raises StageError that says how to get them."""
-        path = self.checkpoints / "best.safetensors"
+        path = self.path / "checkpoints/best.safetensors"
         if not path.is_file():
             raise StageError(
                 f"{path} is missing: the stage 04_train writes it. Run that notebook first with the same "

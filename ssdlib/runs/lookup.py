@@ -42,31 +42,25 @@ def run_folder(run: str, *, profile: str, data: str) -> Path:
     return paths.runs_folder() / name if bare else Path(name).expanduser().resolve()
 
 
-def newest_checkpoint() -> Path:
-    """The most recently written `runs/*/checkpoints/best.safetensors`. Raises StageError if there is none."""
-    folder = paths.runs_folder()
-    found = list(folder.glob("*/checkpoints/best.safetensors"))
-    if not found:
-        raise StageError(
-            f"no trained weights under {folder}. Train some with `python -m ssdlib run --profile quick`, "
-            "or name a file with --weights."
-        )
-    return max(found, key=lambda path: path.stat().st_mtime)
-
-
 def find_weights(asked: str | Path | None = None) -> Path:
     """The path of the checkpoint that `--weights` names.
 
     None or "shipped" is the one that comes with the project; "newest" the best one of the newest run; else
     a file, a run's folder or a run's name under `runs/`, whose best one is meant. Raises CheckpointError
-    that lists these if there is nothing of the kind.
+    that lists these if there is nothing of the kind, StageError if no run has any weights.
     """
     from ssdlib.detector.model_file import shipped_weights
 
     if asked is None or str(asked) == "shipped":
         return shipped_weights()
     if str(asked) == "newest":
-        return newest_checkpoint()
+        found = list(paths.runs_folder().glob("*/checkpoints/best.safetensors"))
+        if not found:
+            raise StageError(
+                f"no trained weights under {paths.runs_folder()}. Train some with `python -m ssdlib run "
+                "--profile quick`, or name a file with --weights."
+            )
+        return max(found, key=lambda path: path.stat().st_mtime)
     path = Path(asked).expanduser()
     if path.is_file():
         return path

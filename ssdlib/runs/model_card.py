@@ -13,27 +13,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.files import sha256_of, write_text
-from ssdlib.common.tables import Table
 from ssdlib.evaluation.tables import results_text
 
 if TYPE_CHECKING:
     from ssdlib.data.source import DataSource
-    from ssdlib.detector.model import SSD300
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
 _TRAINING_UNKNOWN = "The file does not say by which command, on what machine and how long."
-
-
-class Measured(NamedTuple):
-    """What to measure on: the data, what `--data` calls it, and its splits."""
-
-    source: DataSource
-    word: str
-    splits: tuple[str, ...]
 
 
 def ship_weights(checkpoint: Path, training: str = "") -> Path:
@@ -56,7 +46,7 @@ def ship_weights(checkpoint: Path, training: str = "") -> Path:
 
 def write_card(
     weights: Path,
-    sources: Sequence[Measured],
+    sources: Sequence[tuple[DataSource, str, Sequence[str]]],
     *,
     training: str = "",
     device: str = "auto",
@@ -65,8 +55,9 @@ def write_card(
 ) -> Path:
     """Measure the weights, write their card beside them and return its path.
 
-    `training` stands in for what the file's metadata say of how it was trained. Raises CheckpointError for a
-    bad file or one of other classes than the data's, DataError for bad data.
+    `sources` are the data to measure on, what `--data` calls them, and their splits; `training` stands in for
+    what the file's metadata say of how it was trained. Raises CheckpointError for a bad file or one of other
+    classes than the data's, DataError for bad data.
     """
     from ssdlib.detector.model_file import SHIPPED, load_model, read_metadata
     from ssdlib.evaluation.evaluate import evaluate_split
@@ -85,13 +76,29 @@ def write_card(
             commands.append(
                 f"python -m ssdlib evaluate{named} --data {word} --split {split} --precision {precision}"
             )
+    config = model.config
+    unknown = defaultdict(lambda: "–")
+    recipe = about.get("recipe") or {}
     text = _TEMPLATE.read_text(encoding="utf-8").format(
         name=weights.stem,
-        classes=", ".join(model.config.class_names),
-        network=_table(_network_facts(weights, model)),
+        classes=", ".join(config.class_names),
+        config=config,
+        norm="with BatchNorm" if config.batch_norm else "without BatchNorm",
+        first=model.backbone.to_conv4_3.conv1_1,
+        last=model.backbone.to_conv7.conv7,
+        parameters=sum(p.numel() for p in model.parameters()),
+        mean=_numbers(config.mean),
+        std=_numbers(config.std),
+        scales=_numbers(config.priors.scales),
+        file=weights.name,
+        megabytes=weights.stat().st_size / 1e6,
+        sha256=sha256_of(weights),
         data="\n".join(f"- {_data_line(source)}" for source, _, _ in sources),
         training=training.strip() or str(about.get("training", _TRAINING_UNKNOWN)).strip(),
-        recipe=_table(_recipe_facts(about)),
+        recipe=unknown | recipe,
+        augment=_augment(recipe.get("augment") or {}),
+        about=unknown | about,
+        fingerprint=(about.get("data") or {}).get("fingerprint") or "–",
         precision=predictor.precision,
         samples=report["intervals"]["samples"],
         results="\n\n".join(results),
@@ -101,46 +108,10 @@ def write_card(
     return weights.with_suffix(".md")
 
 
-def _network_facts(weights: Path, model: SSD300) -> dict[str, Any]:
-    config = model.config
-    norm = "with BatchNorm" if config.batch_norm else "without BatchNorm"
-    first, last = model.backbone.to_conv4_3.conv1_1, model.backbone.to_conv7.conv7
-    return {
-        "network": f"SSD300 on VGG16 {norm}, {config.width:g} of the paper's channels "
-        f"({first.out_channels} in conv1_1, {last.out_channels} in conv7)",
-        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
-        "input": "RGB of any size, resized to 300 x 300; "
-        f"mean {_numbers(config.mean)}, deviation {_numbers(config.std)} taken off inside",
-        "priors": f"{config.priors.count}, scales {_numbers(config.priors.scales)}",
-        "classes": ", ".join(config.class_names),
-        "file": f"{weights.name}, fp16 tensors alone (safetensors), {weights.stat().st_size / 1e6:.1f} MB",
-        "SHA-256": f"`{sha256_of(weights)}`",
-    }
-
-
-def _recipe_facts(about: Mapping[str, Any]) -> dict[str, Any]:
-    """How the checkpoint was trained, from its metadata; a dash for what they lack."""
-    known = defaultdict(lambda: "–", about.get("recipe") or {})
-    augment = (about.get("recipe") or {}).get("augment") or {}
+def _augment(settings: Mapping[str, Any]) -> str:
     switches = {True: "on", False: "off"}
-    return {
-        "recipe": known["name"],
-        "initial weights": known["initial_weights"],
-        "optimizer": f"{known['optimizer']} rate {known['learning_rate']} decay {known['weight_decay']}",
-        "schedule": f"{known['schedule']}, {known['warmup_steps']} steps of warm-up",
-        "epochs": f"{known['epochs']} of batch {known['batch_size']}; "
-        f"these weights are of epoch {about.get('epoch', '–')}",
-        "synthetic smears": f"{known['smears']} among the images of every epoch",
-        "moving average": known["ema_decay"],
-        "augmentation": ", ".join(
-            f"{name} {switches[value] if isinstance(value, bool) else value}"
-            for name, value in augment.items()
-        )
-        or "–",
-        "seed": about.get("seed", "–"),
-        "precision": about.get("precision", "–"),
-        "training data": f"fingerprint `{(about.get('data') or {}).get('fingerprint') or '–'}`",
-    }
+    said = (f"{k} {switches[v] if isinstance(v, bool) else v}" for k, v in settings.items())
+    return ", ".join(said) or "–"
 
 
 def _data_line(source: DataSource) -> str:
@@ -152,10 +123,6 @@ def _data_line(source: DataSource) -> str:
 
 def _name_of(source: DataSource) -> str:
     return {"bccd": "BCCD", "smears": "Synthetic smears"}.get(source.kind, source.folder.name)
-
-
-def _table(facts: Mapping[str, Any]) -> str:
-    return Table(["", ""], [[name, str(value)] for name, value in facts.items()]).to_markdown()
 
 
 def _numbers(values: Sequence[float]) -> str:

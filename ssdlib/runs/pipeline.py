@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ssdlib.common import files, paths
 from ssdlib.common.errors import StageError
 from ssdlib.runs.folder import RunFolder, read_stages
@@ -73,33 +75,31 @@ def run_chain(
     data: str = "auto",
     run_dir: str | Path = "",
     *,
-    from_stage: str | None = None,
-    to_stage: str | None = None,
-    only: str | None = None,
+    stages: Sequence[Path] | None = None,
     overrides: Mapping[str, Any] | None = None,
     force: bool = False,
     progress: bool = True,
 ) -> RunFolder:
-    """Run the notebooks (or some of them) into `run_dir`, write its report.html and return the run.
+    """Run the notebooks, or only `stages`, into `run_dir`, write its report.html and return the run.
 
     Raises StageError that names the notebook, the cell and the error when a cell fails, and ConfigError when
     `run_dir` was made with other settings. The report is written in every case, Ctrl-C included.
     """
-    stages = find_stages()
-    chosen = select_stages(stages, from_stage=from_stage, to_stage=to_stage, only=only)
+    known = find_stages()
+    chosen = known if stages is None else stages
     _check_parameters(chosen)
     run = RunFolder.open(
         run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
     )
     given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
-    record = StageRecord(run.path, [stage.stem for stage in stages])
+    record = StageRecord(run.path, [stage.stem for stage in known])
     try:
-        with _Bars(len(chosen), enabled=progress) as bars, _kernel_environment():
+        with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
             for stage in chosen:
-                bars.begin(stage.stem)
+                bar.set_description(stage.stem)
                 with record.running(stage.stem):
-                    _execute(stage, run.path / "notebooks" / stage.name, given, bars)
-                bars.finish()
+                    _execute(stage, run.path / "notebooks" / stage.name, given, progress)
+                bar.update(1)
     except KeyboardInterrupt as stop:
         raise ChainInterrupted(
             f"stopped in {stage.name}; what was done is in {run.path}\nGo on with: python -m ssdlib run "
@@ -149,13 +149,13 @@ def _data_parameter(run: RunFolder, request: str) -> str:
     return str(Path(request).resolve()) if Path(request).is_dir() else request
 
 
-def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Bars) -> None:
+def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress: bool) -> None:
     """Run one notebook; what was executed is saved even where it fails. Raises StageError."""
     import papermill
     from nbclient.exceptions import DeadKernelError
 
     output.parent.mkdir(parents=True, exist_ok=True)
-    log = output.parent / "kernel.log"
+    log, last_line = output.parent / "kernel.log", _LastLine(enabled=progress)
     try:
         papermill.execute_notebook(
             _unformatted(stage),
@@ -163,10 +163,10 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             parameters=dict(parameters),
             kernel_name="python3",
             cwd=str(stage.parent),
-            progress_bar=bars.cells(),
-            stderr_file=bars,
+            progress_bar={"position": 1, "leave": False, **_bar_options()} if progress else False,
+            stderr_file=last_line,
             autosave_cell_every=10,
-            kernel_manager_class=_logging_kernel_manager(log),
+            kernel_manager_class=_kernel_manager(log),
         )
     except papermill.PapermillExecutionError as error:
         value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
@@ -184,18 +184,20 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], bars: _Ba
             f"{stage.name} could not be run and saved as {output}: {error.strerror or error}. Free some "
             f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
         ) from error
+    finally:
+        last_line.close()
 
 
-def _logging_kernel_manager(log: Path) -> type:
+def _kernel_manager(log: Path) -> type:
     """A kernel manager whose kernels write to a file what would else appear between the progress bars."""
     from jupyter_client.manager import AsyncKernelManager
 
-    class LoggingKernelManager(AsyncKernelManager):
+    class ChainKernelManager(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:
             with log.open("ab") as stream:
-                await super().start_kernel(**{**options, "stderr": stream})
+                await super().start_kernel(**options | {"env": _kernel_environment(), "stderr": stream})
 
-    return LoggingKernelManager
+    return ChainKernelManager
 
 
 def _unformatted(path: Path) -> str:
@@ -212,28 +214,17 @@ def _running_cell(output: Path) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def _kernel_environment() -> Iterator[None]:
-    """Set environment variables for the kernels, and put them back afterwards; the user's own values win."""
+def _kernel_environment() -> dict[str, str]:
+    """The environment of the kernels; the user's own values win."""
     package_parent = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH"))))
-    wanted = {
+    return {
         # As many threads as the container may use, not as many as the machine has.
-        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(usable_cores())),
-        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(usable_cores()),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH")))),
         # The debugger warns about frozen modules in every single notebook otherwise.
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -282,56 +273,29 @@ class StageRecord:
             self._write()
 
 
-class _Bars:
-    """Three progress lines on the terminal: notebooks, cells (papermill's own), and the kernel's last output.
+def _bar_options() -> dict[str, Any]:
+    """What all progress bars have in common. A log file gets a line now and then, not ten a second."""
+    return {"mininterval": 0.1 if sys.stderr.isatty() else 30.0, "dynamic_ncols": True}
 
-    It is also the stream that papermill copies the kernel's stderr to, so that the progress bar of a
-    training cell appears live on the third line.
+
+class _LastLine:
+    """The stream that papermill copies the kernel's stderr to, shown as one line below the other bars.
+
+    So the progress bar of a training cell appears live on the terminal.
     """
 
-    def __init__(self, stages: int, *, enabled: bool) -> None:
-        from tqdm import tqdm
-
-        self._enabled = enabled
-        # A log file gets a line now and then, not ten a second.
-        self._pace = 0.1 if sys.stderr.isatty() else 30.0
-        options = {
-            "file": sys.stderr,
-            "disable": not enabled,
-            "mininterval": self._pace,
-            "dynamic_ncols": True,
-        }
-        self._stages = tqdm(total=stages, unit="notebook", position=0, **options)
-        live = enabled and sys.stderr.isatty()
-        self._word = tqdm(
-            total=0, bar_format="    {desc}", position=2, leave=False, **{**options, "disable": not live}
-        )
-
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._word.close()
-        self._stages.close()
-
-    def begin(self, name: str) -> None:
-        self._stages.set_description(name)
-
-    def finish(self) -> None:
-        self._word.set_description_str("")
-        self._stages.update(1)
-
-    def cells(self) -> bool | dict[str, Any]:
-        """What papermill takes as `progress_bar`."""
-        if not self._enabled:
-            return False
-        return {"position": 1, "leave": False, "mininterval": self._pace, "dynamic_ncols": True}
+    def __init__(self, *, enabled: bool) -> None:
+        shown = enabled and sys.stderr.isatty()
+        self._line = tqdm(total=0, bar_format="    {desc}", position=2, leave=False, disable=not shown)
 
     def write(self, text: str) -> None:
         lines = [line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
         latest = next((line for line in reversed(lines) if line), None)
         if latest:
-            self._word.set_description_str(latest, refresh=True)
+            self._line.set_description_str(latest, refresh=True)
 
     def flush(self) -> None:
         """Do nothing, since nothing is buffered; papermill calls it as of any stream."""
+
+    def close(self) -> None:
+        self._line.close()

@@ -33,46 +33,42 @@ if TYPE_CHECKING:
 
     from ssdlib.runs.folder import RunFolder
 
-ANALYSIS = "analysis"
-"""The section of metrics.json that `ssdlib.evaluation.analysis` makes."""
-
 
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` of the run and return its path; stages not run yet are listed as such."""
     path = run.path / "report.html"
-    files.write_text(path, render_report(run))
-    return path
-
-
-def render_report(run: RunFolder) -> str:
-    """The whole page as text."""
     metrics = run.metrics()
-    sections = result_sections(metrics)
+    sections, analysis = result_sections(metrics), metrics.get("analysis")
     notebooks = [notebook_section(path) for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
     environment = run.path / "environment.json"
-    figures = (run.path / "figures").glob("*.png")
-    others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", ANALYSIS)}
-    return pages.render(
+    others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "analysis")}
+    saved = [(name, size) for name, size in run.saved_files() if name != "report.html"]
+    images = [(name, size) for name, size in saved if Path(name).suffix.lower() in pages.IMAGE_TYPES]
+    page = pages.render(
         "runs/report.html",
         title=run.name,
         profile=run.profile.name,
         data=data_name(metrics["data"]),
-        created=_minute(run.config.get("created")),
+        created=run.config.get("created", ""),
         notice=metrics["data"].get("notice"),
         tiles=_tiles(sections),
-        figures={path.name: path.read_bytes() for path in figures},
-        results=[_result(name, section) for name, section in sections.items()],
-        measurements={_words(name).capitalize(): _facts({name: v}) for name, v in others.items()},
-        analysis=_analysis(metrics.get(ANALYSIS)),
-        stages=_stages(run, {notebook.id for notebook in notebooks}),
+        figures={path.name: path.read_bytes() for path in (run.path / "figures").glob("*.png")},
+        results={name: _result(section) for name, section in sections.items()},
+        measurements={name: _facts({name: values}) for name, values in others.items()},
+        analysis=analysis
+        and {
+            "errors": error_table(analysis["errors"]),
+            "counting": counting_table(analysis["counting"]),
+            "calibration": calibration_table(analysis["calibration"]),
+        },
+        stages=read_stages(run.path),
         environment=_facts(files.read_json(environment) if environment.exists() else {}),
         settings=json.dumps(run.config, indent=2, ensure_ascii=False),
-        saved_files=_saved_files(run),
+        saved_files={"Figures": images, "Files": [one for one in saved if one not in images]},
         notebooks=notebooks,
     )
-
-
-# ---------------------------------------------------------------------------------------------- summary
+    files.write_text(path, page)
+    return path
 
 
 def _tiles(sections: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -85,47 +81,15 @@ def _tiles(sections: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
     return [(name, number(value)) for name, value in figures.items()]
 
 
-def _result(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
+def _result(section: Mapping[str, Any]) -> dict[str, Any]:
     """One split's results: its table, that of all intervals, and the figures that are in neither."""
     intervals = section.get("intervals") or {}
     facts = {k: v for k, v in section.items() if not isinstance(v, dict | list)}
     return {
-        "name": _words(name),
         "table": result_table(section),
         "facts": " · ".join(f"{key} {_value(value)}" for key, value in facts.items()),
         "intervals": interval_table(intervals) if "classes" in intervals else None,
     }
-
-
-def _analysis(section: Mapping[str, Any] | None) -> dict[str, Table] | None:
-    """The tables of the errors, the counts and the calibration on the test split."""
-    return section and {
-        "errors": error_table(section["errors"]),
-        "counting": counting_table(section["counting"]),
-        "calibration": calibration_table(section["calibration"]),
-    }
-
-
-def _stages(run: RunFolder, shown: set[str]) -> list[dict[str, Any]]:
-    """The stages as the page lists them: `id` is that of the stage's notebook, where it is on the page."""
-    return [
-        {
-            "name": stage["name"],
-            "state": stage["state"],
-            "seconds": stage.get("seconds", 0),
-            "started": _minute(stage.get("started")),
-            "error": stage.get("error", ""),
-            "id": _slug(stage["name"]) if _slug(stage["name"]) in shown else "",
-        }
-        for stage in read_stages(run.path)
-    ]
-
-
-def _saved_files(run: RunFolder) -> dict[str, list[tuple[str, int]]]:
-    """Names and sizes of the run's files, in two groups: figures and all others."""
-    saved = [(name, size) for name, size in run.saved_files() if name != "report.html"]
-    figures = [(name, size) for name, size in saved if Path(name).suffix.lower() in pages.IMAGE_TYPES]
-    return {"Figures": figures, "Files": [one for one in saved if one not in figures]}
 
 
 def _facts(values: Mapping[str, Any]) -> Table:
@@ -141,23 +105,12 @@ def _value(value: Any) -> str:
     return "n/a" if value is None else str(value)
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _minute(stamp: str | None) -> str:
-    """An ISO time as people write it, to the minute."""
-    return (stamp or "")[:16].replace("T", " ")
-
-
-# -------------------------------------------------------------------------------------------- notebooks
-
-
 @dataclass(frozen=True)
 class NotebookSection:
     """One notebook in the page."""
 
-    id: str
+    name: str
+    """The name of its file without the ending."""
     title: str
     headings: dict[str, str] = field(default_factory=dict)
     """{id: text} of the headings that the contents list."""
@@ -165,6 +118,10 @@ class NotebookSection:
     """HTML."""
     error: str = ""
     """Why there is no body."""
+
+    @property
+    def id(self) -> str:
+        return _slug(self.name)
 
 
 def notebook_section(path: Path) -> NotebookSection:
@@ -175,14 +132,14 @@ def notebook_section(path: Path) -> NotebookSection:
     try:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:
-        return NotebookSection(_slug(path.stem), path.stem, error=str(error))
+        return NotebookSection(path.stem, path.stem, error=str(error))
     _drop_progress_bars(notebook)
     resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
     converted, _ = _exporter().from_notebook_node(notebook, resources=resources)
     page = BeautifulSoup(converted, "html.parser")
     _keep_offline(page)
     title, headings = _number_headings(page, path.stem)
-    return NotebookSection(_slug(path.stem), title, headings, str(page))
+    return NotebookSection(path.stem, title, headings, str(page))
 
 
 @cache
@@ -246,14 +203,12 @@ def _exporter() -> HTMLExporter:
 def _drop_progress_bars(notebook: NotebookNode) -> None:
     """Remove progress bars from stderr, and streams without text, in place."""
     for cell in notebook.cells:
-        streams = [output for output in cell.get("outputs", ()) if output.output_type == "stream"]
-        for output in streams:
-            if output.name == "stderr":
+        for output in cell.get("outputs", ()):
+            if output.get("name") == "stderr":
                 lines = output.text.splitlines(keepends=True)
                 output.text = "".join(line for line in lines if not _PROGRESS_BAR.search(line))
-        empty = [output for output in streams if not output.text.strip()]
-        if empty:
-            cell.outputs = [output for output in cell.outputs if output not in empty]
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
 
 
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d\d:\d\d")
@@ -271,8 +226,6 @@ def _keep_offline(page: BeautifulSoup) -> None:
             element.replace_with(element.get("alt", ""))
     for link in page.find_all("a", href=re.compile(r"^(\./)?\d\d_\w+\.ipynb(#.*)?$")):
         link["href"] = f"#{_slug(Path(link['href'].partition('#')[0]).stem)}"
-    for table in page.select(".text table"):
-        table.wrap(page.new_tag("div", attrs={"class": "scroll"}))
 
 
 def _number_headings(page: BeautifulSoup, name: str) -> tuple[str, dict[str, str]]:

@@ -1,7 +1,7 @@
 """Sweeps: the chain once for every combination of some settings' values, and a page that compares the runs.
 
     runs/SWEEP/sweep.json         what was asked
-               comparison.html    the runs and groups side by side, the best named; also .json and .csv
+               comparison.html    the runs and groups side by side, the best named; also .csv
                seed=0,lr=0.001/   a run folder like any other for each combination
 
 What is done stays done: the same command again goes on where it stopped.
@@ -15,11 +15,11 @@ import itertools
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, SsdError
@@ -36,21 +36,15 @@ from ssdlib.runs.comparison import (
 )
 from ssdlib.runs.folder import RunFolder, read_stages
 from ssdlib.runs.overrides import apply_overrides, parse_value
-from ssdlib.runs.pipeline import ChainInterrupted, find_stages, run_chain, select_stages
+from ssdlib.runs.pipeline import ChainInterrupted, run_chain
+
+if TYPE_CHECKING:
+    from ssdlib.data.source import DataSource
 
 ALIASES = {"lr": "recipe.learning_rate"}
 FORMAT = 1
 _VALUE_LENGTH = 24
 _NAME_LENGTH = 120
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One setting and the values that it is to take."""
-
-    name: str
-    """The setting's dotted name, as `apply_overrides` takes it."""
-    values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +64,8 @@ class Sweep:
     folder: Path
     profile: str
     data: str
-    axes: tuple[Axis, ...]
+    axes: dict[str, tuple[Any, ...]]
+    """The values that each setting, by its dotted name, is to take."""
     combinations: list[Combination]
     settings: dict[str, Any] = field(default_factory=dict)
     """What is the same for all runs but differs from the profile."""
@@ -79,8 +74,8 @@ class Sweep:
 # ---------------------------------------------------------------------------------------------- planning
 
 
-def parse_axis(text: str, profile: Profile) -> Axis:
-    """An Axis from NAME=VALUE,VALUE,... for settings of `profile`.
+def parse_axis(text: str, profile: Profile) -> tuple[str, tuple[Any, ...]]:
+    """The dotted name of a setting of `profile` and its values, from NAME=VALUE,VALUE,...
 
     NAME is a setting's dotted name, the end of one (`epochs`, `model.width`) if no other ends so, or `lr`.
     VALUEs are JSON, so commas inside brackets and quotes do not part them; what is not JSON is text. The
@@ -103,7 +98,7 @@ def parse_axis(text: str, profile: Profile) -> Axis:
             values.append(value)
     except ConfigError as error:
         raise ConfigError(f"--sweep {text}: {error}") from error
-    return Axis(name, tuple(values))
+    return name, tuple(values)
 
 
 def setting_names(profile: Profile) -> list[str]:
@@ -160,7 +155,7 @@ def plan_sweep(
         raise ConfigError(f"{folder} is a single run: choose another name for the sweep with --run")
     base = apply_overrides(find_profile(profile), overrides)
     parsed = [parse_axis(text, base) for text in axes]
-    names = [axis.name for axis in parsed]
+    names = [name for name, _ in parsed]
     for name in names:
         if names.count(name) > 1:
             raise ConfigError(f"{name} is swept twice: give all its values in one --sweep")
@@ -169,25 +164,20 @@ def plan_sweep(
     # Always in this order, whatever the order on the command line, so that folder names stay the same. The
     # seed comes first, so that each setting is tried once before any is tried again.
     order = setting_names(base)
-    parsed.sort(key=lambda axis: (axis.name != SEED, order.index(axis.name)))
-    return Sweep(folder, profile, data, tuple(parsed), _combine(profile, overrides, parsed), overrides)
-
-
-def _combine(profile: str, overrides: Mapping[str, Any], axes: Sequence[Axis]) -> list[Combination]:
-    """Every combination of the axes' values."""
-    labels = [short_name(axis.name) for axis in axes]
+    swept = dict(sorted(parsed, key=lambda axis: (axis[0] != SEED, order.index(axis[0]))))
+    labels = [short_name(name) for name in swept]
     if len(set(labels)) < len(labels):
-        labels = [axis.name for axis in axes]
-    found = []
-    for values in itertools.product(*(axis.values for axis in axes)):
-        merged = {**overrides, **{axis.name: value for axis, value in zip(axes, values, strict=True)}}
+        labels = list(swept)
+    combinations = []
+    for values in itertools.product(*swept.values()):
+        merged = overrides | dict(zip(swept, values, strict=True))
         name = folder_name(dict(zip(labels, values, strict=True)))
         try:
             resolved = apply_overrides(find_profile(profile), merged)
         except ConfigError as error:
             raise ConfigError(f"the combination {name} cannot be: {error}") from error
-        found.append(Combination(name, merged, resolved))
-    return found
+        combinations.append(Combination(name, merged, resolved))
+    return Sweep(folder, profile, data, swept, combinations, overrides)
 
 
 def folder_name(values: Mapping[str, Any]) -> str:
@@ -214,156 +204,124 @@ def _checksum(text: str) -> str:
 
 def run_sweep(
     sweep: Sweep,
+    stages: Sequence[Path],
     *,
-    from_stage: str | None = None,
-    to_stage: str | None = None,
-    only: str | None = None,
     force: bool = False,
     progress: bool = True,
     chain: Callable[..., Any] = run_chain,
 ) -> Comparison:
-    """Run what is not done yet, one combination after the other, and write the page after each.
+    """Run the stages not done yet, one combination after the other, and write the page after each.
 
     A combination that fails is noted and does not stop the others: see the states in the result. Raises
     ChainInterrupted after Ctrl-C, and ConfigError, before anything runs, for a combination whose folder was
     made with other settings or data (unless `force`).
     """
-    chosen = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
-    work = _Work(sweep, [stage.stem for stage in chosen], force=force, progress=progress, chain=chain)
-    work.write_request()
-    comparison = work.compare()
+    from ssdlib.data.source import resolve
+
+    source = resolve(sweep.data, progress=progress)
+    # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
+    data = source.kind if sweep.data == "auto" else sweep.data
+    changed = {c.name for c in sweep.combinations if not _same_settings(sweep, c, data, force)}
+    _write_request(sweep, stages, source)
+    errors: dict[str, str] = {}
+    comparison = _compare(sweep, stages, source, errors)
     for place, combination in enumerate(sweep.combinations, 1):
-        first = work.first_stage(combination)
-        what = "done before" if first is None else f"from {first}"
+        folder = sweep.folder / combination.name
+        left = stages if combination.name in changed else _stages_left(folder, stages)
+        what = f"from {left[0].stem}" if left else "done before"
         print(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
-        if first is None:
+        if not left:
             continue
         try:
-            work.run(combination, first)
+            chain(
+                sweep.profile,
+                data,
+                folder,
+                stages=left,
+                overrides=combination.overrides,
+                force=force,
+                progress=progress,
+            )
         except (ChainInterrupted, KeyboardInterrupt) as stop:
             raise ChainInterrupted(
                 f"the sweep was stopped in {combination.name}; what was done is kept. The same command with "
                 f"--run {sweep.folder} goes on.\nSo far: {sweep.folder / 'comparison.html'}"
             ) from stop
-        finally:
-            comparison = work.compare()
-    return comparison
-
-
-class _Work:
-    """A sweep that is being run."""
-
-    def __init__(
-        self, sweep: Sweep, stages: Sequence[str], *, force: bool, progress: bool, chain: Callable[..., Any]
-    ) -> None:
-        from ssdlib.data.source import resolve
-
-        self.sweep, self.stages, self.force = sweep, list(stages), force
-        self.progress, self.chain = progress, chain
-        self.errors: dict[str, str] = {}
-        source = resolve(sweep.data, progress=progress)
-        # All runs get what "auto" turned out to be, even if the network comes or goes meanwhile.
-        self.data = source.kind if sweep.data == "auto" else sweep.data
-        self.described = source.describe()
-        self.changed = {c.name for c in sweep.combinations if not self._same_settings(c)}
-
-    def _same_settings(self, combination: Combination) -> bool:
-        """Whether the folder of a combination, if there is one, was made with its settings and this data.
-
-        Raises ConfigError if not, unless forced.
-        """
-        folder = self.sweep.folder / combination.name
-        if not (folder / "config.json").exists():
-            return True
-        try:
-            RunFolder.open(
-                folder,
-                profile=self.sweep.profile,
-                data=self.data,
-                overrides=combination.overrides,
-                progress=False,
-            )
-        except ConfigError:
-            if not self.force:
-                raise
-            return False
-        return True
-
-    def write_request(self) -> None:
-        """Write sweep.json, for people and for other programs; the sweep itself does not read it."""
-        path = self.sweep.folder / "sweep.json"
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
-        created = files.read_json(path).get("created", now) if path.exists() else now
-        request = {
-            "format": FORMAT,
-            "created": created,
-            "changed": now,
-            "profile": self.sweep.profile,
-            "data": {"request": self.sweep.data, **self.described},
-            "sweep": {axis.name: list(axis.values) for axis in self.sweep.axes},
-            "set": self.sweep.settings,
-            "stages": self.stages,
-            "runs": [combination.name for combination in self.sweep.combinations],
-        }
-        files.write_json(path, request)
-
-    def first_stage(self, combination: Combination) -> str | None:
-        """The first stage of a combination that is not done yet; None if all are."""
-        if combination.name in self.changed:
-            return self.stages[0]
-        states = {e["name"]: e["state"] for e in read_stages(self.sweep.folder / combination.name)}
-        return next((stage for stage in self.stages if states.get(stage) != "done"), None)
-
-    def run(self, combination: Combination, first: str) -> None:
-        """Run the chain for one combination. A failure is printed and kept; Ctrl-C is raised."""
-        try:
-            self.chain(
-                self.sweep.profile,
-                self.data,
-                self.sweep.folder / combination.name,
-                from_stage=first,
-                to_stage=self.stages[-1],
-                overrides=combination.overrides,
-                force=self.force,
-                progress=self.progress,
-            )
-        except ChainInterrupted:
-            raise
         except Exception as error:
-            self.errors[combination.name] = str(error) or type(error).__name__
+            errors[combination.name] = str(error) or type(error).__name__
             if not isinstance(error, SsdError):
                 traceback.print_exc()  # a fault of ours
             print(f"{combination.name} failed: {error}", file=sys.stderr)
-
-    def compare(self) -> Comparison:
-        """The comparison of all runs in the sweep's folder, earlier ones included; also written as a page."""
-        folder, combinations = self.sweep.folder, self.sweep.combinations
-        begun = {path.parent.name for path in folder.glob("*/config.json")}
-        asked = [self._summary(c, begun=c.name in begun) for c in combinations]
-        others = sorted(begun - {c.name for c in combinations})
-        comparison = compare_runs(
-            [*asked, *(read_run(folder / name, self.stages) for name in others)],
-            title=folder.name,
-            always=_compared(self.sweep.axes),
-        )
-        write_comparison(comparison, folder)
-        return comparison
-
-    def _summary(self, combination: Combination, *, begun: bool) -> RunSummary:
-        """What is known of a combination, which may not have a folder yet."""
-        folder = self.sweep.folder / combination.name
-        settings = flatten(combination.profile.to_dict())
-        planned = RunSummary(combination.name, folder, settings, "not run", data=self.described)
-        run = read_run(folder, self.stages) if begun else planned
-        error = self.errors.get(combination.name)
-        # A failure before the first stage, such as of the data, is in no file of the run.
-        return replace(run, state="failed", error=error) if error and run.state != "failed" else run
+        finally:
+            comparison = _compare(sweep, stages, source, errors)
+    return comparison
 
 
-def _compared(axes: Iterable[Axis]) -> list[str]:
-    """The settings that the comparison shows even where all runs agree; groups of settings are too long."""
-    return [
-        "recipe.name" if axis.name == "recipe" else axis.name
-        for axis in axes
-        if not any(isinstance(value, Mapping) for value in axis.values)
+def _stages_left(folder: Path, stages: Sequence[Path]) -> list[Path]:
+    """The stages from the first that is not done yet."""
+    states = {entry["name"]: entry["state"] for entry in read_stages(folder)}
+    return list(itertools.dropwhile(lambda stage: states.get(stage.stem) == "done", stages))
+
+
+def _same_settings(sweep: Sweep, combination: Combination, data: str, force: bool) -> bool:
+    """Whether the folder of a combination, if there is one, was made with its settings and this data.
+
+    Raises ConfigError if not, unless forced.
+    """
+    folder, overrides = sweep.folder / combination.name, combination.overrides
+    if not (folder / "config.json").exists():
+        return True
+    try:
+        RunFolder.open(folder, profile=sweep.profile, data=data, overrides=overrides, progress=False)
+    except ConfigError:
+        if not force:
+            raise
+        return False
+    return True
+
+
+def _write_request(sweep: Sweep, stages: Sequence[Path], source: DataSource) -> None:
+    """Write sweep.json, for people and for other programs; the sweep itself does not read it."""
+    path = sweep.folder / "sweep.json"
+    now = datetime.now().astimezone().isoformat(timespec="seconds")
+    request = {
+        "format": FORMAT,
+        "created": files.read_json(path).get("created", now) if path.exists() else now,
+        "changed": now,
+        "profile": sweep.profile,
+        "data": {"request": sweep.data, **source.describe()},
+        "sweep": sweep.axes,
+        "set": sweep.settings,
+        "stages": [stage.stem for stage in stages],
+        "runs": [combination.name for combination in sweep.combinations],
+    }
+    files.write_json(path, request)
+
+
+def _compare(
+    sweep: Sweep, stages: Sequence[Path], source: DataSource, errors: Mapping[str, str]
+) -> Comparison:
+    """The comparison of all runs in the sweep's folder, earlier ones included; also written as a page.
+
+    `errors` are failures by combination: one before the first stage, such as of the data, is in no file.
+    """
+    names = [stage.stem for stage in stages]
+    folders = sorted(path.parent for path in sweep.folder.glob("*/config.json"))
+    runs = {folder.name: read_run(folder, names) for folder in folders}
+    asked = []
+    for c in sweep.combinations:
+        settings = flatten(c.profile.to_dict())
+        planned = RunSummary(c.name, sweep.folder / c.name, settings, "not run", data=source.describe())
+        run = runs.pop(c.name, planned)
+        if c.name in errors and run.state != "failed":
+            run = replace(run, state="failed", error=errors[c.name])
+        asked.append(run)
+    # The compared settings are shown even where all runs agree in them; groups of settings are too long.
+    compared = [
+        "recipe.name" if name == "recipe" else name
+        for name, values in sweep.axes.items()
+        if not any(isinstance(value, Mapping) for value in values)
     ]
+    comparison = compare_runs([*asked, *runs.values()], title=sweep.folder.name, always=compared)
+    write_comparison(comparison, sweep.folder)
+    return comparison

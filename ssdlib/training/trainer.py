@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -314,7 +315,7 @@ class Trainer:
             predictor = Predictor(self.weights, device=self.device, precision=self.precision)
             progress = self.progress and self._is_main
             measured, _ = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
-            metrics = measured.to_dict()
+            metrics = asdict(measured)
         record = EpochRecord(
             self.epoch,
             *(total / self.batches for total in self.watch.sums),

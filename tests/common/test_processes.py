@@ -102,7 +102,7 @@ def evaluate_shares(root):
         data = train.subset(count)
         metrics, detections = evaluate_model(predictor, data)
         shared, found = evaluate_model(predictor, data, shared=True)
-        assert shared.to_dict() == metrics.to_dict()
+        assert shared == metrics
         assert [d.to_dict() for d in found] == [d.to_dict() for d in detections] and len(found) == count
     assert sum(map(len, detections)) > 0
     rank = distributed.get_rank()

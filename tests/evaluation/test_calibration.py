@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -149,4 +150,4 @@ def test_nothing_to_fit(case):
     report = calibration_report(case, case, NAMES)
     assert report.temperature is None and report.after is None
     assert report.before.per_class["RBC"].ece is None
-    json.dumps(report.to_dict(), allow_nan=False)
+    json.dumps(asdict(report), allow_nan=False)

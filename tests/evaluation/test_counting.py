@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_from_nothing_on(true, counts, defined, values):
         assert getattr(rbc, name).value == pytest.approx(value)
     absent = report.per_class["WBC"]
     assert absent.accuracy == absent.r2 == UNDEFINED and absent.true == absent.counted == 0
-    text = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    text = json.loads(json.dumps(asdict(report), allow_nan=False))
     assert text["images"] == len(true) and list(text["per_class"]) == list(NAMES)
 
 

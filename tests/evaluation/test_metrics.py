@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def numbers(values) -> list:
 )
 def test_degenerate_sets_are_defined(detections, targets, means):
     result = evaluate_detections(detections, targets, NAMES)
-    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    values = json.loads(json.dumps(asdict(result), allow_nan=False))
     assert values["images"] == len(targets)
     assert numbers(values) == [None if mean is None else pytest.approx(mean) for mean in means]
     assert set(values["per_class"]) == set(NAMES)
@@ -128,7 +129,7 @@ def test_an_image_of_weight_two_counts_as_two(seed):
     for row in (0, 63, 64, 129):
         listed = np.repeat(np.arange(len(targets)), weights[row])
         again = [detections[i] for i in listed], [targets[i] for i in listed]
-        metrics = evaluate_detections(*again, NAMES, score_threshold=thresholds).to_dict()
+        metrics = asdict(evaluate_detections(*again, NAMES, score_threshold=thresholds))
         for name, values in figures.items():
             if name in metrics:
                 assert values[row] == nearly(metrics[name]), name

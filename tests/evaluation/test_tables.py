@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_how_an_interval_is_written(interval, text):
 
 def test_results_and_intervals():
     detections, targets = [found((900, 2, 0.9))] * 2, [truth((0, 1))] * 2
-    values = evaluate_detections(detections, targets, NAMES).to_dict()
+    values = asdict(evaluate_detections(detections, targets, NAMES))
     plain = result_table(values)
     assert plain.header == [
         "class", "AP50", "AP", "VOC07 AP", "precision", "recall", "objects", "detections",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import matplotlib as mpl
 import numpy as np
@@ -116,7 +117,7 @@ def test_from_nothing_on(detections, targets, counts, map_50, gain_of_missed):
     for entry in errors.per_class.values():
         costs = [*entry.kinds.values(), entry.false_positives, entry.misses]
         assert all((one.delta_ap is None) == (entry.objects == 0) for one in costs)
-    values = json.loads(json.dumps(errors.to_dict(), allow_nan=False))
+    values = json.loads(json.dumps(asdict(errors), allow_nan=False))
     assert list(values["kinds"]) == list(KINDS) and values["images"] == len(targets)
     assert len(worst_errors(detections, targets, NAMES)) <= sum(counts)
 

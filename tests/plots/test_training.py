@@ -42,8 +42,6 @@ def test_runs_of_a_group_are_thin_lines_and_the_mean_of_those_that_went_furthest
     assert (mean.get_color(), lines["b"].get_color()) == LINE_COLORS[:2]
     assert len(ax.get_lines()) == 5 and "c" not in lines
     assert mean.get_zorder() > lines["b"].get_zorder()
-    losses = curves(plots.training_loss_curves(axes(), groups))
-    assert losses["b"] == ([1], [6.0])
     many = plots.epoch_curves(axes(), {str(k): [{1: 0.5}] for k in range(9)})
     assert [line.get_color() for line in many.get_lines()] == [*LINE_COLORS, MUTED]
 

@@ -11,7 +11,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import RunFolder
 from ssdlib.runs.pipeline import StageRecord
-from ssdlib.runs.report import notebook_section, render_report
+from ssdlib.runs.report import notebook_section, write_report
 
 PIXEL = base64.b64encode(
     bytes.fromhex(
@@ -79,9 +79,13 @@ def run(tmp_path_factory):
     return run
 
 
+def page_of(run) -> BeautifulSoup:
+    return BeautifulSoup(write_report(run).read_text(encoding="utf-8"), "html.parser")
+
+
 @pytest.fixture(scope="module")
 def page(run):
-    return BeautifulSoup(render_report(run), "html.parser")
+    return page_of(run)
 
 
 def test_nothing_is_loaded_from_elsewhere(page):
@@ -131,9 +135,9 @@ def test_summary_tells_data_stages_results_and_files(page):
 
 
 def test_the_figure_of_the_last_notebook_is_on_top(tmp_path, run):
-    assert not BeautifulSoup(render_report(run), "html.parser").select("main > figure")
+    assert not page_of(run).select("main > figure")
     run.save("figures/06_triptych.png", b"pixels")
-    picture = BeautifulSoup(render_report(run), "html.parser").select_one("main > figure img")
+    picture = page_of(run).select_one("main > figure img")
     assert picture["src"] == "data:image/png;base64,cGl4ZWxz"
 
 
@@ -147,11 +151,11 @@ def test_a_run_without_stages_still_has_a_report(tmp_path, run):
     empty = RunFolder.open(
         tmp_path / "empty", profile="smoke", data=run.config["data"]["request"], progress=False
     )
-    text = BeautifulSoup(render_report(empty), "html.parser").get_text()
+    text = page_of(empty).get_text()
     assert "No stage has run yet" in text
     (empty.path / "notebooks").mkdir()
     (empty.path / "notebooks/01_broken.ipynb").write_text("{")
-    page = BeautifulSoup(render_report(empty), "html.parser")
+    page = page_of(empty)
     assert page.select_one("section.notebook h2").get_text() == "01_broken"
     assert "JSON" in page.select_one("section.notebook .failure").get_text()
 
@@ -211,10 +215,10 @@ def test_errors_counts_and_calibration_stand_in_the_report(run):
 
     found = Detections([[0, 0, 9, 9], [50, 50, 60, 60]], [0.9, 0.8], [1, 1], (90, 90), ("WBC", "<b>"))
     judged = ([found], [{"boxes": [[0, 0, 9, 9]], "labels": [1]}])
-    before = BeautifulSoup(render_report(run), "html.parser").get_text()
+    before = page_of(run).get_text()
     run.update_metrics("analysis", analysis_section(judged, judged, ("WBC", "<b>"), samples=5))
     run.save("figures/05_errors.png", base64.b64decode(PIXEL))
-    page = BeautifulSoup(render_report(run), "html.parser")
+    page = page_of(run)
     assert "What it gets wrong" not in before
     titles = [title.get_text() for title in page.find_all("h3")]
     place = titles.index("What it gets wrong")

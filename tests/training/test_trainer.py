@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -52,9 +53,9 @@ def data(tmp_path_factory):
     return DetectionDataset(samples, TINY.class_names)
 
 
-class FakeMetrics(SimpleNamespace):
-    def to_dict(self):
-        return vars(self)
+@dataclass
+class FakeMetrics:
+    map_50: float | None
 
 
 @pytest.fixture
