@@ -98,7 +98,7 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
         if image.image_id in labeled:
             findings += _label_findings(source, image)
     split_of = {image_id: split for split in PARTS for image_id in splits[split]}
-    findings += _split_findings(splits, split_of)
+    findings += _split_findings(splits)
     findings += _copies(pictures, split_of, progress)
     if source.kind == "bccd":
         remedy = "Download BCCD anew to compare results."
@@ -134,7 +134,7 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
         yield Finding(kind, "warning", image.image_id, message, "Delete one of the two.")
 
 
-def _split_findings(splits: dict[str, list[str]], split_of: dict[str, str]) -> Iterator[Finding]:
+def _split_findings(splits: dict[str, list[str]]) -> Iterator[Finding]:
     for split in PARTS:
         if not splits[split]:
             yield Finding("empty_split", "error", "", f"split {split} is empty.", "List some images in it.")

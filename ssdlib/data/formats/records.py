@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -151,11 +151,6 @@ class LabeledFolder:
     def report(self, kind: str, severity: str, message: str, remedy: str = "") -> None:
         """Add a finding that concerns the whole folder."""
         self.findings.append(Finding(kind, severity, "", message, remedy))
-
-
-Reader = Callable[[Path], LabeledFolder | None]
-"""Reads a folder, or returns None if it is of another kind. Raises DataError for a folder of its kind that is
-damaged as a whole; what is wrong with single images goes to their findings."""
 
 
 def repair_box(corners: Corners, width: int, height: int) -> tuple[Corners | None, list[tuple[str, str]]]:
