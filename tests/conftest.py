@@ -36,7 +36,7 @@ def no_data(monkeypatch, tmp_path) -> Path:
     monkeypatch.delenv("BCCD_ROOT", raising=False)
     monkeypatch.setenv("SSDLIB_OFFLINE", "1")
     monkeypatch.setattr(paths, "data_folders", lambda: [tmp_path / "data"])
-    monkeypatch.setattr(bccd, "_said", set())
+    bccd._say_once.cache_clear()
     monkeypatch.setattr(bccd, "_failures", {})
     monkeypatch.chdir(tmp_path)
     return tmp_path

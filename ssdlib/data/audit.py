@@ -18,7 +18,7 @@ from ssdlib.data import download, duplicates
 from ssdlib.data.duplicates import Picture, find_pairs, read_pictures
 from ssdlib.data.formats.records import Finding, LabeledImage
 from ssdlib.data.source import DataSource
-from ssdlib.data.splits import SPLITS
+from ssdlib.data.splits import PARTS, SPLITS
 
 DUPLICATE_BOX_IOU = 0.9
 """Two boxes of one image that overlap this much mark one cell twice."""
@@ -97,8 +97,8 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
             findings.append(Finding("in_no_split", "info", image.image_id, "no split lists it.", remedy))
         if image.image_id in labeled:
             findings += _label_findings(source, image)
-    split_of = {image_id: split for split in ("train", "val", "test") for image_id in splits[split]}
-    findings += _split_findings(splits, split_of)
+    split_of = {image_id: split for split in PARTS for image_id in splits[split]}
+    findings += _split_findings(splits)
     findings += _copies(pictures, split_of, progress)
     if source.kind == "bccd":
         remedy = "Download BCCD anew to compare results."
@@ -134,11 +134,11 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
         yield Finding(kind, "warning", image.image_id, message, "Delete one of the two.")
 
 
-def _split_findings(splits: dict[str, list[str]], split_of: dict[str, str]) -> Iterator[Finding]:
-    for split in ("train", "val", "test"):
+def _split_findings(splits: dict[str, list[str]]) -> Iterator[Finding]:
+    for split in PARTS:
         if not splits[split]:
             yield Finding("empty_split", "error", "", f"split {split} is empty.", "List some images in it.")
-    for a, b in itertools.combinations(("train", "val", "test"), 2):
+    for a, b in itertools.combinations(PARTS, 2):
         for image_id in sorted(set(splits[a]) & set(splits[b])):
             message = f"it is in {a} and in {b}: what is trained on must not be judged on."
             yield Finding("split_overlap", "warning", image_id, message, f"Take it out of {a}.")

@@ -7,6 +7,8 @@ with a gray lower half. Both decode JPEG with libjpeg-turbo, bit for bit alike.
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -34,20 +36,18 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises DataError, naming the file, if it is missing, truncated, not an image or above `MAX_PIXELS`.
     """
     path = Path(path)
-    return decode_image(_read(path), path)
+    with _file_named_in_errors(path):
+        return decode_image(path.read_bytes(), path)
 
 
 def decode_image(content: bytes, path: Path) -> np.ndarray:
     """`read_image` for a file that is in memory already; `path` is what errors call it."""
-    try:
-        with _open(content, path) as image:
-            image.load()
-            deep = _is_deep(image, content)
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                ImageOps.exif_transpose(image, in_place=True)
-            return _read_deep(content, path) if deep else _to_rgb(image, path)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise _damaged(path, error) from error
+    with _file_named_in_errors(path), _open(content, path) as image:
+        image.load()
+        deep = _is_deep(image, content)
+        if image.getexif().get(_ORIENTATION, 1) != 1:
+            ImageOps.exif_transpose(image, in_place=True)
+        return _read_deep(content, path) if deep else _to_rgb(image, path)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -63,13 +63,23 @@ def is_turned(path: str | Path) -> bool:
 
 def _header(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height as stored, and the EXIF orientation."""
+    with _file_named_in_errors(path), path.open("rb") as stream, _open(stream, path) as image:
+        return image.size, image.getexif().get(_ORIENTATION, 1)
+
+
+@contextmanager
+def _file_named_in_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of reading and decoding into a DataError that names the file."""
     try:
-        with path.open("rb") as stream, _open(stream, path) as image:
-            return image.size, image.getexif().get(_ORIENTATION, 1)
+        yield
     except FileNotFoundError as error:
-        raise _missing(path) from error
+        raise DataError(f"there is no image {path}. Check the path, or restore the file.") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise _damaged(path, error) from error
+        if getattr(error, "strerror", None):  # the operating system's, not the decoder's
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        raise DataError(
+            f"{path} is truncated or damaged ({error}). Copy it again from its source, or remove it."
+        ) from error
 
 
 def encode_image(rgb: np.ndarray, suffix: str = ".jpg", *, quality: int = 95) -> bytes:
@@ -92,15 +102,6 @@ def write_image(path: str | Path, rgb: np.ndarray, *, quality: int = 95) -> None
 def list_images(folder: str | Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name."""
     return sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise _missing(path) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _open(source: bytes | io.BufferedReader, path: Path) -> Image.Image:
@@ -148,13 +149,3 @@ def _read_deep(content: bytes, path: Path) -> np.ndarray:
         )
     used = max(8, (int(pixels.max()).bit_length() + 1) // 2 * 2)  # cameras have 8, 10, 12, 14 or 16 bits
     return (pixels[..., ::-1] >> (used - 8)).astype(np.uint8)
-
-
-def _missing(path: Path) -> DataError:
-    return DataError(f"there is no image {path}. Check the path, or restore the file.")
-
-
-def _damaged(path: Path, error: Exception) -> DataError:
-    return DataError(
-        f"{path} is truncated or damaged ({error}). Copy it again from its source, or remove it."
-    )

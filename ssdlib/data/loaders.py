@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import available_cores
 
 Target = dict[str, Any]
@@ -69,15 +70,14 @@ class EpochBatches(Sampler):
         *,
         shuffle: bool,
         seed: int,
-        epoch: int = 0,
         drop_last: bool = False,
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        if batch_size < processes:
-            raise ValueError(f"a batch of {batch_size} cannot be shared by {processes} processes")
+        if (smallest := min(batch_size, length)) < processes > 1:
+            raise ConfigError(f"a batch of {smallest} images cannot be shared by {processes} processes")
         self.length, self.batch_size, self.shuffle, self.seed = length, batch_size, shuffle, seed
-        self.epoch, self.start = epoch, 0
+        self.epoch, self.start = 0, 0
         # Fewer images than one batch make one small batch rather than none.
         self.drop_last = drop_last and length >= batch_size
         self.process, self.processes = process, processes
@@ -124,32 +124,14 @@ def choose_workers(workers: int | str = "auto") -> int:
 
 
 def make_loader(
-    dataset: Dataset,
-    batch_size: int,
-    *,
-    shuffle: bool,
-    seed: int,
-    epoch: int = 0,
-    workers: int | str = "auto",
-    drop_last: bool = False,
-    process: int = 0,
-    processes: int = 1,
+    dataset: Dataset, batch_size: int, *, seed: int, workers: int | str = "auto", **order: Any
 ) -> DataLoader:
     """A loader of (images uint8 (N, 3, size, size), list of N targets) over a dataset with a transform.
 
     The same arguments give the same batches, bit for bit, for any number of workers. `set_epoch` moves on.
-    With several `processes`, each gets its share of every batch of `batch_size`.
+    `order` is what `EpochBatches` takes: shuffle, and for some uses drop_last, process and processes.
     """
-    batches = EpochBatches(
-        len(dataset),
-        batch_size,
-        shuffle=shuffle,
-        seed=seed,
-        epoch=epoch,
-        drop_last=drop_last,
-        process=process,
-        processes=processes,
-    )
+    batches = EpochBatches(len(dataset), batch_size, seed=seed, **order)
     count = choose_workers(workers)
     return DataLoader(
         SeededDataset(dataset, seed),

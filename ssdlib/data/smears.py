@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,12 +21,14 @@ from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.files import new_folder, read_json, write_json
-from ssdlib.data.formats.voc import voc_bytes
+from ssdlib.data.formats.voc import write_splits, write_voc
 from ssdlib.data.images import encode_image
+from ssdlib.data.splits import PARTS
 
 SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels or boxes
 WIDTH, HEIGHT = 640, 480
 MARKER = "smears.json"
+PREFIX = "SmearImage_"
 _DATABASE = "Synthetic smears, not real blood"
 FOURTH_CLASS = "Echinocyte"
 """A burr cell: a red cell with short, even spicules all round and hardly a pale center. Only drawn on demand,
@@ -41,6 +44,7 @@ _ANGLES = 256
 _THETA = np.arange(_ANGLES, dtype=np.float32) * np.float32(2 * np.pi / _ANGLES)
 _COS, _SIN = np.cos(_THETA), np.sin(_THETA)
 _STRETCH = 1.015  # cells in BCCD are about 3 % wider than tall
+_PROPOSALS = 60
 
 # Red, green and blue absorbance of one unit of each dye. The camera's white balance lets the violet dyes
 # come out bluer than the background, hence the negative figures.
@@ -69,33 +73,22 @@ class _Cell:
     kind: str = ""
 
     @property
-    def extent(self) -> tuple[float, float, float, float]:
+    def extent(self) -> np.ndarray:
         """Uncropped xyxy."""
         across, down = self.radii * _COS, self.radii * _SIN
-        return (
-            self.x + float(across.min()),
-            self.y + float(down.min()),
-            self.x + float(across.max()),
-            self.y + float(down.max()),
-        )
+        edges = np.array([across.min(), down.min(), across.max(), down.max()], np.float64)
+        return edges + np.array([self.x, self.y, self.x, self.y])
 
     @property
-    def box(self) -> tuple[float, float, float, float]:
+    def box(self) -> np.ndarray:
         """The extent cut to the image, in whole pixels; like BCCD's annotation tool, never below 1."""
-        left, top, right, bottom = self.extent
-        return (
-            float(max(1, round(left))),
-            float(max(1, round(top))),
-            float(min(WIDTH, round(right))),
-            float(min(HEIGHT, round(bottom))),
-        )
+        return np.clip(np.rint(self.extent), 1, 2 * (WIDTH, HEIGHT))
 
     @property
     def visible(self) -> float:
         """The smaller of the visible shares of width and height, 0 to 1."""
-        left, top, right, bottom = self.extent
-        x1, y1, x2, y2 = self.box
-        return min((x2 - x1) / (right - left), (y2 - y1) / (bottom - top))
+        extent, box = self.extent, self.box
+        return float(((box[2:] - box[:2]) / (extent[2:] - extent[:2])).min())
 
     def distance(self, x: float, y: float) -> float:
         """Distance of a point from the edge in pixels, positive outside, along the ray from the center."""
@@ -161,44 +154,24 @@ def _choose_look(rng: np.random.Generator) -> _Look:
 def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
     """White cells first, then red ones around them, then platelets in the gaps."""
     white: list[_Cell] = []
-    for _ in range(rng.choice(3, p=[0.016, 0.945, 0.039])):
-        _try_to_place(rng, white, _new_white, lambda cell: not _crowded(cell, white, -10))
-
     red: list[_Cell] = []
+    platelets: list[_Cell] = []
+    # Each is the first proposal that fits; in a field too full for it the cell is left out, label and all.
+    for _ in range(rng.choice(3, p=[0.016, 0.945, 0.039])):
+        proposals = (_new_white(rng) for _ in range(_PROPOSALS))
+        white += islice((cell for cell in proposals if not _crowded(cell, white, -10)), 1)
     wanted = 0 if rng.random() < 0.025 else round(float(np.clip(rng.normal(11.9, 4.0), 3, 27)))
     for _ in range(wanted):
         beside = red if red and rng.random() < look.crowding else None
-        _try_to_place(
-            rng,
-            red,
-            lambda rng, beside=beside: _new_red(rng, beside),
-            lambda cell: cell.visible > 0.74 and not _crowded(cell, white, -16) and not _piled(cell, red),
-        )
-
-    platelets: list[_Cell] = []
+        proposals = (_new_red(rng, beside) for _ in range(_PROPOSALS))
+        apart = (cell for cell in proposals if cell.visible > 0.74 and not _crowded(cell, white, -16))
+        red += islice((cell for cell in apart if not _piled(cell, red)), 1)
     for _ in range(rng.choice(7, p=[0.448, 0.264, 0.189, 0.058, 0.033, 0.005, 0.003])):
-        others = white if rng.random() < 0.10 else white + red
-        _try_to_place(
-            rng,
-            platelets,
-            _new_platelet,
-            lambda cell, others=others: cell.visible > 0.75 and not _crowded(cell, others + platelets, 0),
-        )
+        others = platelets + (white if rng.random() < 0.10 else white + red)
+        proposals = (_new_platelet(rng) for _ in range(_PROPOSALS))
+        fitting = (cell for cell in proposals if cell.visible > 0.75 and not _crowded(cell, others, 0))
+        platelets += islice(fitting, 1)
     return white + red + platelets
-
-
-def _try_to_place(
-    rng: np.random.Generator,
-    placed: list[_Cell],
-    propose: Callable[[np.random.Generator], _Cell],
-    fits: Callable[[_Cell], bool],
-) -> None:
-    """Add a proposed cell that fits. In a field too full for it the cell is left out, label and all."""
-    for _ in range(60):
-        cell = propose(rng)
-        if fits(cell):
-            placed.append(cell)
-            return
 
 
 def _crowded(cell: _Cell, others: list[_Cell], gap: float) -> bool:
@@ -230,18 +203,18 @@ def _outline(
     return (radii * (1 + (_STRETCH - 1 / _STRETCH) / 2 * np.cos(2 * _THETA))).astype(np.float32)
 
 
-_WHITE_KINDS = {  # mean diameter, its spread, aspect's spread, roughness, share
-    "neutrophil": (208, 24, 0.15, 0.024, 0.52),
-    "eosinophil": (180, 26, 0.13, 0.018, 0.22),
-    "lymphocyte": (138, 20, 0.13, 0.024, 0.17),
-    "monocyte": (210, 28, 0.18, 0.050, 0.09),
+_WHITE_KINDS = {  # share; mean diameter, its spread, aspect's spread, roughness
+    "neutrophil": (0.52, (208, 24, 0.15, 0.024)),
+    "eosinophil": (0.22, (180, 26, 0.13, 0.018)),
+    "lymphocyte": (0.17, (138, 20, 0.13, 0.024)),
+    "monocyte": (0.09, (210, 28, 0.18, 0.050)),
 }
 
 
 def _new_white(rng: np.random.Generator) -> _Cell:
-    shares = [figures[-1] for figures in _WHITE_KINDS.values()]
+    shares = [share for share, _ in _WHITE_KINDS.values()]
     kind = list(_WHITE_KINDS)[rng.choice(len(shares), p=shares)]
-    mean, spread, aspect, roughness, _ = _WHITE_KINDS[kind]
+    _, (mean, spread, aspect, roughness) = _WHITE_KINDS[kind]
     diameter = float(np.clip(rng.normal(mean, spread), 100, 270))
     radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, aspect)))), roughness)
     x = float(np.clip(rng.normal(300, 118), 40, WIDTH - 40))
@@ -338,17 +311,17 @@ def _window(cell: _Cell, margin: float) -> _Window:
 def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndarray:
     """The dye map (240, 320, 4) float32 that the cells give."""
     dye = np.zeros((_ROWS, _COLUMNS, 4), np.float32)
-    for cell in cells:
-        if cell.label in (RBC, ECHINOCYTE):
-            _add_red(rng, look, dye, cell)
+
+    def add(labels: tuple[int, ...], draw: Callable[..., None]) -> None:
+        for cell in cells:
+            if cell.label in labels:
+                draw(rng, look, dye, cell)
+
+    add((RBC, ECHINOCYTE), _add_red)
     # Stacked cells press each other flat: twice the cells is less than twice the dye.
     dye /= 1 + 0.75 * dye
-    for cell in cells:
-        if cell.label == WBC:
-            _add_white(rng, look, dye, cell)
-    for cell in cells:
-        if cell.label == PLATELETS:
-            _add_platelet(rng, look, dye, cell)
+    add((WBC,), _add_white)
+    add((PLATELETS,), _add_platelet)
     return dye
 
 
@@ -481,11 +454,7 @@ def _add_platelet(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: 
 @cache
 def _field() -> tuple[np.ndarray, np.ndarray]:
     """Places across and down the half-size image, each (240, 320) float32 in -1..1."""
-    return tuple(
-        np.meshgrid(
-            np.linspace(-1, 1, _COLUMNS, dtype=np.float32), np.linspace(-1, 1, _ROWS, dtype=np.float32)
-        )
-    )
+    return tuple(np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in (_COLUMNS, _ROWS))))
 
 
 @cache
@@ -550,11 +519,10 @@ def write_dataset(
     fourth_class: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Write smears to the folder `root` in BCCD's layout and return it.
+    """The folder `root`, to which smears were written in BCCD's layout (Pascal VOC).
 
-    `Annotations/*.xml` (Pascal VOC), `JPEGImages/*.jpg`, `ImageSets/Main/{train,val,test,trainval}.txt`, and
-    `smears.json`, which says what the folder holds. An interrupted run leaves nothing behind. Where `root`
-    already holds exactly this data set, nothing is written. `fourth_class` as for `draw_smear`. Raises
+    `smears.json` beside them says what the folder holds. An interrupted run leaves nothing behind. Where
+    `root` already holds exactly this data set, nothing is written. `fourth_class` as for `draw_smear`. Raises
     ConfigError for negative numbers, DataError if `root` holds something else or is incomplete, SsdError if
     the disk refuses.
     """
@@ -583,7 +551,7 @@ def _already_there(root: Path, contents: dict) -> bool:
             f"{root} holds other smears ({found}) than asked for ({contents}): "
             "choose another folder, or delete this one to have it written again."
         )
-    images = contents["train"] + contents["val"] + contents["test"]
+    images = sum(contents[split] for split in PARTS)
     for folder, pattern in (("JPEGImages", "*.jpg"), ("Annotations", "*.xml")):
         count = sum(1 for _ in (root / folder).glob(pattern))
         if count != images:
@@ -595,14 +563,11 @@ def _already_there(root: Path, contents: dict) -> bool:
 
 
 def _fill(folder: Path, contents: dict, progress: bool) -> None:
-    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
-    splits: dict[str, list[str]] = {}
-    total = 0
-    for split in ("train", "val", "test"):
-        splits[split] = [f"SmearImage_{total + i:05d}" for i in range(contents[split])]
-        total += contents[split]
-    names = [name for ids in splits.values() for name in ids]
+    for part in ("Annotations", "JPEGImages"):
+        (folder / part).mkdir()
+    names = [f"{PREFIX}{k:05d}" for k in range(sum(contents[split] for split in PARTS))]
+    rest = iter(names)
+    splits = {split: list(islice(rest, contents[split])) for split in PARTS}
     options = {"fourth_class": True} if "fourth_class" in contents else {}
     for index, name in enumerate(tqdm(names, desc="drawing smears", unit="image", disable=not progress)):
         state = np.random.SeedSequence([contents["seed"], index]).generate_state(2, np.uint64)
@@ -610,11 +575,13 @@ def _fill(folder: Path, contents: dict, progress: bool) -> None:
         quality = 73 + int(state[1] % 6)
         image = encode_image(smear.image, quality=quality)
         (folder / "JPEGImages" / f"{name}.jpg").write_bytes(image)
-        names_here = [NAMES[label] for label in smear.labels]
-        content = voc_bytes(f"{name}.jpg", WIDTH, HEIGHT, smear.boxes, names_here, database=_DATABASE)
-        (folder / "Annotations" / f"{name}.xml").write_bytes(content)
-    splits["trainval"] = sorted(splits["train"] + splits["val"])
-    for split, ids in splits.items():
-        path = folder / "ImageSets" / "Main" / f"{split}.txt"
-        path.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+        write_voc(
+            folder / "Annotations" / f"{name}.xml",
+            width=WIDTH,
+            height=HEIGHT,
+            boxes=smear.boxes,
+            names=[NAMES[label] for label in smear.labels],
+            database=_DATABASE,
+        )
+    write_splits(folder, {**splits, "trainval": sorted(splits["train"] + splits["val"])})
     write_json(folder / MARKER, contents)  # last: a folder without it is not whole

@@ -99,7 +99,7 @@ class DataSource:
     ) -> DetectionDataset:
         """The images of a split (the first `limit` of them) with their ground truth; pixels are read later.
 
-        Raises DataError, naming the file and the remedy, for a missing or damaged file or an unknown class.
+        Raises DataError for a missing or damaged file or an unknown class.
         """
         images = [self.labels.by_id[image_id] for image_id in self.split_ids(split)[:limit]]
         samples = [self._sample(image) for image in images]
@@ -204,7 +204,7 @@ def extra_smears(count: int, *, progress: bool = True) -> DetectionDataset:
 
     root = paths.data_folder() / "cache" / f"extra-smears-{smears.SMEARS_VERSION}-{count}"
     smears.write_dataset(root, train=count, val=0, test=0, seed=EXTRA_SMEARS_SEED, progress=progress)
-    return DataSource("smears", voc.read_voc_folder(root), BCCD_CLASSES, synthetic=True).dataset("train")
+    return open_folder(root).dataset("train")
 
 
 def _bccd(progress: bool, may_download: bool) -> DataSource:
@@ -247,7 +247,7 @@ def _smears(progress: bool, reason: str) -> DataSource:
     root = paths.data_folder() / "cache" / f"smears-{smears.SMEARS_VERSION}"
     smears.write_dataset(root, progress=progress)
     _say_once(f"{_SMEAR_NOTICE}\n{reason}")
-    return DataSource("smears", voc.read_voc_folder(root), BCCD_CLASSES, synthetic=True, notice=_SMEAR_NOTICE)
+    return open_folder(root)
 
 
 @functools.lru_cache(maxsize=32)
@@ -261,14 +261,9 @@ def _fingerprint(root: Path, files: tuple[Path, ...], stamp: tuple[tuple[int, in
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-_said: set[str] = set()
-
-
+@functools.cache
 def _say_once(message: str) -> None:
     """Print a boxed notice on stderr, once in a process."""
-    if message in _said:
-        return
-    _said.add(message)
     lines = [piece for line in message.splitlines() for piece in textwrap.wrap(line, 92) or [""]]
     width = max(map(len, lines))
     bar = "!" * (width + 6)

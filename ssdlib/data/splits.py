@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-SPLITS = ("train", "val", "test", "trainval")
+PARTS = ("train", "val", "test")
+SPLITS = (*PARTS, "trainval")
 SHARES = {"train": 0.56, "val": 0.24, "test": 0.20}  # as BCCD's 205, 87 and 72
 SHARES_TEXT = " / ".join(f"{share:.0%} {split}" for split, share in SHARES.items())
 _SEED = 0

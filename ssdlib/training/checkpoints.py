@@ -82,7 +82,8 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path} is damaged or no training state ({_first_line(error)})") from error
+        first_line = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(f"{path} is damaged or no training state ({first_line})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training state of this version ({FORMAT})")
     if digest(content["state"]) != content["sha256"]:
@@ -124,7 +125,3 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
             f"cannot resume a run that was started differently: {'; '.join(differing)}. "
             "Use the settings it was started with, or start anew in another run folder."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

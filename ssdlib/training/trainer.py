@@ -7,7 +7,6 @@ was interrupted, at any step, and resumed ends in the same weights, bit for bit 
 from __future__ import annotations
 
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,8 +23,14 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from tqdm import tqdm
 
-from ssdlib.common.distributed import any_process, gather, is_lost_process, synchronize_batch_norm
-from ssdlib.common.errors import CheckpointError, ConfigError, DataError, TrainingError
+from ssdlib.common.distributed import (
+    any_process,
+    gather,
+    is_lost_process,
+    launched_as,
+    synchronize_batch_norm,
+)
+from ssdlib.common.errors import CheckpointError, DataError, TrainingError
 from ssdlib.common.files import write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.config import Recipe
@@ -58,9 +63,8 @@ def make_accelerator(device: torch.device) -> Accelerator:
     another one later. Mixed precision is `torch.autocast` in the loop, where it can be seen; Accelerate would
     put it into the `forward` of the caller's network and leave it there.
     """
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return Accelerator(
-        cpu=several and device.type == "cpu",  # gloo instead of NCCL
+        cpu=launched_as()[1] > 1 and device.type == "cpu",  # gloo instead of NCCL
         device_placement=False,
         mixed_precision="no",
         kwargs_handlers=[
@@ -131,10 +135,6 @@ class Trainer:
         self.accelerator = make_accelerator(device)
         processes = self.accelerator.num_processes
         self.device = device if processes == 1 else self.accelerator.device
-        smallest = min(recipe.batch_size, len(train_data))
-        if smallest < processes:
-            raise ConfigError(f"a batch of {smallest} images cannot be shared by {processes} processes")
-
         self.loader = make_loader(
             train_data.with_transform(train_transform(recipe.augment, IMAGE_SIZE)),
             recipe.batch_size,

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
+from ssdlib.common.errors import ConfigError
 from ssdlib.config import AugmentConfig
 from ssdlib.data.loaders import EpochBatches, choose_workers, collate, make_loader, seed_for, set_epoch
 from ssdlib.data.transforms import train_transform
@@ -79,7 +80,7 @@ def test_an_epoch_may_begin_in_the_middle():
 @pytest.mark.parametrize("drop_last", [False, True])
 def test_processes_share_the_same_global_batches(drop_last):
     def batches(**share):
-        return list(EpochBatches(11, 4, shuffle=True, seed=3, epoch=2, drop_last=drop_last, **share))
+        return list(EpochBatches(11, 4, shuffle=True, seed=3, drop_last=drop_last, **share))
 
     alone = batches()
     parts = [batches(process=k, processes=2) for k in range(2)]
@@ -87,7 +88,7 @@ def test_processes_share_the_same_global_batches(drop_last):
 
 
 def test_a_batch_too_small_to_share_is_refused():
-    with pytest.raises(ValueError, match="batch of 1 cannot be shared by 2"):
+    with pytest.raises(ConfigError, match="batch of 1 images cannot be shared by 2"):
         EpochBatches(4, 1, shuffle=False, seed=0, processes=2)
 
 

@@ -119,8 +119,8 @@ def own(smears_copy):
     return smears_copy
 
 
-def test_own_classes_are_discovered_and_images_divided(own, capfd, monkeypatch):
-    monkeypatch.setattr(bccd, "_said", set())
+def test_own_classes_are_discovered_and_images_divided(own, capfd):
+    bccd._say_once.cache_clear()
     source = bccd.resolve(own)
     assert (source.kind, source.class_names, source.synthetic) == ("voc", ("spore", "yeast"), False)
     assert "divided by a fixed seed" in source.notice

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from ssdlib.common.errors import DataError
-from ssdlib.data.formats.records import LabeledImage
-from ssdlib.data.formats.voc import MAX_XML_BYTES, read_voc, write_voc
+from ssdlib.data.formats.records import MAX_BYTES, LabeledImage
+from ssdlib.data.formats.voc import read_voc, write_voc
 from ssdlib.data.images import write_image
 
 
@@ -92,10 +92,10 @@ REST = "<xmax>3</xmax><ymax>4</ymax>"
         (EXTERNAL.encode("utf-16"), "DOCTYPE"),
         ('<!DOCTYPE annotation SYSTEM "http://example.com/x.dtd"><annotation/>', "DOCTYPE"),
         ("<annotation><filename>&undeclared;</filename></annotation>", "not well-formed"),
-        ("<annotation><filename>../../etc/passwd</filename></annotation>", "outside its own folder"),
-        ("<annotation><filename>/etc/passwd</filename></annotation>", "outside its own folder"),
-        ("<annotation><filename>..\\..\\boot.ini</filename></annotation>", "outside its own folder"),
-        ("<annotation><filename>C:\\boot.ini</filename></annotation>", "outside its own folder"),
+        ("<annotation><filename>../../etc/passwd</filename></annotation>", "outside the image folder"),
+        ("<annotation><filename>/etc/passwd</filename></annotation>", "outside the image folder"),
+        ("<annotation><filename>..\\..\\boot.ini</filename></annotation>", "outside the image folder"),
+        ("<annotation><filename>C:\\boot.ini</filename></annotation>", "outside the image folder"),
         ("<annotation><size><width>wide</width></size></annotation>", "size must be a number"),
         (OBJECT.format(name="", xmin=1, rest=REST), "object 1 has no <name>"),
         (OBJECT.format(name="RBC", xmin="left", rest=REST), "<xmin> must be a number"),
@@ -124,7 +124,7 @@ def test_missing_and_huge_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"no annotation .*none\.xml"):
         read(tmp_path / "none.xml")
     with (tmp_path / "huge.xml").open("wb") as file:
-        file.truncate(MAX_XML_BYTES + 1)  # sparse: takes no room
+        file.truncate(MAX_BYTES + 1)  # sparse: takes no room
     with pytest.raises(DataError, match=r"huge\.xml is larger"):
         read(tmp_path / "huge.xml")
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from ssdlib.data.formats.records import (
     LabeledFolder,
     LabeledImage,
     check_names,
+    inner_path,
     relative,
     rounded,
 )
@@ -90,18 +90,10 @@ def _split_of(file: Path, root: Path) -> tuple[str | None, str]:
     return None, ""
 
 
-def _finder(file: Path, root: Path, word: str) -> Callable[[str], Path]:
-    places = [file.parent, root, root / "images", root / "data", root / "JPEGImages"]
-    if word:
-        places += [folder / word for folder in (root, root / "images", root / "data")]
-
-    def find(name: str) -> Path:
-        # Some exports write the path on the machine they were made on.
-        names = (name, PurePosixPath(name).name)
-        trials = [place / one for one in names for place in places]
-        return next((trial for trial in trials if trial.is_file()), places[0] / name)
-
-    return find
+def _find(name: str, places: list[Path]) -> Path:
+    # Some exports write the path on the machine they were made on.
+    trials = [place / one for one in (name, PurePosixPath(name).name) for place in places]
+    return next((trial for trial in trials if trial.is_file()), trials[0])
 
 
 # --- one file --------------------------------------------------------------------------------------------
@@ -111,7 +103,9 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder) -> None:
     """Add the images and classes of one COCO file to the folder."""
     shown = relative(path, folder.root)
     split, word = _split_of(path, folder.root)
-    find = _finder(path, folder.root, word)
+    places = [path.parent, *(folder.root / name for name in ("", "images", "data", "JPEGImages"))]
+    if word:
+        places += [folder.root / name / word for name in ("", "images", "data")]
     entries, categories, annotations = (_entries(content, key, path) for key in _KEYS)
     categories = sorted(categories, key=lambda entry: (isinstance(entry["id"], str), entry["id"]))
     class_names = check_names([str(entry["name"]) for entry in categories], path)
@@ -121,7 +115,7 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder) -> None:
     for entry in entries:
         if entry["id"] in images:
             raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
-        image = LabeledImage(find(_safe_name(str(entry["file_name"]), path)), path, split=split)
+        image = LabeledImage(_find(inner_path(str(entry["file_name"]), path), places), path, split=split)
         if image.measure():
             _compare_size(image, entry, shown)
         images[entry["id"]] = image
@@ -175,24 +169,10 @@ def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
         raise DataError(f'{path} is not a COCO file: it has no list "{key}".')
     for number, entry in enumerate(entries):
         for needed in _KEYS[key]:
-            if not isinstance(entry, dict) or not isinstance(entry.get(needed), int | str):
+            value = entry.get(needed) if isinstance(entry, dict) else None
+            if not isinstance(value, int | str) or value == "":
                 raise DataError(f'{path}: entry {number} of "{key}" has no valid "{needed}".')
     return entries
-
-
-def _safe_name(name: str, json_path: Path) -> str:
-    windows = PureWindowsPath(name)
-    if (
-        not name
-        or PurePosixPath(name).is_absolute()
-        or windows.drive
-        or windows.root
-        or ".." in windows.parts
-    ):
-        raise DataError(
-            f"{json_path}: file_name {name!r} lies outside the image folder. Use a relative name."
-        )
-    return name.replace("\\", "/")
 
 
 def _corners(box: Any) -> Corners | None:

@@ -1,7 +1,4 @@
-"""The one way to read a folder of labeled images, whatever its layout: a list of readers, tried in turn.
-
-To support another layout, write a `Reader` that returns a `LabeledFolder` and add it to `READERS`.
-"""
+"""The one way to read a folder of labeled images, whatever its layout: a list of readers, tried in turn."""
 
 from __future__ import annotations
 
@@ -12,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from ssdlib.data.formats import coco, voc, yolo
-from ssdlib.data.formats.records import LabeledFolder, Reader, relative
+from ssdlib.data.formats.records import LabeledFolder, relative
 from ssdlib.data.splits import complete
 
-READERS: tuple[Reader, ...] = (yolo.read_yolo, coco.read_coco_folder, voc.read_beside)
-"""Of the layouts that may leave image ids and splits open. The first that knows the folder reads it."""
+READERS = (yolo.read_yolo, coco.read_coco_folder, voc.read_beside)
+"""Readers of the layouts that may leave image ids and splits open, tried in turn; add further ones here.
+
+Each returns None for a folder of another kind, and raises DataError for one of its kind that is damaged as a
+whole; what is wrong with single images goes to their findings."""
 
 
 def read_folder(path: Path) -> LabeledFolder | None:

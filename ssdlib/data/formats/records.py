@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,9 @@ Corners = tuple[float, float, float, float]
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLIT_WORDS |= {"dev": "val", "test": "test", "testing": "test"}
 """How folders and files call the splits."""
+
+MAX_BYTES = 20_000_000
+"""No file with labels as XML or text is larger; one that is, is something else."""
 
 _TOLERANCE = 0.05
 """Pixels. A box that reaches this little outside was rounded (fractions with six digits), not misplaced."""
@@ -150,11 +153,6 @@ class LabeledFolder:
         self.findings.append(Finding(kind, severity, "", message, remedy))
 
 
-Reader = Callable[[Path], LabeledFolder | None]
-"""Reads a folder, or returns None if it is of another kind. Raises DataError for a folder of its kind that is
-damaged as a whole; what is wrong with single images goes to their findings."""
-
-
 def repair_box(corners: Corners, width: int, height: int) -> tuple[Corners | None, list[tuple[str, str]]]:
     """The box in order and inside the image (None if nothing is left), and (kind, what) of each repair.
 
@@ -185,6 +183,27 @@ def rounded(corners: Sequence[float]) -> Corners:
 def relative(path: Path, root: Path) -> str:
     """The path as a user of the folder would say it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def inner_path(name: str, file: Path) -> str:
+    """The image name that a label file states, with forward slashes. Raises DataError if it leads outside."""
+    name = name.strip().replace("\\", "/")
+    windows = PureWindowsPath(name)
+    if windows.drive or windows.root or ".." in windows.parts:
+        raise DataError(
+            f"{file} names the image {name!r}, which lies outside the image folder. Use a relative name."
+        )
+    return name
+
+
+def read_limited(file: Path) -> bytes:
+    """The bytes of a label file. Raises DataError if it cannot be read or is larger than any label file."""
+    try:
+        if file.stat().st_size > MAX_BYTES:
+            raise DataError(f"{file} is larger than {MAX_BYTES // 10**6} MB: not what its name says.")
+        return file.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def check_names(names: list[str], file: Path) -> tuple[str, ...]:

@@ -6,22 +6,27 @@ XML from strangers is parsed without entities, DTDs or network, and a file that 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import write_bytes
-from ssdlib.data.formats.records import SPLIT_WORDS, Corners, LabeledFolder, LabeledImage
+from ssdlib.common.files import write_bytes, write_text
+from ssdlib.data.formats.records import (
+    SPLIT_WORDS,
+    Corners,
+    LabeledFolder,
+    LabeledImage,
+    inner_path,
+    read_limited,
+)
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images
 from ssdlib.data.splits import SHARES_TEXT, SPLITS, divide
 
 LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
-MAX_XML_BYTES = 20_000_000
-"""No annotation of one image is larger; a file that is, is something else."""
-
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -149,7 +154,7 @@ def read_voc(image: LabeledImage) -> None:
     folder.
     """
     tree = read_tree(image.label_file)
-    stated = image.path.parent / _safe_filename(tree.findtext("filename") or "", image.label_file)
+    stated = image.path.parent / inner_path(tree.findtext("filename") or "", image.label_file)
     if not image.path.is_file() and stated.suffix.lower() in IMAGE_SUFFIXES and stated.is_file():
         image.path = stated
     sides = (tree.findtext(f"size/{side}") or "0" for side in ("width", "height"))
@@ -173,16 +178,16 @@ def read_objects(path: str | Path) -> list[tuple[str, Corners]]:
     return _objects(read_tree(path), path)
 
 
-def voc_bytes(
+def voc_tree(
     filename: str,
+    *,
     width: int,
     height: int,
     boxes: np.ndarray,
     names: Sequence[str],
-    *,
     database: str = "Unknown",
-) -> bytes:
-    """The XML of one annotation, in the layout of BCCD's files. Boxes are (G, 4) xyxy pixels."""
+) -> etree._Element:
+    """The root element of a new annotation, in the layout of BCCD's files. Boxes are (G, 4) xyxy pixels."""
     root = etree.Element("annotation")
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", filename)
@@ -193,8 +198,7 @@ def voc_bytes(
     _add(root, "segmented", 0)
     for box, name in zip(np.asarray(boxes, np.float64).reshape(-1, 4), names, strict=True):
         add_object(root, name, box)
-    etree.indent(root, "\t")
-    return etree.tostring(root, encoding="utf-8") + b"\n"
+    return root
 
 
 def add_object(root: etree._Element, name: str, box: Sequence[float], pose: str = "Unspecified") -> None:
@@ -213,36 +217,32 @@ def set_box(corners: etree._Element, box: Sequence[float]) -> None:
         node.text = str(int(value) if value.is_integer() else round(value, 3))
 
 
-def write_voc(
-    path: str | Path,
-    *,
-    width: int,
-    height: int,
-    boxes: np.ndarray,
-    names: Sequence[str],
-    filename: str | None = None,
-    database: str = "Unknown",
-) -> None:
-    """Atomically write one annotation. `filename` is the image's; by default the same name ending in .jpg."""
-    path = Path(path)
-    image = filename or f"{path.stem}.jpg"
-    write_bytes(path, voc_bytes(image, width, height, boxes, names, database=database))
+def write_voc(path: str | Path, *, filename: str | None = None, **content: Any) -> None:
+    """Atomically write one annotation; `content` is what `voc_tree` takes.
+
+    `filename` is the image's; by default the same name ending in .jpg.
+    """
+    write_tree(path, voc_tree(filename or f"{Path(path).stem}.jpg", **content))
+
+
+def write_tree(path: str | Path, root: etree._Element) -> None:
+    """Atomically write the tree of an annotation, indented."""
+    etree.indent(root, "\t")
+    write_bytes(path, etree.tostring(root, encoding="utf-8") + b"\n")
+
+
+def write_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
+    """Write the image ids of each split to its list in ImageSets/Main of the folder `root`."""
+    for split, image_ids in splits.items():
+        lines = "".join(f"{image_id}\n" for image_id in image_ids)
+        write_text(root / "ImageSets" / "Main" / f"{split}.txt", lines)
 
 
 def read_tree(path: Path) -> etree._Element:
     """The root element of an annotation, safe to edit. Raises DataError as `read_voc` does."""
-    try:
-        if path.stat().st_size > MAX_XML_BYTES:
-            raise DataError(
-                f"{path} is larger than {MAX_XML_BYTES // 10**6} MB: not an annotation of one image."
-            )
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError(
-            f"there is no annotation {path}. Restore it, or take its name out of the split."
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if not path.exists():
+        raise DataError(f"there is no annotation {path}. Restore it, or take its name out of the split.")
+    content = read_limited(path)
     parser = etree.XMLParser(
         resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, remove_comments=True
     )
@@ -264,17 +264,6 @@ def read_tree(path: Path) -> etree._Element:
     if root.tag != "annotation":
         raise DataError(f"{path} is not a Pascal VOC annotation: its root is <{root.tag}>, not <annotation>.")
     return root
-
-
-def _safe_filename(filename: str, path: Path) -> str:
-    filename = filename.strip()
-    posix, windows = PurePosixPath(filename), PureWindowsPath(filename)
-    if posix.is_absolute() or windows.drive or windows.root or ".." in windows.parts:
-        raise DataError(
-            f"{path} names the image {filename!r}, outside its own folder. "
-            "Put the plain file name into <filename>."
-        )
-    return filename.replace("\\", "/")
 
 
 def _objects(tree: etree._Element, path: Path) -> list[tuple[str, Corners]]:

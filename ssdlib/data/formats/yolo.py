@@ -20,13 +20,13 @@ from ssdlib.data.formats.records import (
     LabeledFolder,
     LabeledImage,
     check_names,
+    read_limited,
     relative,
     rounded,
 )
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images
 
 LAYOUT = "data.yaml or classes.txt, images/ and labels/*.txt"
-MAX_BYTES = 20_000_000
 _NAMES_FILES = ("classes.txt", "obj.names")
 _REACH = 0.5
 """Fractions further outside the image than this are no fractions: they are pixels, or of another format."""
@@ -100,13 +100,9 @@ def _read_yaml(file: Path) -> Any:
 
 def _read_text(file: Path) -> str:
     try:
-        if file.stat().st_size > MAX_BYTES:
-            raise DataError(f"{file} is larger than {MAX_BYTES // 10**6} MB: not what its name says.")
-        return file.read_text(encoding="utf-8-sig")
+        return read_limited(file).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def _class_names(content: Any, file: Path) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import new_folder, write_bytes, write_json
+from ssdlib.common.files import new_folder, write_json
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.data.formats.voc import add_object, read_tree, set_box, voc_bytes
+from ssdlib.data.formats.voc import add_object, read_tree, set_box, voc_tree, write_tree
 from ssdlib.data.source import DataSource
 from ssdlib.data.writers import copy_as_voc
 from ssdlib.tools.label_errors.rank import ACTIONS, LabelIssue, grouped
@@ -37,7 +37,7 @@ def write_overlay(issues: Iterable[LabelIssue], dataset: DetectionDataset, folde
         tree = _annotation_tree(samples[image_id])
         for issue in members:
             add_object(tree, issue.proposed_class, issue.proposed_box, PROPOSED)
-        write_bytes(annotations / f"{image_id}.xml", _tree_bytes(tree))
+        write_tree(annotations / f"{image_id}.xml", tree)
     return len(proposals)
 
 
@@ -46,12 +46,8 @@ def _annotation_tree(sample: Sample) -> etree._Element:
     if sample.label_file.suffix == ".xml":
         return read_tree(sample.label_file)
     boxes, names = [label.written for label in sample.objects], [label.name for label in sample.objects]
-    return etree.fromstring(voc_bytes(sample.image_path.name, sample.width, sample.height, boxes, names))
-
-
-def _tree_bytes(tree: etree._Element) -> bytes:
-    etree.indent(tree, "\t")
-    return etree.tostring(tree, encoding="utf-8") + b"\n"
+    size = {"width": sample.width, "height": sample.height}
+    return voc_tree(sample.image_path.name, **size, boxes=boxes, names=names)
 
 
 def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) -> dict[str, int]:
@@ -72,7 +68,7 @@ def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) 
             file = folder / "Annotations" / f"{image_id}.xml"
             tree = read_tree(file)
             done.update(_correct(tree, issues))
-            write_bytes(file, _tree_bytes(tree))
+            write_tree(file, tree)
         changes = {action: done[action] for action in ACTIONS}
         listed = [issue.to_dict() for issue in accepted]
         about = {"of": source.describe(root=False), "changes": changes, "accepted": listed}
