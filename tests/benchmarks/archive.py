@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import psutil
 import typer
@@ -29,9 +29,6 @@ from ssdlib.data.images import list_images
 from ssdlib.data.smears import write_dataset
 from ssdlib.tools.cluster.parts import CELLS, IMAGES
 from tests.benchmarks.common import run, run_command, targets, targets_table, write_results
-
-if TYPE_CHECKING:
-    import pandas
 
 SIZES = (500, 1000, 2000)
 
@@ -91,31 +88,26 @@ def _by_size(rows: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
 def survive(archive: Archive, count: int, engine: str) -> dict[str, Any]:
     """What a run loses or repeats, against plain detect, when a worker is killed, or the command itself."""
 
-    def killed_worker(pid: int) -> bool:
-        if archive.parts("worker") < 2:
-            return False
+    def kill_worker(pid: int) -> bool:
         for child in psutil.Process(pid).children(recursive=True):
             if " ".join(child.cmdline()).startswith("ray::MapWorker"):
                 child.kill()
                 return True
         return False
 
-    def killed_driver(pid: int) -> bool:
-        if archive.parts("driver") < 2:
-            return False
+    def kill_driver(pid: int) -> bool:
         os.kill(pid, signal.SIGKILL)
         return True
 
     result: dict[str, Any] = {"images": count}
-    options = (*PATHS["ray"], "--engine", engine)
-    cost = run(archive.command(count, "worker", *options), killed_worker)
-    result["worker killed"] = cost.kills == 1
-    result["after a killed worker"] = differences(archive.folder, f"detect-{count}", "worker")
-    command = archive.command(count, "driver", *options)
-    result["driver killed"] = run(command, killed_driver).kills == 1
-    result["parts done before"] = archive.parts("driver")
-    run(command)
-    result["after a killed driver"] = differences(archive.folder, f"detect-{count}", "driver")
+    for name, kill in (("worker", kill_worker), ("driver", kill_driver)):
+        command = archive.command(count, name, *PATHS["ray"], "--engine", engine)
+        cost = run(command, lambda pid, name=name, kill=kill: archive.parts(name) >= 2 and kill(pid))
+        result[f"{name} killed"] = cost.kills == 1
+        if name == "driver":
+            result["parts done before"] = archive.parts(name)
+            run(command)
+        result[f"after a killed {name}"] = differences(archive.folder, f"detect-{count}", name)
     return result
 
 
@@ -135,22 +127,22 @@ def differences(folder: Path, plain: str, found: str) -> dict[str, int]:
     }
 
 
-def _rows(cells: pandas.DataFrame) -> list[tuple]:
+def _rows(cells: Any) -> list[tuple]:
     # Sizes in micrometers are not asked for here, and the NaN in their place differs from itself.
     return list(cells.drop(columns=["width_um", "height_um"]).itertuples(index=False, name=None))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of the time and the memory of each archive."""
-    cells = [
-        (
-            f"{row['path']}, {row['images']:,} images",
-            f"{row['seconds']:.1f}",
-            *(f"{row[part]:.0f}" for part in ("first_mb", "largest_mb", "total_mb")),
-        )
-        for row in rows
-    ]
-    return Table(("archive", "seconds", "command MB", "its largest MB", "all MB"), cells)
+    cells = (
+        "{path}, {images:,} images",
+        "{seconds:.1f}",
+        "{first_mb:.0f}",
+        "{largest_mb:.0f}",
+        "{total_mb:.0f}",
+    )
+    header = ("archive", "seconds", "command MB", "its largest MB", "all MB")
+    return Table(header, [tuple(cell.format_map(row) for cell in cells) for row in rows])
 
 
 def reached(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
