@@ -39,10 +39,8 @@ BASELINE = "as it is"
 CLASS = "RBC"
 """The class whose labels are removed."""
 
-Overrides = dict[str, Any]
 
-
-def changes(epochs: int, images: int) -> dict[str, Overrides]:
+def changes(epochs: int, images: int) -> dict[str, dict[str, Any]]:
     """The settings that each row changes, by its name; `epochs` passes over `images` images are its budget.
 
     The row with smears sees fewer real images, so that the number of images is the same.
@@ -65,7 +63,7 @@ def changes(epochs: int, images: int) -> dict[str, Overrides]:
     }
 
 
-def recipe_of(overrides: Overrides, epochs: int) -> Recipe:
+def recipe_of(overrides: Mapping[str, Any], epochs: int) -> Recipe:
     """The recipe of a row: `scratch` without smears, for so many epochs, with the overrides."""
     settings = {"recipe.smears": 0, "recipe.epochs": epochs, **overrides}
     recipe = apply_overrides(PROFILES["full"], settings).recipe

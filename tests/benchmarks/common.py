@@ -68,10 +68,8 @@ def targets(measured: Mapping[str, float]) -> list[dict[str, Any]]:
     for name, value in measured.items():
         at_most = name in AT_MOST
         wanted = AT_MOST[name] if at_most else AT_LEAST[name]
-        passed = value <= wanted if at_most else value >= wanted
-        found.append(
-            {"name": name, "measured": value, "wanted": wanted, "at_most": at_most, "passed": passed}
-        )
+        row = {"name": name, "measured": value, "wanted": wanted, "at_most": at_most}
+        found.append({**row, "passed": value <= wanted if at_most else value >= wanted})
     return found
 
 
@@ -98,17 +96,10 @@ def choose(names: Sequence[str] | None, known: Iterable[str], option: str) -> li
     return list(names or known)
 
 
-# --- files of results ------------------------------------------------------------------------------------
-
-
 def write_results(path: Path, values: Mapping[str, Any]) -> None:
     """Write values as JSON, with the date, the command and the environment."""
-    about = {
-        "date": _today(),
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
-        "environment": environment(),
-    }
-    write_json(path, {**about, **values})
+    command = " ".join(["python", *sys.orig_argv[1:]])
+    write_json(path, {"date": _today(), "command": command, "environment": environment(), **values})
 
 
 def _today() -> str:
@@ -155,8 +146,6 @@ def save_figure(figure: Figure, path: Path, *suffixes: str) -> list[Path]:
         write_with(file, lambda stream, file=file: figure.savefig(stream, format=file.suffix[1:], dpi=200))
     return files
 
-
-# --- time and memory of processes ------------------------------------------------------------------------
 
 EVERY = 0.1
 """Seconds between two looks at a process."""

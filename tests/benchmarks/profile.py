@@ -53,9 +53,6 @@ def table(time: list[dict[str, Any]]) -> Table:
     return Table(("time of training", "ms/image", *parts), rows)
 
 
-# --- time ------------------------------------------------------------------------------------------------
-
-
 class Stopwatch:
     """The time that passes, in parts: each `lap` adds the time since the one before to a part.
 
@@ -162,9 +159,6 @@ def make_trainer(bench: Bench, recipe: Recipe, steps: int) -> Trainer:
     folder = bench.folder / "profile"
     model = build_model(recipe.model)
     return Trainer(model, recipe, repeated, None, run_dir=folder, device=bench.device, progress=False)
-
-
-# --- memory ----------------------------------------------------------------------------------------------
 
 
 def peak_memory(bench: Bench, recipe: Recipe) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,6 @@ def compared(suite: str, timings: Timings, *others: str) -> Measurement:
     return Measurement({"timings": timings.to_dict()}, [timings.table()], targets(ratios))
 
 
-# --- training --------------------------------------------------------------------------------------------
-
-
 def training(bench: Bench) -> Measurement:
     """Seconds to train on an image: decoding or cache, augmentation, network, matching, loss, update.
 
@@ -57,7 +55,7 @@ def training(bench: Bench) -> Measurement:
     others = {NAIVE: _naive_training(bench), TORCHVISION: _torchvision_training(bench)}
     functions = {OURS: _our_training(bench), **others}
     if keep_freed_memory():
-        functions |= {name: with_plain_malloc(function) for name, function in others.items()}
+        functions |= {name: plain_malloc()(function) for name, function in others.items()}
         functions |= {name + TUNED: function for name, function in others.items()}
     timings = bench.take_turns("training, per image", functions, units=bench.batch)
     measured = compared("training", timings, NAIVE, TORCHVISION)
@@ -68,17 +66,14 @@ def training(bench: Bench) -> Measurement:
     return measured
 
 
-def with_plain_malloc(function: Callable[[], object]) -> Callable[[], object]:
-    """The function, run under glibc's own malloc settings; ours are set again afterwards."""
-
-    def run() -> None:
-        return_freed_memory()
-        try:
-            function()
-        finally:
-            keep_freed_memory()
-
-    return run
+@contextmanager
+def plain_malloc() -> Iterator[None]:
+    """glibc's own malloc settings for a block or a decorated function; ours are set again afterwards."""
+    return_freed_memory()
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def _our_training(bench: Bench) -> Callable[[], object]:
@@ -161,9 +156,6 @@ def _read_all(paths: list[Path], device: torch.device) -> list[Tensor]:
     return _to([F.to_dtype(image, torch.float32, scale=True) for image in images], device)
 
 
-# --- the matrix rate -------------------------------------------------------------------------------------
-
-
 def forward_flops(config: ModelConfig | None = None) -> int:
     """Floating point operations of one image's forward pass, counted; a multiply and an add are two."""
     with torch.device("meta"):
@@ -199,9 +191,6 @@ def matrix_table(share: dict[str, Any]) -> Table:
         (OURS, f"{share['training_gflops_per_second']:.0f}"),
     ]
     return Table((f"rates ({share['share_of_matrix_rate']:.0%} reached)", "GFLOP/s"), rows)
-
-
-# --- detection -------------------------------------------------------------------------------------------
 
 
 def detection(bench: Bench) -> Measurement:
@@ -241,9 +230,6 @@ def prefer_background(heads: torch.nn.ModuleList) -> None:
     with torch.no_grad():
         for head in heads:
             head.bias.view(-1, NUM_CLASSES)[:, 0] += SURE_BACKGROUND
-
-
-# --- NMS -------------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()

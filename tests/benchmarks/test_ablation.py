@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.data.dataset import DetectionDataset, Sample
 from tests.benchmarks import ablation
+from tests.benchmarks.invocation import invoke
 
 NAMES = ("WBC", "RBC", "Platelets")
 
@@ -37,7 +36,6 @@ def numbers(data):
         ([[], [1, 3]], 1.0, (1, 0, 1)),
         ([[2, 2, 1], [2, 2]], 0.0, (1, 4, 0)),
         ([[2, 2, 1], [2, 2]], 0.5, (1, 2, 0)),
-        ([[2, 2, 1], [2, 2]], 0.3, (1, 3, 0)),
         ([[2, 2, 1], [2, 2]], 1.0, (1, 0, 0)),
     ],
 )
@@ -97,11 +95,8 @@ def test_table(rows, expected):
 
 def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path, monkeypatch):
     tiny = {"recipe.model.width": 0.0625, "recipe.batch_size": 2}
-    monkeypatch.setattr(
-        ablation,
-        "changes",
-        lambda epochs, images: {"as it is": tiny, "no warm-up": {**tiny, "recipe.warmup_steps": 0}},
-    )
+    rows = {"as it is": tiny, "no warm-up": {**tiny, "recipe.warmup_steps": 0}}
+    monkeypatch.setattr(ablation, "changes", lambda epochs, images: rows)
     trained, train_row = [], ablation.train_row
 
     def noted(train, val, recipe, seed):
@@ -109,13 +104,12 @@ def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path
         return train_row(train, val, recipe, seed)
 
     monkeypatch.setattr(ablation, "train_row", noted)
-    app, file = typer.Typer(), tmp_path / "ablation.json"
-    app.command()(ablation.main)
+    file = tmp_path / "ablation.json"
     few = f"--data {smears_root} --images 4 --train-images 4 --val-images 1 --json {file}".split()
-    first = CliRunner().invoke(app, [*few, "--removed", "1", "--removed", "0", "--only", "no warm-up"])
+    first = invoke(ablation.main, *few, "--removed", "1", "--removed", "0", "--only", "no warm-up")
     assert first.exit_code == 0, first.output
     assert [(bool(labels), change) for labels, change in trained] == [(False, True), (True, True)]
-    again = CliRunner().invoke(app, few)
+    again = invoke(ablation.main, *few)
     assert again.exit_code == 0, again.output
     assert len(trained) == 3 and Counter(trained).most_common(1)[0][1] == 1
     stored = json.loads(file.read_text())
@@ -124,4 +118,4 @@ def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path
     assert stored["terms"]["images"] == 4 and "root" not in stored["data"]
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
     for wrong in (["--only", "no such"], ["--removed", "1.5"]):
-        assert CliRunner().invoke(app, [*few, *wrong]).exit_code == 2
+        assert invoke(ablation.main, *few, *wrong).exit_code == 2

@@ -6,19 +6,17 @@ import time
 import pytest
 import torch
 
-from ssdlib.config import RECIPES, ModelConfig, Recipe
+from ssdlib.config import RECIPES
 from ssdlib.data.dataset import ImageCache
 from ssdlib.detector.loss import multibox_loss
 from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
 from ssdlib.training.monitor import StopSignals
 from tests.benchmarks import profile
+from tests.benchmarks.invocation import TINY
 from tests.benchmarks.timing import Bench
 
 PAUSE = 0.4
-TINY = Recipe(
-    name="tiny", model=ModelConfig(batch_norm=True, width=0.05), batch_size=2, warmup_steps=1, ema_decay=0.5
-)
 
 
 @pytest.fixture

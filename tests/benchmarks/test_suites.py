@@ -4,9 +4,7 @@ import json
 
 import pytest
 import torch
-import typer
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
 from ssdlib.common.runtime import keep_freed_memory
 from ssdlib.config import ModelConfig, PriorConfig
@@ -17,6 +15,7 @@ from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.priors import make_priors
 from tests.benchmarks import naive, suites
 from tests.benchmarks.__main__ import main
+from tests.benchmarks.invocation import invoke
 from tests.benchmarks.suites import NAIVE, OURS, TORCHVISION, forward_flops
 from tests.benchmarks.timing import Bench, Timings
 
@@ -98,17 +97,15 @@ def test_naive_data(tmp_path):
 
 
 def test_the_command_runs_a_suite_and_writes_json(tmp_path):
-    app = typer.Typer()
-    app.command()(main)
     path = tmp_path / "results.json"
     arguments = ["--only", "nms", "--batch", "1", "--rounds", "1", "--no-progress", "--json", str(path)]
-    result = CliRunner().invoke(app, arguments)
+    result = invoke(main, *arguments)
     assert result.exit_code == 0, result.output
     written = json.loads(path.read_text())
     assert written["nms"]["timings"][OURS]["median_seconds"] > 0 and "training" not in written
     assert [one["name"] for one in written["targets"]] == ["nms: times as fast as naive"]
     assert written["environment"]["cpu"]
-    assert CliRunner().invoke(app, ["--only", "cooking"]).exit_code == 2
+    assert invoke(main, "--only", "cooking").exit_code == 2
 
 
 def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
@@ -121,7 +118,7 @@ def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        suites.with_plain_malloc(fail)()
+        suites.plain_malloc()(fail)()
     assert said == ["plain", "runs", "ours"]
 
 

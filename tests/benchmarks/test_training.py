@@ -6,19 +6,13 @@ from itertools import pairwise
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
 from ssdlib.common.errors import SsdError, TrainingError
-from ssdlib.config import ModelConfig, Recipe
 from ssdlib.data.smears import write_dataset
 from ssdlib.data.source import open_folder
 from tests.benchmarks import baselines, training
 from tests.benchmarks.baselines import Benchmark, Ours, Schedule, TorchvisionRecipe
-
-TINY = Recipe(
-    name="tiny", model=ModelConfig(batch_norm=True, width=0.05), batch_size=2, warmup_steps=1, ema_decay=0.5
-)
+from tests.benchmarks.invocation import TINY, invoke
 
 
 @pytest.fixture
@@ -177,6 +171,4 @@ def test_table(maps, columns):
 
 
 def test_the_command_names_an_unknown_recipe():
-    app = typer.Typer()
-    app.command()(training.main)
-    assert CliRunner().invoke(app, ["--only", "yolo"]).exit_code == 2
+    assert invoke(training.main, "--only", "yolo").exit_code == 2
