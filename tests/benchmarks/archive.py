@@ -10,7 +10,6 @@ killed on the way and given again, and the tables are compared with those of pla
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -18,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import psutil
 import typer
@@ -29,19 +28,9 @@ from ssdlib.common.tables import Table
 from ssdlib.data.images import list_images
 from ssdlib.data.smears import write_dataset
 from ssdlib.tools.cluster.parts import CELLS, IMAGES
-from tests.benchmarks.common import run, run_command, target, targets_table, write_results
-
-if TYPE_CHECKING:
-    import pandas
+from tests.benchmarks.common import run, run_command, targets, targets_table, write_results
 
 SIZES = (500, 1000, 2000)
-WITHIN = 0.15
-"""A cluster's rate may be so much lower than plain detect's on the same cores."""
-GROWTH = 0.05
-"""Memory counts as flat if the largest archive needs at most so much more than the one before."""
-FIELDS = 1_000_000
-HOURS = 8
-"""For the page on nodes and cost."""
 
 
 @dataclass(frozen=True)
@@ -99,31 +88,26 @@ def _by_size(rows: Sequence[dict[str, Any]], path: str) -> list[dict[str, Any]]:
 def survive(archive: Archive, count: int, engine: str) -> dict[str, Any]:
     """What a run loses or repeats, against plain detect, when a worker is killed, or the command itself."""
 
-    def killed_worker(pid: int) -> bool:
-        if archive.parts("worker") < 2:
-            return False
+    def kill_worker(pid: int) -> bool:
         for child in psutil.Process(pid).children(recursive=True):
             if " ".join(child.cmdline()).startswith("ray::MapWorker"):
                 child.kill()
                 return True
         return False
 
-    def killed_driver(pid: int) -> bool:
-        if archive.parts("driver") < 2:
-            return False
+    def kill_driver(pid: int) -> bool:
         os.kill(pid, signal.SIGKILL)
         return True
 
     result: dict[str, Any] = {"images": count}
-    options = (*PATHS["ray"], "--engine", engine)
-    cost = run(archive.command(count, "worker", *options), killed_worker)
-    result["worker killed"] = cost.kills == 1
-    result["after a killed worker"] = differences(archive.folder, f"detect-{count}", "worker")
-    command = archive.command(count, "driver", *options)
-    result["driver killed"] = run(command, killed_driver).kills == 1
-    result["parts done before"] = archive.parts("driver")
-    run(command)
-    result["after a killed driver"] = differences(archive.folder, f"detect-{count}", "driver")
+    for name, kill in (("worker", kill_worker), ("driver", kill_driver)):
+        command = archive.command(count, name, *PATHS["ray"], "--engine", engine)
+        cost = run(command, lambda pid, name=name, kill=kill: archive.parts(name) >= 2 and kill(pid))
+        result[f"{name} killed"] = cost.kills == 1
+        if name == "driver":
+            result["parts done before"] = archive.parts(name)
+            run(command)
+        result[f"after a killed {name}"] = differences(archive.folder, f"detect-{count}", name)
     return result
 
 
@@ -143,40 +127,28 @@ def differences(folder: Path, plain: str, found: str) -> dict[str, int]:
     }
 
 
-def _rows(cells: pandas.DataFrame) -> list[tuple]:
+def _rows(cells: Any) -> list[tuple]:
     # Sizes in micrometers are not asked for here, and the NaN in their place differs from itself.
     return list(cells.drop(columns=["width_um", "height_um"]).itertuples(index=False, name=None))
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A table of the time and the memory of each archive."""
-    cells = [
-        (
-            f"{row['path']}, {row['images']:,} images",
-            f"{row['seconds']:.1f}",
-            *(f"{row[part]:.0f}" for part in ("first_mb", "largest_mb", "total_mb")),
-        )
-        for row in rows
-    ]
-    return Table(("archive", "seconds", "command MB", "its largest MB", "all MB"), cells)
-
-
-def targets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The targets with what was measured: the cluster's rate over plain detect's, and memory's growth."""
-    ratio = target("ray's rate over detect's", rate(rows, "ray") / rate(rows, "detect"), 1 - WITHIN)
-    return [
-        ratio,
-        *(target(f"growth of {path}'s memory", growth(rows, path), GROWTH, at_most=True) for path in PATHS),
-    ]
-
-
-def needs(images_a_second_and_core: float, cores: int) -> str:
-    """The core hours, and the machines of so many cores, that a million fields need, in a sentence."""
-    core_hours = FIELDS / images_a_second_and_core / 3600
-    return (
-        f"{FIELDS:,} fields at {images_a_second_and_core:.1f} images a second and core: {core_hours:.1f} "
-        f"core hours; in {HOURS} hours on {math.ceil(core_hours / (cores * HOURS))} x {cores} cores"
+    cells = (
+        "{path}, {images:,} images",
+        "{seconds:.1f}",
+        "{first_mb:.0f}",
+        "{largest_mb:.0f}",
+        "{total_mb:.0f}",
     )
+    header = ("archive", "seconds", "command MB", "its largest MB", "all MB")
+    return Table(header, [tuple(cell.format_map(row) for cell in cells) for row in rows])
+
+
+def reached(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The targets: the cluster's rate over plain detect's, and the growth of memory."""
+    ratio = {"ray's rate over detect's": rate(rows, "ray") / rate(rows, "detect")}
+    return targets(ratio | {f"growth of {path}'s memory": growth(rows, path) for path in PATHS})
 
 
 def main(
@@ -200,21 +172,15 @@ def main(
         root = write_dataset(Path(folder) / "smears", train=sizes[-1], val=0, test=0, progress=False)
         archive = Archive(Path(folder), list_images(root / "JPEGImages"))
         rows = measure(archive, sizes, engine)
-        reached = targets(rows)
-        print(
-            "\n\n".join(
-                [
-                    table(rows).to_text(),
-                    targets_table(reached).to_text(),
-                    needs(rate(rows, "ray") / cores, cores),
-                ]
-            )
-        )
+        found = reached(rows)
+        print(f"{table(rows).to_text()}\n\n{targets_table(found).to_text()}\n")
+        for path in PATHS:
+            print(f"{path}: {rate(rows, path) / cores:.1f} images a second and core")
         survived = survive(archive, sizes[-1], engine) if kills else None
     for name, value in (survived or {}).items():
         print(f"{name}: {value}")
     if json_file is not None:
-        write_results(json_file, {"engine": engine, "rows": rows, "targets": reached, "survived": survived})
+        write_results(json_file, {"engine": engine, "rows": rows, "targets": found, "survived": survived})
         print(f"written: {json_file}")
 
 

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
-from ssdlib.common.errors import ConfigError, TrainingError
+from ssdlib.common.errors import TrainingError
 from ssdlib.config import RECIPES, Recipe, Settings
 from ssdlib.data.dataset import DetectionDataset, ImageCache
 from ssdlib.data.loaders import EpochBatches, SeededDataset, choose_workers, set_epoch
@@ -25,6 +25,7 @@ from ssdlib.data.source import DataSource
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
+from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks.suites import torchvision_model
 
@@ -54,54 +55,12 @@ class TorchvisionRecipe(Settings):
 
 AnyRecipe = Recipe | TorchvisionRecipe
 
-
-def baseline_recipes(pretrained: bool = False) -> dict[str, AnyRecipe]:
-    """The recipes by name. All see the same images: `scratch` goes without its synthetic smears.
-
-    `original` starts from random weights like the others unless `pretrained`.
-    """
-    scratch = RECIPES["scratch"].replace(smears=0)
-    original = RECIPES["original"]
-    if not pretrained:
-        original = original.replace(initial_weights="scratch")
-    return {"scratch": scratch, "original": original, "torchvision": TorchvisionRecipe()}
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Whole epochs nearest to a number of images, and the steps after which the network is evaluated."""
-
-    per_step: int
-    """Images of a step."""
-    batches: int
-    """Steps of an epoch."""
-    epochs: int
-    stops: tuple[int, ...]
-
-    @classmethod
-    def stretch(cls, images: int, evaluations: int, train_images: int, batch_size: int) -> Schedule:
-        """The schedule of at least one epoch. Raises ConfigError for more evaluations than steps."""
-        per_step = min(batch_size, train_images)
-        batches = train_images // per_step
-        epochs = max(1, round(images / (batches * per_step)))
-        steps = epochs * batches
-        if not 1 <= evaluations <= steps:
-            raise ConfigError(
-                f"{images} images are {steps} steps here, which allow 1 to {steps} evaluations, "
-                f"not {evaluations}; change --evaluations or --images"
-            )
-        stops = tuple(round(k * steps / evaluations) for k in range(1, evaluations + 1))
-        return cls(per_step, batches, epochs, stops)
-
-    @property
-    def steps(self) -> int:
-        """The number of all steps."""
-        return self.epochs * self.batches
-
-    @property
-    def images(self) -> int:
-        """The number of images seen in all."""
-        return self.steps * self.per_step
+BASELINES: dict[str, AnyRecipe] = {
+    "scratch": RECIPES["scratch"].replace(smears=0),
+    "original": RECIPES["original"].replace(initial_weights="scratch"),
+    "torchvision": TorchvisionRecipe(),
+}
+"""All start from random weights and see the same images: `scratch` goes without its synthetic smears."""
 
 
 @dataclass(frozen=True)
@@ -118,54 +77,62 @@ class Benchmark:
     progress: bool = True
 
 
+@dataclass(frozen=True)
+class Schedule:
+    """Whole epochs nearest to a number of images, and those after which the network is evaluated."""
+
+    batches: int
+    """Steps of an epoch."""
+    epoch_images: int
+    """Images of an epoch."""
+    epochs: int
+    evaluated: tuple[int, ...]
+    """Epochs, counted from 1; evenly spread, the last one included."""
+
+    @classmethod
+    def stretch(cls, images: int, evaluations: int, train_images: int, batch_size: int) -> Schedule:
+        """The schedule of at least one epoch, with at most one evaluation after each."""
+        per_step = min(batch_size, train_images)
+        batches = train_images // per_step
+        epochs = max(1, round(images / (batches * per_step)))
+        evaluations = min(evaluations, epochs)
+        evaluated = tuple(round(k * epochs / evaluations) for k in range(1, evaluations + 1))
+        return cls(batches, batches * per_step, epochs, evaluated)
+
+
 def start(recipe: AnyRecipe, schedule: Schedule, benchmark: Benchmark, folder: Path) -> Ours | Torchvision:
-    """The training of a recipe, ready for its first step; what it writes goes into `folder`."""
+    """The training of a recipe, ready for its first epoch; what it writes goes into `folder`."""
     if isinstance(recipe, TorchvisionRecipe):
         return Torchvision(recipe, schedule, benchmark)
     return Ours(recipe, schedule, benchmark, folder)
-
-
-class StopAt:
-    """A stand-in for `StopSignals` that asks `Trainer.train_one_epoch` to stop after a step."""
-
-    def __init__(self, trainer: Trainer, step: int) -> None:
-        self.trainer, self.step = trainer, step
-
-    @property
-    def requested(self) -> str:
-        """A word, which counts as true, from that step on."""
-        return "the benchmark" if self.trainer.step >= self.step else ""
 
 
 class Ours:
     """The project's own `Trainer` and its loop."""
 
     def __init__(self, recipe: Recipe, schedule: Schedule, benchmark: Benchmark, folder: Path) -> None:
-        self.device = torch.device(benchmark.device)
         self.trainer = Trainer(
             build_model(recipe.model, recipe.initial_weights, benchmark.seed),
             recipe.replace(epochs=schedule.epochs),
             benchmark.source.dataset("train"),
             None,
             run_dir=folder,
-            device=self.device,
+            device=benchmark.device,
             seed=benchmark.seed,
             progress=benchmark.progress,
         )
 
-    def train_until(self, step: int) -> None:
-        """Train to the end of a step, counted from the start. Decoding the images is part of it."""
-        trainer = self.trainer
-        if trainer.step == 0:
-            trainer.train_data.preload()
-        while trainer.step < step:
-            trainer.train_one_epoch(StopAt(trainer, step))
-            if trainer.step == (trainer.epoch + 1) * trainer.batches:
-                trainer.epoch += 1
+    def train_one_epoch(self) -> None:
+        """Train for an epoch. Decoding the images is part of the first."""
+        if self.trainer.epoch == 0:
+            self.trainer.train_data.preload()
+        self.trainer.train_one_epoch(StopSignals())
+        self.trainer.epoch += 1
 
     def detector(self) -> Predictor:
         """The network as it is now."""
-        return Predictor(self.trainer.weights, device=self.device, precision=self.trainer.precision)
+        trainer = self.trainer
+        return Predictor(trainer.weights, device=trainer.device, precision=trainer.precision)
 
 
 class Torchvision:
@@ -196,7 +163,7 @@ class Torchvision:
             collate_fn=_as_lists,
             persistent_workers=workers > 0,
         )
-        self.batches, self.step = schedule.batches, 0
+        self.epoch = 0
         self.model = torchvision_model(len(self.class_names) + 1).to(self.device)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -208,30 +175,24 @@ class Torchvision:
             self.optimizer, lambda step: reference_rate(step, schedule, recipe)
         )
 
-    def train_until(self, step: int) -> None:
-        """Train to the end of a step, counted from the start. Raises TrainingError for a loss not finite."""
+    def train_one_epoch(self) -> None:
+        """Train for an epoch. Raises TrainingError for a loss that is not finite."""
         self.model.train()
-        while self.step < step:
-            epoch, done = divmod(self.step, self.batches)
-            set_epoch(self.loader, epoch, start=done)
-            with tqdm(self.loader, f"epoch {epoch + 1}", leave=False, disable=not self.progress) as bar:
-                for images, targets in bar:
-                    self._train_on(images, targets)
-                    if self.step == step:
-                        break
-
-    def _train_on(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-        images = [image.to(self.device) for image in images]
-        targets = [{name: value.to(self.device) for name, value in target.items()} for target in targets]
-        loss = sum(self.model(images, targets).values())
-        # The reference script reads the loss of every step as well, and stops likewise.
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss is no longer finite at step {self.step + 1}: {loss.item():g}")
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
-        self.scheduler.step()
-        self.step += 1
+        set_epoch(self.loader, self.epoch)
+        self.epoch += 1
+        for images, targets in tqdm(
+            self.loader, f"epoch {self.epoch}", leave=False, disable=not self.progress
+        ):
+            images = [image.to(self.device) for image in images]
+            targets = [{name: value.to(self.device) for name, value in one.items()} for one in targets]
+            loss = sum(self.model(images, targets).values())
+            # The reference script reads the loss of every step as well, and stops likewise.
+            if not torch.isfinite(loss):
+                raise TrainingError(f"the loss is no longer finite in epoch {self.epoch}: {loss.item():g}")
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.scheduler.step()
 
     def detector(self) -> TorchvisionDetector:
         """The network as it is now."""
@@ -275,7 +236,9 @@ def reference_transform() -> v2.Transform:
 
 def reference_rate(step: int, schedule: Schedule, recipe: TorchvisionRecipe) -> float:
     """The learning rate at `step` (from 0) as a fraction of the recipe's: warm-up, then steps down."""
-    factor = 0.1 ** sum(step >= milestone * schedule.steps for milestone in recipe.step_milestones)
+    factor = 0.1 ** sum(
+        step >= milestone * schedule.epochs * schedule.batches for milestone in recipe.step_milestones
+    )
     warmup = min(recipe.warmup_steps, schedule.batches - 1)
     if step < warmup:
         factor *= 0.001 + 0.999 * step / warmup

@@ -33,10 +33,44 @@ def run_command(main: Callable[..., None]) -> None:
         sys.exit(f"error: {error}")
 
 
-def target(name: str, measured: float, wanted: float, at_most: bool = False) -> dict[str, Any]:
-    """A measured value beside the one to reach, at least or at most, and whether it is reached."""
-    passed = measured <= wanted if at_most else measured >= wanted
-    return {"name": name, "measured": measured, "wanted": wanted, "at_most": at_most, "passed": passed}
+@dataclass(frozen=True)
+class Measurement:
+    """What a suite measured: values for the file of results, tables to print, and its targets."""
+
+    values: dict[str, Any]
+    tables: list[Table]
+    targets: list[dict[str, Any]]
+
+
+AT_LEAST = {
+    "training: times as fast as naive": 2.8,
+    "training: times as fast as torchvision": 2.3,
+    "detection: times as fast as torchvision": 2.0,
+    "nms: times as fast as naive": 50.0,
+    "share of the matrix rate": 0.40,  # on a GPU
+    "network's share of the time, width 1": 0.95,
+    "network's share of the time, width 0.5": 0.95,
+    "engines: torch, width 0.5, times as fast as torchvision": 2.0,
+    "engines: onnx-int8, width 0.5, times as fast as torchvision": 4.3,
+    "ray's rate over detect's": 0.85,
+}
+AT_MOST = {
+    "peak memory, GB": 6.0,
+    "growth of detect's memory": 0.05,
+    "growth of ray's memory": 0.05,
+}
+"""The targets of all benchmarks, by name."""
+
+
+def targets(measured: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Each measured value beside the target of its name, and whether that is reached."""
+    found = []
+    for name, value in measured.items():
+        at_most = name in AT_MOST
+        wanted = AT_MOST[name] if at_most else AT_LEAST[name]
+        row = {"name": name, "measured": value, "wanted": wanted, "at_most": at_most}
+        found.append({**row, "passed": value <= wanted if at_most else value >= wanted})
+    return found
 
 
 def targets_table(targets: Iterable[Mapping[str, Any]]) -> Table:
@@ -62,17 +96,10 @@ def choose(names: Sequence[str] | None, known: Iterable[str], option: str) -> li
     return list(names or known)
 
 
-# --- files of results ------------------------------------------------------------------------------------
-
-
 def write_results(path: Path, values: Mapping[str, Any]) -> None:
     """Write values as JSON, with the date, the command and the environment."""
-    about = {
-        "date": _today(),
-        "command": " ".join(["python", *sys.orig_argv[1:]]),
-        "environment": environment(),
-    }
-    write_json(path, {**about, **values})
+    command = " ".join(["python", *sys.orig_argv[1:]])
+    write_json(path, {"date": _today(), "command": command, "environment": environment(), **values})
 
 
 def _today() -> str:
@@ -82,26 +109,19 @@ def _today() -> str:
 class Results:
     """A JSON file of rows measured under the same terms; a row that it has is not measured again."""
 
-    def __init__(
-        self, path: Path, terms: Mapping[str, Any], data: Mapping[str, Any], anew: bool = False
-    ) -> None:
-        """Read what `path` holds already.
-
-        Raises ConfigError if the rows there were measured under other terms, unless `anew`: then they go.
-        """
+    def __init__(self, path: Path, terms: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+        """Read what `path` holds already. Raises ConfigError if that was measured under other terms."""
         self.path, self.terms, self.data = path, dict(terms), dict(data)
         self.rows: list[dict[str, Any]] = []
         if path.exists():
             known = read_json(path, hint="Remove it.")
-            if known.get("terms") == self.terms:
-                self.rows = known["rows"]
-            elif anew:
-                path.unlink()
-            else:
+            if known.get("terms") != self.terms:
                 raise ConfigError(
                     f"{path} holds rows measured under other terms ({known.get('terms')}), which cannot be "
-                    f"compared with these ({self.terms}): name another file, or give the same settings."
+                    f"compared with these ({self.terms}): remove it, name another file, or give the same "
+                    "settings."
                 )
+            self.rows = known["rows"]
 
     def find(self, key: Mapping[str, Any], recipe: Mapping[str, Any]) -> dict[str, Any] | None:
         """The row of this key if it is of this recipe; a setting that one of the two lacks is no change."""
@@ -126,8 +146,6 @@ def save_figure(figure: Figure, path: Path, *suffixes: str) -> list[Path]:
         write_with(file, lambda stream, file=file: figure.savefig(stream, format=file.suffix[1:], dpi=200))
     return files
 
-
-# --- time and memory of processes ------------------------------------------------------------------------
 
 EVERY = 0.1
 """Seconds between two looks at a process."""

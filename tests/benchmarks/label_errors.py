@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import typer
 from lxml import etree
 
@@ -29,8 +28,9 @@ from ssdlib.common.tables import Table, number
 from ssdlib.data.formats.voc import add_object, read_objects, read_tree, set_box
 from ssdlib.data.smears import HEIGHT, WIDTH, write_dataset
 from ssdlib.data.source import DataSource, open_folder
-from ssdlib.detector.boxes import iou
 from ssdlib.detector.model_file import shipped_weights
+from ssdlib.evaluation.matching import iou_matrix, match
+from ssdlib.evaluation.metrics import PrecisionRecall
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
 from ssdlib.tools.label_errors.folds import SCORE_FLOOR, FoldSettings, out_of_fold
@@ -40,8 +40,10 @@ from tests.benchmarks.common import run_command, write_results
 
 Box = Sequence[float]
 Judge = Literal["folds", "shipped"]
-Removed = dict[str, list[tuple[str, Box]]]
-"""(class name, xyxy pixels) of the labels removed from each image."""
+Objects = Sequence[tuple[str, Box]]
+"""(class name, xyxy pixels) of the labels of an image."""
+Removed = dict[str, Objects]
+"""The labels removed from each image."""
 
 SMEARS_SEED = 7
 """Neither that of `--data smears` nor that of the shipped weights' training."""
@@ -60,12 +62,12 @@ def hide_labels(source: DataSource, out: str | Path, share: float = 0.15, seed: 
     """Copy a dataset to `out` without a random `share` of its labels, and return those."""
     draw, removed = random.Random(seed), {}
 
-    def hide(tree: etree._Element, file: Path) -> None:
-        objects, nodes = read_objects(file), tree.findall("object")
+    def hide(tree: etree._Element, image: str, objects: Objects) -> None:
+        nodes = tree.findall("object")
         hidden = [k for k in range(len(objects)) if draw.random() < share]
         for k in hidden:
             tree.remove(nodes[k])
-        removed[file.stem] = [objects[k] for k in hidden]
+        removed[image] = [objects[k] for k in hidden]
 
     _edited_copy(source, out, hide)
     return removed
@@ -78,9 +80,8 @@ def damage_labels(
     invented in the empty part of each image; return image -> object number -> what was done."""
     draw, done = random.Random(seed), {}
 
-    def damage(tree: etree._Element, file: Path) -> None:
-        marks = done[file.stem] = {}
-        objects = read_objects(file)
+    def damage(tree: etree._Element, image: str, objects: Objects) -> None:
+        marks = done[image] = {}
         for k, (node, (name, box)) in enumerate(zip(tree.findall("object"), objects, strict=True), 1):
             chance = draw.random()
             if chance < share:
@@ -97,11 +98,13 @@ def damage_labels(
     return done
 
 
-def _edited_copy(source: DataSource, out: str | Path, edit: Callable[[etree._Element, Path], None]) -> None:
+def _edited_copy(
+    source: DataSource, out: str | Path, edit: Callable[[etree._Element, str, Objects], None]
+) -> None:
     shutil.copytree(source.folder, out)
     for file in sorted((Path(out) / "Annotations").glob("*.xml")):
         tree = read_tree(file)
-        edit(tree, file)
+        edit(tree, file.stem, read_objects(file))
         write_bytes(file, etree.tostring(tree, encoding="utf-8") + b"\n")
 
 
@@ -116,11 +119,11 @@ def _moved(box: Box, draw: random.Random) -> list[float]:
 
 def _empty_place(boxes: Iterable[Box], draw: random.Random, side: int = 85) -> list[float] | None:
     """A square of a red cell's size that overlaps no label by more than 0.15; None if there is no room."""
-    truth = torch.tensor([list(box) for box in boxes], dtype=torch.float32).reshape(-1, 4)
+    truth = _corners(boxes)
     for _ in range(200):
         left, top = draw.randrange(WIDTH - side), draw.randrange(HEIGHT - side)
         box = [float(value) for value in (left, top, left + side, top + side)]
-        if not len(truth) or float(iou(torch.tensor([box]), truth).max()) < 0.15:
+        if iou_matrix(_corners([box]), truth).max(initial=0.0) < 0.15:
             return box
     return None
 
@@ -128,58 +131,46 @@ def _empty_place(boxes: Iterable[Box], draw: random.Random, side: int = 85) -> l
 def found_again(issues: Iterable[LabelIssue], removed: Removed, name: str | None = None) -> dict[str, Any]:
     """Precision and recall of the unlabeled objects against the labels that were removed.
 
-    An issue is right if a removed label of its class, not yet found, overlaps it by at least 0.5. `name`
-    keeps to one class. `curve` has (score, precision, recall) of what reaches each of CUTS; `at_90` is the
-    last point down the ranking with that precision. What cannot be computed is None.
+    Highest score first, an issue is right if a removed label of its class, not yet found, overlaps it by at
+    least 0.5. `name` keeps to one class. `curve` has (score, precision, recall) of what reaches each of CUTS;
+    `at_90` is the last point down the ranking with that precision. What cannot be computed is None.
     """
-    ranked = sorted(
-        (s for s in issues if s.kind == "unlabeled" and name in (None, s.class_name)),
-        key=lambda s: -s.score,
-    )
-    wanted = {
-        image: [(n, box) for n, box in labels if name in (None, n)] for image, labels in removed.items()
-    }
-    total = sum(map(len, wanted.values()))
-    points, right = [], 0
-    for rank, issue in enumerate(ranked, start=1):
-        right += _claim(issue, wanted.get(issue.image, []))
-        points.append((issue.score, right / rank, right / total if total else None))
-    good = [point for point in points if point[1] >= PRECISION]
-    reached = [[point for point in points if point[0] >= cut] for cut in CUTS]
+    ranked = sorted((s for s in issues if s.kind == "unlabeled"), key=lambda s: -s.score)
+    right = np.zeros(len(ranked), dtype=bool)
+    for image, labels in removed.items():
+        own = [k for k, issue in enumerate(ranked) if issue.image == image]
+        overlap = iou_matrix(_corners(ranked[k].box for k in own), _corners(box for _, box in labels))
+        same_class = [[ranked[k].class_name == label for label, _ in labels] for k in own]
+        overlap[~np.array(same_class, dtype=bool).reshape(overlap.shape)] = -1
+        right[own] = match(overlap, [MATCH_IOU])[0] >= 0
+    chosen = [k for k, issue in enumerate(ranked) if name in (None, issue.class_name)]
+    scores = np.array([ranked[k].score for k in chosen])
+    total = sum(name in (None, label) for labels in removed.values() for label, _ in labels)
+    curve = PrecisionRecall(scores, right[chosen], total)
+    precision, recall, count = curve.at(0.0)
+    points = {cut: curve.at(cut)[:2] for cut in CUTS}
+    good = np.flatnonzero(curve.precision >= PRECISION)
+    figures = {"score": scores, "precision": curve.precision, "recall": curve.recall}
     return {
         "removed": total,
-        "issues": len(ranked),
-        "right": right,
-        "precision": right / len(ranked) if ranked else None,
-        "recall": right / total if total else None,
-        "at_90": dict(zip(("score", "precision", "recall"), good[-1], strict=True)) if good else None,
-        "curve": [(cut, *part[-1][1:]) for cut, part in zip(CUTS, reached, strict=True) if part],
+        "issues": count,
+        "right": int(right[chosen].sum()),
+        "precision": precision,
+        "recall": recall,
+        "at_90": {name: float(v[good[-1]]) for name, v in figures.items()} if len(good) else None,
+        "curve": [(cut, *point) for cut, point in points.items() if point[0] is not None],
     }
 
 
-def _claim(issue: LabelIssue, labels: list[tuple[str, Box]]) -> bool:
-    """Whether a label is found, which then is no longer in the list."""
-    boxes = torch.tensor([list(box) for _, box in labels], dtype=torch.float32).reshape(-1, 4)
-    overlaps = iou(torch.tensor([issue.box]), boxes)[0].tolist()
-    for k in sorted(range(len(labels)), key=lambda k: -overlaps[k]):
-        if overlaps[k] >= MATCH_IOU and labels[k][0] == issue.class_name:
-            del labels[k]
-            return True
-    return False
-
-
-def average_precision(scores: Sequence[float], right: Sequence[bool]) -> float | None:
-    """Mean precision at each right one down the ranking by score; None where nothing is right."""
-    order = np.argsort(-np.asarray(scores, dtype=float), kind="stable")
-    hits = np.asarray(right, dtype=bool)[order]
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
-    return float(precision[hits].mean()) if hits.any() else None
+def _corners(boxes: Iterable[Box]) -> np.ndarray:
+    """Boxes as (N, 4) float64."""
+    return np.array([list(box) for box in boxes], dtype=np.float64).reshape(-1, 4)
 
 
 def damage_found(
     source: DataSource, predictions: Mapping[str, Any], damage: Mapping[str, Mapping[int, str]]
 ) -> dict[str, dict[str, float | None]]:
-    """Average precision of each kind of damage among the undamaged labels, and of all damage together."""
+    """How well each kind of damage is told from the undamaged labels, and all damage together."""
     dataset = source.dataset("all")
     detections = [predictions[sample.image_id] for sample in dataset.samples]
     issues = find_label_issues(dataset, detections, cuts=dict.fromkeys(KINDS, 0.0))
@@ -192,75 +183,55 @@ def damage_found(
         if label.box is not None
     ]
     kinds = {name: [row for row in rows if row[0] in (None, name)] for name in DAMAGES}
-    return {name: _told_apart(part) for name, part in {**kinds, "any": rows}.items()}
+    return {name: told_apart(part) for name, part in {**kinds, "any": rows}.items()}
 
 
-def _told_apart(rows: Sequence[tuple[str | None, float]]) -> dict[str, float | None]:
-    """From (damage or None, score) of each label."""
-    damaged = [mark is not None for mark, _ in rows]
-    precision = average_precision([score for _, score in rows], damaged)
-    return {"labels": len(rows), "damaged": sum(damaged), "average_precision": precision}
+def told_apart(rows: Sequence[tuple[str | None, float]]) -> dict[str, float | None]:
+    """The average precision of (damage or None, score) of each label: the mean precision at each damaged one
+    down the ranking by score; None where nothing is damaged."""
+    ranked = sorted(rows, key=lambda row: -row[1])
+    damaged = np.array([mark is not None for mark, _ in ranked], dtype=bool)
+    curve = PrecisionRecall(np.array([score for _, score in ranked]), damaged, int(damaged.sum()))
+    precision = float(curve.precision[damaged].mean()) if damaged.any() else None
+    return {"labels": len(rows), "damaged": curve.ground_truth, "average_precision": precision}
 
 
-def shipped_judge(source: DataSource, progress: bool) -> list[Detections]:
+def shipped_judge(source: DataSource, progress: bool = True) -> list[Detections]:
     """What the shipped weights find on every image."""
-    dataset = source.dataset("all")
+    samples = source.dataset("all").samples
     judge = Predictor.from_checkpoint(shipped_weights(), score_threshold=SCORE_FLOOR)
-    found = judge.detect([sample.image_path for sample in dataset.samples], progress=progress)
-    return [
-        replace(detections, image=sample.image_id)
-        for detections, sample in zip(found, dataset.samples, strict=True)
-    ]
+    found = judge.detect([sample.image_path for sample in samples], progress=progress)
+    return [replace(own, image=sample.image_id) for own, sample in zip(found, samples, strict=True)]
 
 
-def measure(
-    out: Path,
-    *,
-    images: int,
-    folds: int,
-    epochs: int,
-    share: float,
-    judge: str = "folds",
-    progress: bool = True,
-) -> dict[str, Any]:
+def measure(out: Path, *, images: int, folds: int, epochs: int, share: float, judge: Judge) -> dict[str, Any]:
     """The whole measurement as plain values; folders and predictions stay in `out`."""
-    whole = open_folder(
-        write_dataset(out / "whole", train=images, val=0, test=0, seed=SMEARS_SEED, progress=progress)
-    )
+    whole = open_folder(write_dataset(out / "whole", train=images, val=0, test=0, seed=SMEARS_SEED))
     hidden, record = out / "hidden", out / "removed.json"
     if not record.exists():
         shutil.rmtree(hidden, ignore_errors=True)
         write_json(record, hide_labels(whole, hidden, share))
     source, removed = open_folder(hidden), read_json(record)
-    seconds: list[int] = []
+    about: dict[str, Any] = {"images": images, "judge": judge, "share_removed": share}
     if judge == "shipped":
-        found = shipped_judge(source, progress)
+        found = shipped_judge(source)
     else:
-        found = out_of_fold(source, out / "run", FoldSettings(folds=folds, epochs=epochs, progress=progress))
+        found = out_of_fold(source, out / "run", FoldSettings(folds=folds, epochs=epochs))
         histories = [read_json(file)["epochs"] for file in sorted((out / "run/folds").glob("*/history.json"))]
-        seconds = [round(sum(epoch["seconds"] for epoch in epochs)) for epochs in histories]
-    dataset = source.dataset("all")
-    issues = find_label_issues(dataset, found, cuts={**LISTED, "unlabeled": 0.0})
-    listed = find_label_issues(dataset, found)
+        seconds = [round(sum(epoch["seconds"] for epoch in history)) for history in histories]
+        about |= {"folds": folds, "epochs": epochs, "training_seconds": seconds}
+    issues = find_label_issues(source.dataset("all"), found, cuts={**LISTED, "unlabeled": 0.0})
+    listed = [issue for issue in issues if issue.score >= LISTED["unlabeled"]]
     classes = {"all": None, **{name: name for name in source.class_names}}
     shutil.rmtree(out / "damaged", ignore_errors=True)
     damage = damage_labels(source, out / "damaged")
     by_image = {detections.image: detections for detections in found}
     return {
-        "images": images,
-        "judge": judge,
-        "folds": folds if judge == "folds" else None,
-        "epochs": epochs if judge == "folds" else None,
-        "training_seconds": seconds,
-        "share_removed": share,
-        "listed": {name: _without_curve(found_again(listed, removed, key)) for name, key in classes.items()},
+        **about,
+        "listed": {name: found_again(listed, removed, key) for name, key in classes.items()},
         "whole_ranking": {name: found_again(issues, removed, key) for name, key in classes.items()},
         "damage": damage_found(open_folder(out / "damaged"), by_image, damage),
     }
-
-
-def _without_curve(result: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in result.items() if name not in ("curve", "at_90")}
 
 
 def tables(result: Mapping[str, Any]) -> list[Table]:

@@ -24,6 +24,7 @@ from ssdlib.detector.priors import make_priors
 
 MEAN = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
 STD = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+SCORE_THRESHOLD, NMS_IOU, TOP_K = 0.01, 0.45, 200
 
 
 class NaiveDataset(Dataset):
@@ -122,8 +123,7 @@ def naive_loss(
     locs: Tensor, logits: Tensor, boxes: list[Tensor], labels: list[Tensor], priors: Tensor
 ) -> Tensor:
     """The MultiBox loss, image by image and object by object. Every image must have an object."""
-    targets, classes = torch.zeros_like(locs), torch.zeros(locs.shape[:2], dtype=torch.long)
-    classes = classes.to(locs.device)
+    targets, classes = torch.zeros_like(locs), locs.new_zeros(locs.shape[:2], dtype=torch.long)
     corners = cxcywh_to_xyxy(priors)
     for i in range(len(boxes)):
         overlap = iou(boxes[i], corners)  # (G, P)
@@ -146,22 +146,14 @@ def naive_loss(
     return located + total / positive.sum()
 
 
-def naive_nms(
-    locs: Tensor,
-    logits: Tensor,
-    priors: Tensor,
-    *,
-    score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    top_k: int = 200,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def naive_nms(locs: Tensor, logits: Tensor, priors: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
     """(boxes xyxy fractional, scores, labels) of each image: loops over images, classes and boxes."""
     found = []
     for i in range(len(locs)):
         boxes, scores = decode(locs[i], priors), logits[i].softmax(dim=1)
         kept_boxes, kept_scores, kept_labels = [], [], []
         for label in range(1, scores.shape[1]):
-            chosen = scores[:, label] > score_threshold
+            chosen = scores[:, label] > SCORE_THRESHOLD
             if not chosen.any():
                 continue
             ordered, order = scores[chosen, label].sort(descending=True)
@@ -171,7 +163,7 @@ def naive_nms(
             for box in range(len(candidates)):
                 if suppressed[box]:
                     continue
-                suppressed = suppressed | (overlap[box] > iou_threshold)
+                suppressed = suppressed | (overlap[box] > NMS_IOU)
                 suppressed[box] = False
             kept_boxes.append(candidates[~suppressed])
             kept_scores.append(ordered[~suppressed])
@@ -180,14 +172,14 @@ def naive_nms(
             found.append((boxes[:0], scores[:0, 0], torch.zeros(0, dtype=torch.long, device=boxes.device)))
             continue
         all_scores = torch.cat(kept_scores)
-        best = all_scores.argsort(descending=True)[:top_k]
+        best = all_scores.argsort(descending=True)[:TOP_K]
         found.append((torch.cat(kept_boxes)[best], all_scores[best], torch.cat(kept_labels)[best]))
     return found
 
 
 @torch.no_grad()
 def naive_detect(
-    model: NaiveSSD300, paths: list[Path], batch_size: int, score_threshold: float = 0.01
+    model: NaiveSSD300, paths: list[Path], batch_size: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Files to detections, boxes in pixels of each file's image."""
     results = []
@@ -198,7 +190,7 @@ def naive_detect(
                 sizes.append(picture.size)
                 inputs.append(to_input(picture.convert("RGB")))
         locs, logits = model(torch.stack(inputs).to(model.priors.device))
-        found = naive_nms(locs, logits, model.priors, score_threshold=score_threshold)
+        found = naive_nms(locs, logits, model.priors)
         for (boxes, scores, labels), size in zip(found, sizes, strict=True):
             results.append((boxes.cpu() * torch.tensor(size * 2), scores.cpu(), labels.cpu()))
     return results

@@ -6,11 +6,12 @@ The project's own `Trainer` is watched from outside while it trains; its loop kn
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
 
 from ssdlib.common.tables import Table
 from ssdlib.config import RECIPES, Recipe
@@ -18,31 +19,38 @@ from ssdlib.data.dataset import DetectionDataset
 from ssdlib.detector.weights import build_model
 from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
-from tests.benchmarks.common import target, watch
-from tests.benchmarks.suites import RATE, Bench
-from tests.benchmarks.timing import now
+from tests.benchmarks.common import Measurement, targets, watch
+from tests.benchmarks.suites import RATE
+from tests.benchmarks.timing import Bench, now
 
 NETWORK, LOSS, UPDATE, DATA = "network", "matching and loss", "update", "waiting for data"
 WIDTHS = (1.0, 0.5)
 
-NETWORK_SHARE, MEMORY_GB = 0.95, 6.0
-"""At least this share of the time in the network; at most so much memory."""
 
-
-def measure(bench: Bench, recipe: Recipe | None = None, widths: tuple[float, ...] = WIDTHS) -> dict[str, Any]:
+def measure(bench: Bench) -> Measurement:
     """The parts of the time at each width, and the peak memory at the first."""
-    recipe = (recipe or RECIPES["scratch"]).replace(
-        batch_size=bench.batch, learning_rate=RATE, initial_weights="scratch", epochs=100
-    )
-    recipes = [recipe.replace(model=recipe.model.replace(width=width)) for width in widths]
-    measured = {
-        "time": [time_shares(bench, one) for one in recipes],
-        "memory": peak_memory(bench, recipes[0]),
-    }
-    return {**measured, "targets": targets(measured)}
+    settings = {"batch_size": bench.batch, "learning_rate": RATE, "epochs": 100}
+    recipe = RECIPES["scratch"].replace(**settings)
+    recipes = [recipe.replace(model=recipe.model.replace(width=width)) for width in WIDTHS]
+    time = [time_shares(bench, one) for one in recipes]
+    memory = peak_memory(bench, recipes[0])
+    reached = {f"network's share of the time, width {row['width']:g}": row["shares"][NETWORK] for row in time}
+    reached["peak memory, GB"] = memory["peak_gb"]
+    return Measurement({"time": time, "memory": memory}, [table(time)], targets(reached))
 
 
-# --- time ------------------------------------------------------------------------------------------------
+def table(time: list[dict[str, Any]]) -> Table:
+    """A table of the time of training by part, a row for each width."""
+    parts = list(time[0]["shares"])
+    rows = [
+        (
+            f"width {row['width']:g}",
+            f"{1e3 * row['seconds_per_image']:.1f}",
+            *(f"{row['shares'][part]:.1%}" for part in parts),
+        )
+        for row in time
+    ]
+    return Table(("time of training", "ms/image", *parts), rows)
 
 
 class Stopwatch:
@@ -73,19 +81,17 @@ class Stopwatch:
         return {part: seconds / total for part, seconds in self.seconds.items()}
 
 
-class _Outside:
-    """A wrapper of an object of the trainer that passes on everything it does not time itself."""
+class _TimedLoader:
+    """A loader that times the wait for each batch and passes on everything else."""
 
-    def __init__(self, inside: Any, stopwatch: Stopwatch) -> None:
-        self._inside, self._stopwatch = inside, stopwatch
+    def __init__(self, loader: Any, stopwatch: Stopwatch) -> None:
+        self._loader, self._stopwatch = loader, stopwatch
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inside, name)
+        return getattr(self._loader, name)
 
-
-class _Loader(_Outside):
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self._inside)
+        batches = iter(self._loader)
         while True:
             self._stopwatch.lap(UPDATE)
             batch = next(batches, None)
@@ -93,25 +99,6 @@ class _Loader(_Outside):
             if batch is None:
                 return
             yield batch
-
-
-class _Model(_Outside):
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
-        self._stopwatch.lap(DATA)  # the way to the device
-        outputs = self._inside(images)
-        self._stopwatch.lap(NETWORK)
-        waiting = [True]
-
-        def loss_is_behind(_: Tensor) -> None:
-            # autograd goes back from the loss; from the network's outputs on it is the network's own.
-            if waiting:
-                waiting.clear()
-                self._stopwatch.lap(LOSS)
-
-        for output in outputs:
-            if output.requires_grad:
-                output.register_hook(loss_is_behind)
-        return outputs
 
 
 def timed(trainer: Trainer) -> Stopwatch:
@@ -131,8 +118,14 @@ def timed(trainer: Trainer) -> Stopwatch:
         backward(loss)
         stopwatch.lap(NETWORK)
 
-    trainer.loader = _Loader(trainer.loader, stopwatch)
-    trainer.model = _Model(trainer.model, stopwatch)
+    def after_forward(network: nn.Module, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+        stopwatch.lap(NETWORK)
+        # autograd goes back from the loss; from the network's first output on it is the network's own.
+        register_multi_grad_hook(outputs, lambda _: stopwatch.lap(LOSS), mode="any")
+
+    trainer.loader = _TimedLoader(trainer.loader, stopwatch)
+    trainer.model.register_forward_pre_hook(lambda network, inputs: stopwatch.lap(DATA))
+    trainer.model.register_forward_hook(after_forward)
     trainer.accelerator.backward = timed_backward
     return stopwatch
 
@@ -168,15 +161,12 @@ def make_trainer(bench: Bench, recipe: Recipe, steps: int) -> Trainer:
     return Trainer(model, recipe, repeated, None, run_dir=folder, device=bench.device, progress=False)
 
 
-# --- memory ----------------------------------------------------------------------------------------------
-
-
-def peak_memory(bench: Bench, recipe: Recipe, steps: int = 3) -> dict[str, Any]:
+def peak_memory(bench: Bench, recipe: Recipe) -> dict[str, Any]:
     """The most memory that a fresh process held while it trained, loading of the libraries included.
 
     Of the training process alone: worker processes, where there are any, share most of theirs with it.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_train, args=(bench, recipe, steps))
+    process = multiprocessing.get_context("spawn").Process(target=_train_three_steps, args=(bench, recipe))
     process.start()
     cost = watch(process.pid, process.is_alive)
     if process.exitcode:
@@ -184,31 +174,5 @@ def peak_memory(bench: Bench, recipe: Recipe, steps: int = 3) -> dict[str, Any]:
     return {"width": recipe.model.width, "batch": recipe.batch_size, "peak_gb": cost.first_mb / 1000}
 
 
-def _train(bench: Bench, recipe: Recipe, steps: int) -> None:
-    make_trainer(bench, recipe, steps).train_one_epoch(StopSignals())
-
-
-def targets(measured: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The targets with what was measured."""
-    found = [
-        target(f"network's share of the time, width {row['width']:g}", row["shares"][NETWORK], NETWORK_SHARE)
-        for row in measured["time"]
-    ]
-    memory = measured["memory"]
-    name = f"peak memory, GB, batch {memory['batch']}, width {memory['width']:g}"
-    found.append(target(name, memory["peak_gb"], MEMORY_GB, at_most=True))
-    return found
-
-
-def tables(measured: Mapping[str, Any]) -> list[Table]:
-    """One table: the time of training by part, a row for each width."""
-    parts = list(measured["time"][0]["shares"])
-    rows = [
-        (
-            f"width {row['width']:g}",
-            f"{1e3 * row['seconds_per_image']:.1f}",
-            *(f"{row['shares'][part]:.1%}" for part in parts),
-        )
-        for row in measured["time"]
-    ]
-    return [Table(("time of training", "ms/image", *parts), rows)]
+def _train_three_steps(bench: Bench, recipe: Recipe) -> None:
+    make_trainer(bench, recipe, 3).train_one_epoch(StopSignals())

@@ -1,10 +1,11 @@
-"""The suites: ours beside a naive SSD300 and torchvision's. Each returns its `Timings`, ours first."""
+"""The suites that set ours beside a naive SSD300 and torchvision's; each returns a `Measurement`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,9 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.transforms.v2 import functional as F
 
 from ssdlib.common.runtime import choose_precision, keep_freed_memory, return_freed_memory
-from ssdlib.config import BCCD_CLASSES, NO_AUGMENTATION, RECIPES, AugmentConfig, ModelConfig, Recipe
+from ssdlib.common.tables import Table
+from ssdlib.config import BCCD_CLASSES, RECIPES, ModelConfig
 from ssdlib.data.images import read_image
-from ssdlib.data.loaders import make_loader, set_epoch
-from ssdlib.data.smears import write_dataset
-from ssdlib.data.source import DataSource, open_folder
-from ssdlib.data.transforms import train_transform
 from ssdlib.detector.model import SSD300
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.weights import build_model
@@ -28,11 +26,11 @@ from ssdlib.inference.predictor import Predictor
 from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks import naive
-from tests.benchmarks.timing import Timings, take_turns
+from tests.benchmarks.common import Measurement, targets
+from tests.benchmarks.timing import Bench, Timings
 
-OURS, OURS_BATCH_NORM = "ours", "ours, BatchNorm"
-NAIVE, TORCHVISION = "naive", "torchvision"
-NAIVE_TUNED, TORCHVISION_TUNED = "naive, our malloc setting", "torchvision, our malloc setting"
+OURS, NAIVE, TORCHVISION = "ours", "naive", "torchvision"
+TUNED = ", our malloc setting"
 
 NUM_CLASSES = len(BCCD_CLASSES) + 1
 RATE = 1e-4
@@ -41,91 +39,51 @@ SURE_BACKGROUND = 6.0
 """Added to the background's logit for detection: like a trained network, it then calls few priors cells."""
 
 
-@dataclass(frozen=True)
-class Bench:
-    """The settings and data that all suites share."""
-
-    folder: Path
-    """For the smears and the trainers' runs."""
-    source: DataSource
-    device: torch.device
-    batch: int
-    rounds: int
-    progress: bool
-
-    @classmethod
-    def prepare(cls, folder: Path, device: torch.device, batch: int, rounds: int, progress: bool) -> Bench:
-        """A bench on smears written into `folder`: four batches to train on, three to detect in."""
-        root = write_dataset(folder / "smears", train=4 * batch, val=batch, test=3 * batch, progress=progress)
-        return cls(folder, open_folder(root), device, batch, rounds, progress)
-
-    def take_turns(
-        self,
-        title: str,
-        functions: dict[str, Callable[[], object]],
-        units: int | dict[str, int],
-        rounds: int = 0,
-    ) -> Timings:
-        """The timings of `tests.benchmarks.timing.take_turns` with this bench's settings."""
-        options = {"device": self.device, "progress": self.progress}
-        return take_turns(title, functions, units=units, rounds=rounds or self.rounds, **options)
-
-    def test_files(self) -> list[Path]:
-        """The image files to detect in."""
-        data = self.source.dataset("test")
-        return [data.image_path(i) for i in range(len(data))]
+def compared(suite: str, timings: Timings, *others: str) -> Measurement:
+    """The timings of a suite, with the targets of how many times as long as ours the `others` take."""
+    ratios = {f"{suite}: times as fast as {other}": timings.ratio(other, OURS) for other in others}
+    return Measurement({"timings": timings.to_dict()}, [timings.table()], targets(ratios))
 
 
-WHOLE = RECIPES["scratch"].replace(model=RECIPES["scratch"].model.replace(width=1.0))
-"""The default recipe with all of the paper's channels, so that all here compute about the same."""
-
-
-# --- training --------------------------------------------------------------------------------------------
-
-
-def training(bench: Bench) -> Timings:
+def training(bench: Bench) -> Measurement:
     """Seconds to train on an image: decoding or cache, augmentation, network, matching, loss, update.
 
-    The first row is the original recipe: the same network and optimizer as the naive one's and torchvision's.
-    The second is the default recipe at the paper's width: BatchNorm, AdamW, augmentation, averaged weights.
+    Ours is the original recipe: the same network and optimizer as the naive one's and torchvision's.
     Training of ours tells glibc to keep freed memory (`runtime.keep_freed_memory`), for the whole process.
     The others run as they would on their own, under glibc's own limits, and once more with our setting.
     """
-    functions = {
-        OURS: _our_training(bench, RECIPES["original"]),
-        OURS_BATCH_NORM: _our_training(bench, WHOLE),
-        NAIVE: _naive_training(bench),
-        TORCHVISION: _torchvision_training(bench),
-    }
+    others = {NAIVE: _naive_training(bench), TORCHVISION: _torchvision_training(bench)}
+    functions = {OURS: _our_training(bench), **others}
     if keep_freed_memory():
-        functions[NAIVE_TUNED] = functions[NAIVE]
-        functions[TORCHVISION_TUNED] = functions[TORCHVISION]
-        for name in (NAIVE, TORCHVISION):
-            functions[name] = with_plain_malloc(functions[name])
-    return bench.take_turns("training, per image", functions, units=bench.batch)
+        functions |= {name: plain_malloc()(function) for name, function in others.items()}
+        functions |= {name + TUNED: function for name, function in others.items()}
+    timings = bench.take_turns("training, per image", functions, units=bench.batch)
+    measured = compared("training", timings, NAIVE, TORCHVISION)
+    share = measured.values["matrix"] = matrix_share(bench, timings)
+    measured.tables.append(matrix_table(share))
+    if bench.device.type == "cuda":
+        measured.targets.extend(targets({"share of the matrix rate": share["share_of_matrix_rate"]}))
+    return measured
 
 
-def with_plain_malloc(function: Callable[[], object]) -> Callable[[], object]:
-    """The function, run under glibc's own malloc settings; ours are set again afterwards."""
-
-    def run() -> None:
-        return_freed_memory()
-        try:
-            function()
-        finally:
-            keep_freed_memory()
-
-    return run
+@contextmanager
+def plain_malloc() -> Iterator[None]:
+    """glibc's own malloc settings for a block or a decorated function; ours are set again afterwards."""
+    return_freed_memory()
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
-def _our_training(bench: Bench, recipe: Recipe) -> Callable[[], object]:
-    recipe = recipe.replace(batch_size=bench.batch, learning_rate=RATE, epochs=10_000)
+def _our_training(bench: Bench) -> Callable[[], object]:
+    recipe = RECIPES["original"].replace(batch_size=bench.batch, learning_rate=RATE, epochs=10_000)
     trainer = Trainer(
         build_model(recipe.model),
         recipe,
         bench.source.dataset("train", limit=bench.batch).preload(),
         None,
-        run_dir=bench.folder / f"run-{recipe.name}",
+        run_dir=bench.folder / "run",
         device=bench.device,
         progress=False,
     )
@@ -156,15 +114,14 @@ def _naive_training(bench: Bench) -> Callable[[], object]:
 def _torchvision_training(bench: Bench) -> Callable[[], object]:
     model = torchvision_model().to(bench.device).train()
     optimizer = _sgd(model)
-    data = bench.source.dataset("train", limit=bench.batch)
-    paths = [data.image_path(i) for i in range(len(data))]
-    targets = [
+    paths = bench.files("train", limit=bench.batch)
+    truth = [
         {"boxes": t["boxes"].as_subclass(Tensor).to(bench.device), "labels": t["labels"].to(bench.device)}
-        for t in data.targets()
+        for t in bench.source.dataset("train", limit=bench.batch).targets()
     ]
 
     def one_batch() -> None:
-        losses = model(_read_all(paths, bench.device), targets)
+        losses = model(_read_all(paths, bench.device), truth)
         _update(model, optimizer, sum(losses.values()))
 
     return one_batch
@@ -199,33 +156,59 @@ def _read_all(paths: list[Path], device: torch.device) -> list[Tensor]:
     return _to([F.to_dtype(image, torch.float32, scale=True) for image in images], device)
 
 
-# --- detection -------------------------------------------------------------------------------------------
+def forward_flops(config: ModelConfig | None = None) -> int:
+    """Floating point operations of one image's forward pass, counted; a multiply and an add are two."""
+    with torch.device("meta"):
+        model, images = SSD300(config), torch.empty(1, 3, 300, 300)
+    with FlopCounterMode(display=False) as counter:
+        model(images)
+    return counter.get_total_flops()
 
 
-def detection(bench: Bench) -> Timings:
-    """Seconds from an image file to its boxes, at score 0.01, in batches."""
-    paths = bench.test_files()
-    functions = {
-        OURS: _our_detection(bench, RECIPES["original"].model, paths),
-        OURS_BATCH_NORM: _our_detection(bench, WHOLE.model, paths),
-        NAIVE: _naive_detection(bench, paths),
-        TORCHVISION: torchvision_detection(bench, paths),
+def matrix_share(bench: Bench, timings: Timings, size: int = 4096) -> dict[str, Any]:
+    """The share of the rate of a large matrix product that training reaches, from the best round of each.
+
+    The backward pass does the forward's work twice: once for the inputs, once for the weights.
+    """
+    precision = choose_precision("auto", bench.device)
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
+    product = bench.take_turns(f"matrix product, {size} x {size}", {precision: lambda: a @ b}, units=1)
+    matrix_rate = 2 * size**3 / product.best(precision)
+    rate = 3 * forward_flops() / timings.best(OURS)
+    return {
+        "precision": precision,
+        "matrix_gflops_per_second": matrix_rate / 1e9,
+        "training_gflops_per_second": rate / 1e9,
+        "share_of_matrix_rate": rate / matrix_rate,
     }
-    return bench.take_turns("detection, file to boxes, per image", functions, units=len(paths))
 
 
-def _our_detection(bench: Bench, config: ModelConfig, paths: list[Path]) -> Callable[[], object]:
-    model = build_model(config)
+def matrix_table(share: dict[str, Any]) -> Table:
+    """A table of the rate that training reaches beside that of a large matrix product."""
+    rows = [
+        (f"matrix product, {share['precision']}", f"{share['matrix_gflops_per_second']:.0f}"),
+        (OURS, f"{share['training_gflops_per_second']:.0f}"),
+    ]
+    return Table((f"rates ({share['share_of_matrix_rate']:.0%} reached)", "GFLOP/s"), rows)
+
+
+def detection(bench: Bench) -> Measurement:
+    """Seconds from an image file to its boxes, at score 0.01, in batches."""
+    paths = bench.files("test")
+    model = build_model(RECIPES["original"].model)
     prefer_background(model.class_heads.convs)
     predictor = Predictor(model, device=bench.device, batch_size=bench.batch)
-    return lambda: predictor.detect(paths)
-
-
-def _naive_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
-    model = naive.NaiveSSD300(NUM_CLASSES)
-    prefer_background(model.logits)
-    model.to(bench.device).eval()
-    return lambda: naive.naive_detect(model, paths, bench.batch)
+    loops = naive.NaiveSSD300(NUM_CLASSES)
+    prefer_background(loops.logits)
+    loops.to(bench.device).eval()
+    functions = {
+        OURS: lambda: predictor.detect(paths),
+        NAIVE: lambda: naive.naive_detect(loops, paths, bench.batch),
+        TORCHVISION: torchvision_detection(bench, paths),
+    }
+    timings = bench.take_turns("detection, file to boxes, per image", functions, units=len(paths))
+    return compared("detection", timings, TORCHVISION)
 
 
 def torchvision_detection(bench: Bench, paths: list[Path]) -> Callable[[], object]:
@@ -249,10 +232,8 @@ def prefer_background(heads: torch.nn.ModuleList) -> None:
             head.bias.view(-1, NUM_CLASSES)[:, 0] += SURE_BACKGROUND
 
 
-# --- NMS -------------------------------------------------------------------------------------------------
-
-
-def suppression(bench: Bench) -> Timings:
+@torch.inference_mode()
+def suppression(bench: Bench) -> Measurement:
     """Seconds to turn one image's raw outputs into boxes, at score 0.01, the network still untrained.
 
     All 8,732 priors of each class are above the score then: the worst case, and every training's first. The
@@ -260,87 +241,16 @@ def suppression(bench: Bench) -> Timings:
     """
     model = build_model(ModelConfig()).to(bench.device).eval()
     images = torch.rand(bench.batch, 3, 300, 300, device=bench.device)
-    with torch.inference_mode():
-        locs, logits = model(images)
+    locs, logits = model(images)
     theirs = torchvision_model().to(bench.device).eval()
     outputs = {"bbox_regression": locs, "cls_logits": logits}
     sizes = [(300, 300)] * bench.batch
     maps = [torch.zeros(bench.batch, 1, f, f, device=bench.device) for f in model.config.priors.feature_maps]
     anchors = theirs.anchor_generator(ImageList(images, sizes), maps)
-
-    @torch.inference_mode()
-    def ours() -> object:
-        return detect_objects(locs, logits, model.priors)
-
-    @torch.inference_mode()
-    def loops() -> object:
-        return naive.naive_nms(locs[:1], logits[:1], model.priors)
-
-    @torch.inference_mode()
-    def torchvisions() -> object:
-        return theirs.postprocess_detections(outputs, anchors, sizes)
-
-    functions = {OURS: ours, NAIVE: loops, TORCHVISION: torchvisions}
-    units = {OURS: bench.batch, NAIVE: 1, TORCHVISION: bench.batch}
-    return bench.take_turns("NMS at score 0.01, per image", functions, units)
-
-
-# --- loading ---------------------------------------------------------------------------------------------
-
-
-def loading(bench: Bench) -> Timings:
-    """Seconds to prepare one training image: ours from the cache, the naive one from the file."""
-    count = len(bench.source.split_ids("train"))
     functions = {
-        OURS: _our_loading(bench, RECIPES["scratch"].augment),
-        "ours, no augmentation": _our_loading(bench, NO_AUGMENTATION),
-        NAIVE: _drain(naive.make_loader(bench.source.folder, bench.source.split_ids("train"), bench.batch)),
+        OURS: lambda: detect_objects(locs, logits, model.priors),
+        NAIVE: lambda: naive.naive_nms(locs[:1], logits[:1], model.priors),
+        TORCHVISION: lambda: theirs.postprocess_detections(outputs, anchors, sizes),
     }
-    return bench.take_turns("data loader, per image", functions, units=count)
-
-
-def _our_loading(bench: Bench, augment: AugmentConfig) -> Callable[[], object]:
-    data = bench.source.dataset("train", transform=train_transform(augment)).preload()
-    loader = make_loader(data, bench.batch, shuffle=True, seed=0)
-    epochs = iter(range(10_000))
-
-    def one_epoch() -> None:
-        set_epoch(loader, next(epochs))
-        for _ in loader:
-            pass
-
-    return one_epoch
-
-
-def _drain(loader: torch.utils.data.DataLoader) -> Callable[[], object]:
-    return lambda: [None for _ in loader]
-
-
-# --- arithmetic ------------------------------------------------------------------------------------------
-
-
-def forward_flops(config: ModelConfig | None = None) -> int:
-    """Floating point operations of one image's forward pass, counted; a multiply and an add are two."""
-    with torch.device("meta"):
-        model, images = SSD300(config), torch.empty(1, 3, 300, 300)
-    with FlopCounterMode(display=False) as counter:
-        model(images)
-    return counter.get_total_flops()
-
-
-def matrix_rate(bench: Bench, size: int) -> tuple[dict[str, float], str, Timings]:
-    """Operations a second of a large matrix product by precision, the precision of training, and the timings.
-
-    float32 is measured too: the ratio of the two is the most that a change of precision can gain.
-    """
-    precision = choose_precision("auto", bench.device)
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    names = dict.fromkeys((precision, "fp32"))
-    products = {name: _matrix_product(dtypes[name], size, bench.device) for name in names}
-    timings = bench.take_turns(f"matrix product, {size} x {size}", products, units=1, rounds=3 * bench.rounds)
-    return {name: 2 * size**3 / timings.best(name) for name in names}, precision, timings
-
-
-def _matrix_product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], object]:
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    return lambda: a @ b
+    units = {OURS: bench.batch, NAIVE: 1, TORCHVISION: bench.batch}
+    return compared("nms", bench.take_turns("NMS at score 0.01, per image", functions, units), NAIVE)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.data.dataset import DetectionDataset, Sample
 from tests.benchmarks import ablation
+from tests.benchmarks.invocation import invoke
 
 NAMES = ("WBC", "RBC", "Platelets")
 
@@ -37,7 +36,6 @@ def numbers(data):
         ([[], [1, 3]], 1.0, (1, 0, 1)),
         ([[2, 2, 1], [2, 2]], 0.0, (1, 4, 0)),
         ([[2, 2, 1], [2, 2]], 0.5, (1, 2, 0)),
-        ([[2, 2, 1], [2, 2]], 0.3, (1, 3, 0)),
         ([[2, 2, 1], [2, 2]], 1.0, (1, 0, 0)),
     ],
 )
@@ -58,12 +56,9 @@ def test_what_a_small_share_removes_a_larger_one_removes_too():
     assert kept[3] != numbers(ablation.remove_labels(data, "RBC", 0.5, seed=3))
 
 
-@pytest.mark.parametrize(
-    ("name", "share", "message"), [("RBC", 1.5, r"in \[0, 1\]"), ("blast", 0.5, "no class 'blast'; .*RBC")]
-)
-def test_impossible_removals_are_named(name, share, message):
-    with pytest.raises(ConfigError, match=message):
-        ablation.remove_labels(dataset([2]), name, share, seed=0)
+def test_a_class_that_the_data_lacks_is_named():
+    with pytest.raises(ConfigError, match=r"no class 'blast'; .*RBC"):
+        ablation.remove_labels(dataset([2]), "blast", 0.5, seed=0)
 
 
 def test_every_row_changes_the_recipe_and_sees_as_many_images():
@@ -100,11 +95,8 @@ def test_table(rows, expected):
 
 def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path, monkeypatch):
     tiny = {"recipe.model.width": 0.0625, "recipe.batch_size": 2}
-    monkeypatch.setattr(
-        ablation,
-        "changes",
-        lambda epochs, images: {"as it is": tiny, "no warm-up": {**tiny, "recipe.warmup_steps": 0}},
-    )
+    rows = {"as it is": tiny, "no warm-up": {**tiny, "recipe.warmup_steps": 0}}
+    monkeypatch.setattr(ablation, "changes", lambda epochs, images: rows)
     trained, train_row = [], ablation.train_row
 
     def noted(train, val, recipe, seed):
@@ -112,24 +104,12 @@ def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path
         return train_row(train, val, recipe, seed)
 
     monkeypatch.setattr(ablation, "train_row", noted)
-    app, file = typer.Typer(), tmp_path / "ablation.json"
-    app.command()(ablation.main)
-    few = [
-        "--data",
-        str(smears_root),
-        "--images",
-        "4",
-        "--train-images",
-        "4",
-        "--val-images",
-        "1",
-        "--json",
-        str(file),
-    ]
-    first = CliRunner().invoke(app, [*few, "--removed", "1", "--removed", "0", "--only", "no warm-up"])
+    file = tmp_path / "ablation.json"
+    few = f"--data {smears_root} --images 4 --train-images 4 --val-images 1 --json {file}".split()
+    first = invoke(ablation.main, *few, "--removed", "1", "--removed", "0", "--only", "no warm-up")
     assert first.exit_code == 0, first.output
     assert [(bool(labels), change) for labels, change in trained] == [(False, True), (True, True)]
-    again = CliRunner().invoke(app, few)
+    again = invoke(ablation.main, *few)
     assert again.exit_code == 0, again.output
     assert len(trained) == 3 and Counter(trained).most_common(1)[0][1] == 1
     stored = json.loads(file.read_text())
@@ -137,4 +117,5 @@ def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path
     assert all(0 <= r["map_50"] <= 1 and set(r["ap_50"]) == set(NAMES) for r in stored["rows"])
     assert stored["terms"]["images"] == 4 and "root" not in stored["data"]
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
-    assert CliRunner().invoke(app, [*few, "--only", "no such"]).exit_code == 2
+    for wrong in (["--only", "no such"], ["--removed", "1.5"]):
+        assert invoke(ablation.main, *few, *wrong).exit_code == 2

@@ -6,19 +6,17 @@ import time
 import pytest
 import torch
 
-from ssdlib.config import ModelConfig, Recipe
+from ssdlib.config import RECIPES
 from ssdlib.data.dataset import ImageCache
 from ssdlib.detector.loss import multibox_loss
 from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
 from ssdlib.training.monitor import StopSignals
 from tests.benchmarks import profile
-from tests.benchmarks.suites import Bench
+from tests.benchmarks.invocation import TINY
+from tests.benchmarks.timing import Bench
 
 PAUSE = 0.4
-TINY = Recipe(
-    name="tiny", model=ModelConfig(batch_norm=True, width=0.05), batch_size=2, warmup_steps=1, ema_decay=0.5
-)
 
 
 @pytest.fixture
@@ -81,20 +79,10 @@ def test_the_way_back_through_the_network_is_the_networks(bench):
     assert stopwatch.seconds[profile.NETWORK] > PAUSE > 2 * stopwatch.seconds[profile.LOSS]
 
 
-def test_the_breakdown_is_measured_and_tabulated(bench):
-    measured = profile.measure(bench, TINY, (0.1, 0.05))
-    assert [row["width"] for row in measured["time"]] == [0.1, 0.05]
-    assert 0.1 < measured["memory"]["peak_gb"] < 50
-    json.dumps(measured)
-    assert len(profile.tables(measured)[0].rows) == 2 and len(measured["targets"]) == 3
-
-
-@pytest.mark.parametrize(
-    ("share", "memory", "passed"), [(0, 0, [False, True]), (0.95, 6, [True, True]), (0.9, 7, [False, False])]
-)
-def test_targets(share, memory, passed):
-    measured = {
-        "time": [{"width": 1.0, "shares": {profile.NETWORK: share}}],
-        "memory": {"width": 1.0, "batch": 8, "peak_gb": memory},
-    }
-    assert [one["passed"] for one in profile.targets(measured)] == passed
+def test_the_breakdown_is_measured_and_tabulated(bench, monkeypatch):
+    monkeypatch.setitem(RECIPES, "scratch", TINY)
+    measured = profile.measure(bench)
+    assert [row["width"] for row in measured.values["time"]] == list(profile.WIDTHS)
+    assert 0.1 < measured.values["memory"]["peak_gb"] < 50
+    json.dumps(measured.values)
+    assert len(measured.tables[0].rows) == 2 and len(measured.targets) == 3

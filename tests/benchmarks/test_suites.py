@@ -4,9 +4,7 @@ import json
 
 import pytest
 import torch
-import typer
 from torch.utils.flop_counter import FlopCounterMode
-from typer.testing import CliRunner
 
 from ssdlib.common.runtime import keep_freed_memory
 from ssdlib.config import ModelConfig, PriorConfig
@@ -16,11 +14,10 @@ from ssdlib.detector.matching import match
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.priors import make_priors
 from tests.benchmarks import naive, suites
-from tests.benchmarks.__main__ import main, matrix_share, matrix_table, targets
-from tests.benchmarks.suites import NAIVE, OURS, TORCHVISION, Bench, forward_flops
-from tests.benchmarks.timing import Timings
-
-CPU = torch.device("cpu")
+from tests.benchmarks.__main__ import main
+from tests.benchmarks.invocation import invoke
+from tests.benchmarks.suites import NAIVE, OURS, TORCHVISION, forward_flops
+from tests.benchmarks.timing import Bench, Timings
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +25,26 @@ def priors():
     return make_priors(PriorConfig())
 
 
-@pytest.mark.parametrize(
-    ("ours", "passed"),
-    [(None, []), (1.0, [True, True]), (1.25, [True, False]), (10.0, [False, False])],
-)
-def test_targets_are_those_of_the_suites_that_ran(ours, passed):
-    seconds = {OURS: [ours], NAIVE: [3.6], TORCHVISION: [2.4]}
-    results = {"training": Timings("training", seconds)} if ours else {}
-    assert [one["passed"] for one in targets(results)] == passed
+@pytest.mark.parametrize(("ours", "passed"), [(1.0, [True, True]), (1.25, [True, False])])
+def test_a_suite_is_compared_with_its_targets(ours, passed):
+    timings = Timings("training", {OURS: [ours], NAIVE: [3.6], TORCHVISION: [2.4]})
+    measured = suites.compared("training", timings, NAIVE, TORCHVISION)
+    assert [one["passed"] for one in measured.targets] == passed
+    assert measured.tables[0].rows[0][0] == OURS and measured.values["timings"] == timings.to_dict()
 
 
-@pytest.mark.parametrize(("config", "gflop"), [(ModelConfig(), 61.1), (ModelConfig(batch_norm=True), 61.1)])
-def test_forward_flops(config, gflop):
-    assert forward_flops(config) / 1e9 == pytest.approx(gflop, abs=0.05)
+@pytest.mark.parametrize("config", [ModelConfig(), ModelConfig(batch_norm=True)])
+def test_forward_flops(config):
+    assert forward_flops(config) / 1e9 == pytest.approx(61.1, abs=0.05)
 
 
 def test_share_of_the_matrix_rate(tmp_path):
-    bench = Bench(tmp_path, None, CPU, batch=1, rounds=1, progress=False)
-    share = matrix_share(bench, Timings("training", {OURS: [2.0, 1.0]}), size=64)
+    bench = Bench(tmp_path, None, torch.device("cpu"), batch=1, rounds=1, progress=False)
+    share = suites.matrix_share(bench, Timings("training", {OURS: [2.0, 1.0]}), size=64)
     assert share["training_gflops_per_second"] == pytest.approx(3 * forward_flops() / 1e9)
     expected = share["training_gflops_per_second"] / share["matrix_gflops_per_second"]
     assert share["share_of_matrix_rate"] == pytest.approx(expected)
-    assert f"{expected:.0%}" in matrix_table(share).to_text()
+    assert f"{expected:.0%}" in suites.matrix_table(share).to_text()
 
 
 @pytest.mark.parametrize("count", [0, 1, 40])
@@ -102,16 +97,15 @@ def test_naive_data(tmp_path):
 
 
 def test_the_command_runs_a_suite_and_writes_json(tmp_path):
-    app = typer.Typer()
-    app.command()(main)
     path = tmp_path / "results.json"
-    arguments = ["--only", "loading", "--batch", "1", "--rounds", "1", "--no-progress", "--json", str(path)]
-    result = CliRunner().invoke(app, arguments)
+    arguments = ["--only", "nms", "--batch", "1", "--rounds", "1", "--no-progress", "--json", str(path)]
+    result = invoke(main, *arguments)
     assert result.exit_code == 0, result.output
     written = json.loads(path.read_text())
-    assert set(written["suites"]) == {"loading"} and written["targets"] == []
-    assert written["environment"]["cpu"] and written["suites"]["loading"][OURS]["median_seconds"] > 0
-    assert CliRunner().invoke(app, ["--only", "cooking"]).exit_code == 2
+    assert written["nms"]["timings"][OURS]["median_seconds"] > 0 and "training" not in written
+    assert [one["name"] for one in written["targets"]] == ["nms: times as fast as naive"]
+    assert written["environment"]["cpu"]
+    assert invoke(main, "--only", "cooking").exit_code == 2
 
 
 def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
@@ -124,7 +118,7 @@ def test_the_others_run_under_plain_malloc_and_ours_comes_back(monkeypatch):
         raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        suites.with_plain_malloc(fail)()
+        suites.plain_malloc()(fail)()
     assert said == ["plain", "runs", "ours"]
 
 

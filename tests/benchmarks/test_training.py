@@ -6,47 +6,35 @@ from itertools import pairwise
 
 import pytest
 import torch
-import typer
-from typer.testing import CliRunner
 
-from ssdlib.common.errors import ConfigError, SsdError, TrainingError
-from ssdlib.config import RECIPES, ModelConfig, Recipe
+from ssdlib.common.errors import SsdError, TrainingError
 from ssdlib.data.smears import write_dataset
 from ssdlib.data.source import open_folder
 from tests.benchmarks import baselines, training
 from tests.benchmarks.baselines import Benchmark, Ours, Schedule, TorchvisionRecipe
-
-TINY = Recipe(
-    name="tiny", model=ModelConfig(batch_norm=True, width=0.05), batch_size=2, warmup_steps=1, ema_decay=0.5
-)
+from tests.benchmarks.invocation import TINY, invoke
 
 
 @pytest.fixture
 def benchmark(smears_source, tmp_path):
-    # 6 images in batches of 2, twice; evaluated after steps 2, 4 and 6: in the midst of epochs too.
-    return Benchmark(smears_source, 12, 3, 0, "cpu", tmp_path / "out" / training.RESULTS, progress=False)
+    # 6 images in batches of 2, three times; evaluated after epochs 2 and 3.
+    return Benchmark(smears_source, 18, 2, 0, "cpu", tmp_path / "out" / training.RESULTS, progress=False)
 
 
 @pytest.mark.parametrize(
-    ("images", "evaluations", "train", "batch", "epochs", "stops"),
+    ("images", "evaluations", "train", "batch", "epoch_images", "evaluated"),
     [
         (1, 1, 1, 8, 1, (1,)),
-        (2000, 8, 205, 8, 10, (31, 62, 94, 125, 156, 188, 219, 250)),
-        (2000, 2, 205, 4, 10, (255, 510)),
-        (1, 1, 205, 8, 1, (25,)),
-        (30, 2, 6, 8, 5, (2, 5)),
+        (2000, 8, 205, 8, 200, (1, 2, 4, 5, 6, 8, 9, 10)),
+        (2000, 2, 205, 4, 204, (5, 10)),
+        (30, 2, 6, 8, 6, (2, 5)),
+        (12, 4, 6, 2, 6, (1, 2)),  # at most one an epoch
     ],
 )
-def test_a_schedule_is_whole_epochs(images, evaluations, train, batch, epochs, stops):
+def test_a_schedule_is_whole_epochs(images, evaluations, train, batch, epoch_images, evaluated):
     schedule = Schedule.stretch(images, evaluations, train, batch)
-    assert (schedule.epochs, schedule.stops) == (epochs, stops)
-    assert schedule.images == schedule.stops[-1] * schedule.per_step
-
-
-@pytest.mark.parametrize("evaluations", [0, 4])
-def test_more_evaluations_than_steps_are_refused(evaluations):
-    with pytest.raises(ConfigError, match="1 to 3 evaluations"):
-        Schedule.stretch(6, evaluations, 6, 2)
+    assert (schedule.epoch_images, schedule.evaluated) == (epoch_images, evaluated)
+    assert schedule.epochs == evaluated[-1]
 
 
 def test_the_reference_rate_for_our_batch():
@@ -57,27 +45,17 @@ def test_the_reference_rate_for_our_batch():
     assert rates == pytest.approx([5e-7, 5e-4, 5e-4, 5e-5, 5e-5, 5e-6])
 
 
-@pytest.mark.parametrize(
-    ("pretrained", "initial"), [(False, "scratch"), (True, RECIPES["original"].initial_weights)]
-)
-def test_the_baselines_are_the_recipes_on_the_same_images(pretrained, initial):
-    ours = baselines.baseline_recipes(pretrained)
-    assert ours["scratch"] == RECIPES["scratch"].replace(smears=0)
-    assert ours["original"] == RECIPES["original"].replace(initial_weights=initial)
-
-
-def test_halting_changes_nothing(benchmark, tmp_path):
-    """Ours halted after steps 2 and 4 has the weights of ours that ran to step 6 at once."""
-    schedule = Schedule.stretch(12, 3, 6, 2)
+def test_evaluations_change_nothing(benchmark, tmp_path):
+    """Ours evaluated after the first epoch has the weights of ours that was not."""
     weights = []
-    for name, stops in (("halted", (2, 4, 6)), ("at once", (6,))):
-        ours = Ours(TINY, schedule, benchmark, tmp_path / name)
-        for stop in stops:
-            ours.train_until(stop)
-            assert ours.trainer.step == stop
-            ours.detector()
+    for name in ("evaluated", "not evaluated"):
+        ours = Ours(TINY, Schedule.stretch(12, 2, 6, 2), benchmark, tmp_path / name)
+        ours.train_one_epoch()
+        if name == "evaluated":
+            list(ours.detector().stream([torch.zeros(40, 50, 3, dtype=torch.uint8).numpy()]))
+        ours.train_one_epoch()
+        assert (ours.trainer.epoch, ours.trainer.step) == (2, 6)
         weights.append(ours.trainer.weights.state_dict())
-    assert ours.trainer.epoch == 2
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
@@ -108,10 +86,10 @@ def fake(benchmark, tmp_path, monkeypatch):
 
 
 def test_torchvision_sees_every_image_once_an_epoch(fake):
-    fake.train_until(2)
-    assert len(fake.model.seen) == 4
-    fake.train_until(6)
-    assert (fake.step, len(fake.model.seen)) == (6, 12)
+    fake.train_one_epoch()
+    assert len(fake.model.seen) == 6
+    fake.train_one_epoch()
+    assert len(fake.model.seen) == 12
     assert all(len(t["boxes"]) == len(t["labels"]) for t in fake.model.seen)
     found = list(fake.detector().stream([torch.zeros(40, 50, 3, dtype=torch.uint8).numpy()] * 9))
     assert [(one.image_size, one.names) for one in found] == [((50, 40), ["RBC"])] * 9
@@ -119,8 +97,8 @@ def test_torchvision_sees_every_image_once_an_epoch(fake):
 
 def test_torchvision_stops_at_a_loss_that_is_not_finite(fake):
     fake.model.factor = math.nan
-    with pytest.raises(TrainingError, match="step 1"):
-        fake.train_until(1)
+    with pytest.raises(TrainingError, match="epoch 1"):
+        fake.train_one_epoch()
 
 
 def test_torchvisions_own_network_learns_and_is_evaluated(tmp_path):
@@ -134,10 +112,10 @@ def test_torchvisions_own_network_learns_and_is_evaluated(tmp_path):
 def test_trainings_in_processes_of_their_own(benchmark, capfd):
     (row,) = training.train_all(benchmark, {"tiny": TINY})["rows"]
     points = row["points"]
-    assert [point["images"] for point in points] == [4, 8, 12]
+    assert [point["images"] for point in points] == [12, 18]
     assert all(a["seconds"] < b["seconds"] for a, b in pairwise(points))
     assert set(points[0]["ap_50"]) == set(benchmark.source.class_names)
-    assert "12/12 images" in capfd.readouterr().out
+    assert "18/18 images" in capfd.readouterr().out
     assert training.train_all(benchmark, {"tiny": TINY})["rows"] == [row]
     assert "is done already" in capfd.readouterr().out
 
@@ -170,7 +148,7 @@ def test_which_trainings_are_done(row, done):
 
 def test_a_training_that_stops_is_a_result(benchmark, monkeypatch):
     class Broken:
-        def train_until(self, step):
+        def train_one_epoch(self):
             raise TrainingError("nan")
 
     monkeypatch.setattr(training, "start", lambda *_: Broken())
@@ -193,6 +171,4 @@ def test_table(maps, columns):
 
 
 def test_the_command_names_an_unknown_recipe():
-    app = typer.Typer()
-    app.command()(training.main)
-    assert CliRunner().invoke(app, ["--only", "yolo"]).exit_code == 2
+    assert invoke(training.main, "--only", "yolo").exit_code == 2

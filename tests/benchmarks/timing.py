@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from tqdm import tqdm
 
 from ssdlib.common.tables import Table
+from ssdlib.data.smears import write_dataset
+from ssdlib.data.source import DataSource, open_folder
 
 
 @dataclass(frozen=True)
@@ -56,34 +59,51 @@ class Timings:
         return Table((self.title, "median ms", "best ms", "times"), rows)
 
 
-def take_turns(
-    title: str,
-    functions: Mapping[str, Callable[[], object]],
-    *,
-    units: int | Mapping[str, int],
-    rounds: int,
-    device: torch.device,
-    progress: bool = True,
-) -> Timings:
-    """Timings of functions that run once a round each, in an order that moves on by one each round.
+@dataclass(frozen=True)
+class Bench:
+    """The settings and data that all suites share."""
 
-    units: pieces of work in one call (of each function, if they differ), by which its time is divided.
-    Before the first round each runs once untimed, to fill caches and compile what is compiled.
-    """
-    names = list(functions)
-    units = dict.fromkeys(names, units) if isinstance(units, int) else units
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    with tqdm(total=len(names) * (rounds + 1), desc=title, unit="run", disable=not progress) as bar:
-        for number in range(rounds + 1):
-            start = number % len(names)
-            for name in names[start:] + names[:start]:
-                bar.set_postfix_str(name)
-                began = now(device)
-                functions[name]()
-                if number > 0:
-                    seconds[name].append((now(device) - began) / units[name])
-                bar.update()
-    return Timings(title, seconds)
+    folder: Path
+    """For the smears and the trainers' runs."""
+    source: DataSource
+    device: torch.device
+    batch: int
+    rounds: int
+    progress: bool
+
+    @classmethod
+    def prepare(cls, folder: Path, device: torch.device, batch: int, rounds: int, progress: bool) -> Bench:
+        """A bench on smears written into `folder`: four batches to train on, three to detect in."""
+        root = write_dataset(folder / "smears", train=4 * batch, val=batch, test=3 * batch, progress=progress)
+        return cls(folder, open_folder(root), device, batch, rounds, progress)
+
+    def files(self, split: str, limit: int | None = None) -> list[Path]:
+        """The image files of a split."""
+        return [sample.image_path for sample in self.source.dataset(split, limit).samples]
+
+    def take_turns(
+        self, title: str, functions: Mapping[str, Callable[[], object]], units: int | Mapping[str, int]
+    ) -> Timings:
+        """Timings of functions that run once a round each, in an order that moves on by one each round.
+
+        units: pieces of work in one call (of each function, if they differ), by which its time is divided.
+        Before the first round each runs once untimed, to fill caches and compile what is compiled.
+        """
+        names = list(functions)
+        units = dict.fromkeys(names, units) if isinstance(units, int) else units
+        seconds: dict[str, list[float]] = {name: [] for name in names}
+        runs = len(names) * (self.rounds + 1)
+        with tqdm(total=runs, desc=title, unit="run", disable=not self.progress) as bar:
+            for number in range(self.rounds + 1):
+                start = number % len(names)
+                for name in names[start:] + names[:start]:
+                    bar.set_postfix_str(name)
+                    began = now(self.device)
+                    functions[name]()
+                    if number > 0:
+                        seconds[name].append((now(self.device) - began) / units[name])
+                    bar.update()
+        return Timings(title, seconds)
 
 
 def now(device: torch.device) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from ssdlib.common.tables import Table, number
 from ssdlib.data.source import resolve
 from ssdlib.evaluation.evaluate import evaluate_model
 from ssdlib.plots.training import time_to_accuracy
-from tests.benchmarks.baselines import AnyRecipe, Benchmark, Schedule, baseline_recipes, start
+from tests.benchmarks.baselines import BASELINES, AnyRecipe, Benchmark, Schedule, start
 from tests.benchmarks.common import Results, choose, run_command, save_figure
 from tests.benchmarks.timing import now
 
@@ -33,12 +33,12 @@ LEVELS = (0.5, 0.8, 0.85, 0.9)
 """Minutes to each of these mAP@0.5 are printed."""
 
 
-def results_of(benchmark: Benchmark, anew: bool = False) -> Results:
-    """The file of results. Raises ConfigError if it was measured under other terms, unless `anew`."""
+def results_of(benchmark: Benchmark) -> Results:
+    """The file of results. Raises ConfigError if it was measured under other terms."""
     names = ("images", "evaluations", "seed", "device")
     terms = {name: getattr(benchmark, name) for name in names}
     terms |= {"cpu": cpu_name(), "cores": available_cores(), "data": benchmark.source.fingerprint}
-    return Results(benchmark.path, terms, benchmark.source.describe(root=False), anew)
+    return Results(benchmark.path, terms, benchmark.source.describe(root=False))
 
 
 def is_done(row: Mapping[str, Any] | None) -> bool:
@@ -56,20 +56,23 @@ def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
     val.preload()  # else decoding it would be part of the first evaluation
     row: dict[str, Any] = {
         "recipe": recipe.to_dict(),
-        "images": schedule.images,
+        "images": schedule.epochs * schedule.epoch_images,
         "epochs": schedule.epochs,
-        "evaluations": len(schedule.stops),
+        "evaluations": len(schedule.evaluated),
         "stopped": None,
         "points": [],
     }
     seconds = evaluating = 0.0
     with tempfile.TemporaryDirectory(prefix="ssdlib-benchmark-") as folder:
         training = start(recipe, schedule, benchmark, Path(folder))
-        for step in schedule.stops:
+        for epoch in range(1, schedule.epochs + 1):
             began = now(device)
             try:
-                training.train_until(step)
+                training.train_one_epoch()
                 trained = now(device)
+                seconds += trained - began
+                if epoch not in schedule.evaluated:
+                    continue
                 metrics, _ = evaluate_model(training.detector(), val)
             except (TrainingError, CheckpointError) as error:
                 # A loss or weights that are not finite: that is a result.
@@ -77,11 +80,11 @@ def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
                 results.put({"name": name}, row)
                 print(f"{name:12} stopped: {error}", flush=True)
                 break
-            seconds += trained - began
             evaluating += now(device) - trained
+            images = epoch * schedule.epoch_images
             row["points"].append(
                 {
-                    "images": step * schedule.per_step,
+                    "images": images,
                     "seconds": round(seconds, 3),
                     "evaluation_seconds": round(evaluating, 3),
                     "map_50": metrics.map_50,
@@ -90,20 +93,20 @@ def train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> dict[str, Any]:
             )
             results.put({"name": name}, row)
             print(
-                f"{name:12} {step * schedule.per_step}/{schedule.images} images  {seconds / 60:6.1f} min  "
+                f"{name:12} {images}/{row['images']} images  {seconds / 60:6.1f} min  "
                 f"val mAP@0.5 {number(metrics.map_50)}  evaluations {evaluating / 60:.1f} min",
                 flush=True,
             )
     return row
 
 
-def train_all(benchmark: Benchmark, recipes: Mapping[str, AnyRecipe], anew: bool = False) -> dict[str, Any]:
+def train_all(benchmark: Benchmark, recipes: Mapping[str, AnyRecipe]) -> dict[str, Any]:
     """Train the recipes that are not done yet, each in a fresh process, and return the file's content.
 
     Ours changes malloc for its process; the others must not profit from it, nor from warm caches.
     Raises SsdError if a process fails.
     """
-    results = results_of(benchmark, anew)
+    results = results_of(benchmark)
     for name, recipe in recipes.items():
         if is_done(results.find({"name": name}, recipe.to_dict())):
             print(f"{name:12} is done already: {benchmark.path}")
@@ -127,36 +130,27 @@ def _train(name: str, recipe: AnyRecipe, benchmark: Benchmark) -> None:
     try:
         train(name, recipe, benchmark)
     except SsdError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
 
 
-def first_reaching(points: Sequence[Mapping[str, Any]], level: float) -> Mapping[str, Any] | None:
-    """The first evaluation with at least that mAP@0.5; nothing is interpolated."""
-    return next((p for p in points if p["map_50"] is not None and p["map_50"] >= level), None)
-
-
 def table(results: Mapping[str, Any]) -> Table:
-    """A table of the minutes of training to each level of val mAP@0.5, and of what each training reached."""
-    header = (
-        "minutes to val mAP@0.5",
-        *(f"{level:g}" for level in LEVELS),
-        "all",
-        "img/s",
-        "last",
-        "best",
-        "",
-    )
+    """A table of the minutes of training to each level of val mAP@0.5, and of what each training reached.
+
+    The minutes are those of the first evaluation with at least that mAP@0.5; nothing is interpolated.
+    """
+    levels = [f"{level:g}" for level in LEVELS]
+    header = ("minutes to val mAP@0.5", *levels, "all", "img/s", "last", "best", "")
     rows = []
     for row in results["rows"]:
         points = row["points"]
         last = points[-1] if points else {"seconds": None, "images": None, "map_50": None}
-        minutes = [p["seconds"] / 60 if p else None for p in (first_reaching(points, one) for one in LEVELS)]
+        figures = [(point["seconds"] / 60, point["map_50"] or 0.0) for point in points]
+        minutes = [next((at for at, reached in figures if reached >= level), None) for level in LEVELS]
+        cells = [number(one, ".1f") for one in (*minutes, figures[-1][0] if points else None)]
         speed = last["images"] / last["seconds"] if points else None
         best = max((p["map_50"] for p in points if p["map_50"] is not None), default=None)
-        cells = [number(one, ".1f") for one in (*minutes, last["seconds"] / 60 if points else None)]
         cells += [number(speed, ".2f"), number(last["map_50"]), number(best)]
         rows.append((row["name"], *cells, "stopped" if row["stopped"] else ""))
     return Table(header, rows)
@@ -165,29 +159,23 @@ def table(results: Mapping[str, Any]) -> Table:
 def main(
     data: Annotated[str, typer.Option(help="auto, bccd, smears, or a folder in Pascal VOC layout.")] = "auto",
     images: Annotated[int, typer.Option(min=1, help="Images each sees (rounded to whole epochs).")] = 2000,
-    evaluations: Annotated[int, typer.Option(min=1, help="Evaluations on val, evenly spread.")] = 8,
+    evaluations: Annotated[int, typer.Option(min=1, help="Evaluations on val, at most one an epoch.")] = 8,
     only: Annotated[list[str] | None, typer.Option(help="Only this recipe; may be repeated.")] = None,
-    from_scratch: Annotated[
-        bool,
-        typer.Option("--from-scratch/--pretrained", help="How `original` starts; its own way is pretrained."),
-    ] = True,
     out: Annotated[Path, typer.Option(help="Folder for the results and the figure.")] = Path("bench"),
     seed: Annotated[int, typer.Option(help="Of the weights, the order and the augmentation.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    force: Annotated[bool, typer.Option("--force", help="Begin anew, dropping results of others.")] = False,
     progress: Annotated[bool, typer.Option(help="Progress bars on stderr.")] = True,
 ) -> None:
     """Val mAP@0.5 against minutes and images, for ours, the original recipe and torchvision's.
 
     Example: python -m tests.benchmarks.training --data bccd --images 4000 --only scratch
     """
-    recipes = baseline_recipes(pretrained=not from_scratch)
-    names = choose(only, recipes, "--only")
+    names = choose(only, BASELINES, "--only")
     source = resolve(data, progress=progress)
     benchmark = Benchmark(
         source, images, evaluations, seed, str(choose_device(device)), out / RESULTS, progress
     )
-    results = train_all(benchmark, {name: recipes[name] for name in names}, force)
+    results = train_all(benchmark, {name: BASELINES[name] for name in names})
     print("\n" + table(results).to_text())
     files = save_figure(time_to_accuracy(results), benchmark.path, ".png", ".svg")
     print("\nwritten: " + ", ".join(map(str, [benchmark.path, *files])))

@@ -36,12 +36,12 @@ from ssdlib.tools.label_errors.search import search
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks.label_errors import (
     SMEARS_SEED,
-    average_precision,
     damage_found,
     damage_labels,
     found_again,
     hide_labels,
     shipped_judge,
+    told_apart,
 )
 from tests.tools.label_cases import HEIGHT, WIDTH, A, B, C, folder_of, found
 
@@ -337,9 +337,13 @@ def test_damaged_labels_are_told_from_sound_ones(predicted_smears, tmp_path):
 
 
 def test_measures_of_nothing_are_no_numbers():
-    assert average_precision([], []) is average_precision([0.9], [False]) is None
-    assert average_precision([0.9, 0.1], [True, False]) == 1.0
-    assert average_precision([0.9, 0.1], [False, True]) == 0.5
+    for rows, expected in (
+        ([], None),
+        ([(None, 0.9)], None),
+        ([(None, 0.1), ("moved", 0.9)], 1.0),
+        ([(None, 0.9), ("moved", 0.1)], 0.5),
+    ):
+        assert told_apart(rows)["average_precision"] == expected
     result = found_again([], {"field": []})
     assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
 
