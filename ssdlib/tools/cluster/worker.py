@@ -96,8 +96,7 @@ class Worker:
                 f"{len(tasks)} images, from {tasks[0].shown} to {tasks[-1].shown}, may need more memory than "
                 "a worker has. Everything else that is done stays done."
             )
-        groups = in_groups(tasks, predictor.batch_size)
-        images = detect_images(predictor, groups, job.thresholds, job.tiling)
+        images = detect_images(predictor, in_groups(tasks, predictor.batch_size), job)
         records = {seen.task: seen.record for seen in images}
         in_order = [records[task] for task in tasks]
         write_part(job.out, number, in_order, predictor.class_names, job.tiling.um_per_pixel)
