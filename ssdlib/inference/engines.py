@@ -17,18 +17,17 @@ ENGINES = ("torch", "onnx", "onnx-int8")
 def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Detector:
     """A predictor with the weights in the file `weights`, run by `engine`, one of `ENGINES`.
 
-    The onnx engines export the weights on first use (`ssdlib.inference.onnx.engine.cached_onnx`), or take a
-    ready .onnx file. `settings` are those of `ssdlib.inference.predictor.Predictor` (device, precision,
-    score_threshold, iou_threshold, top_k, batch_size); onnx runs on the CPU, in the file's own precision.
-    Raises ConfigError for an unknown engine, a missing extra or impossible settings and CheckpointError for
-    weights that cannot be used.
+    `settings` are those of `ssdlib.inference.predictor.Predictor`; onnx runs on the CPU, in the file's own
+    precision. Raises ConfigError for an unknown engine, a missing extra or impossible settings and
+    CheckpointError for weights that cannot be used.
     """
     if engine not in ENGINES:
         raise ConfigError(f"there is no engine {engine!r}: choose one of {', '.join(ENGINES)}")
-    ready = Path(weights).suffix.lower() == ".onnx"
-    if engine == "torch" and ready:
-        raise ConfigError(f"{weights} is an ONNX file, which the engine torch cannot run: use --engine onnx")
     if engine == "torch":
+        if _is_onnx(weights):
+            raise ConfigError(
+                f"{weights} is an ONNX file, which the engine torch cannot run: use --engine onnx"
+            )
         return Predictor.from_checkpoint(weights, **settings)
     from ssdlib.inference.onnx.engine import OnnxPredictor  # an extra, and slow to import
 
@@ -43,7 +42,7 @@ def file_for(engine: str, weights: str | Path) -> Path:
 
     Raises what `open_predictor` raises for them.
     """
-    if engine == "torch" or Path(weights).suffix.lower() == ".onnx":
+    if engine == "torch" or _is_onnx(weights):
         return Path(weights)
     from ssdlib.inference.onnx.engine import cached_onnx
 
@@ -55,8 +54,12 @@ def class_names_of(weights: str | Path) -> tuple[str, ...]:
 
     Raises CheckpointError that names the file if it cannot be read.
     """
-    if Path(weights).suffix.lower() != ".onnx":
+    if not _is_onnx(weights):
         return tuple(read_metadata(weights)["config"]["class_names"])
     from ssdlib.inference.onnx.export import load_onnx, read_header
 
     return read_header(load_onnx(weights), weights).config.class_names
+
+
+def _is_onnx(weights: str | Path) -> bool:
+    return Path(weights).suffix.lower() == ".onnx"

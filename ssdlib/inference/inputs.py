@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,12 +41,6 @@ class ImageTask:
         return os.fsencode(self.path).decode("utf-8", "replace")
 
     @property
-    def suffix(self) -> str:
-        """The ending of the file name of its picture with boxes."""
-        suffix = self.path.suffix.lower()
-        return suffix if suffix in (".jpg", ".jpeg", ".png") else ".png"
-
-    @property
     def image_id(self) -> str:
         """A file name without folder or ending, for layouts that keep all images in one folder."""
         return self.name.replace("/", "--")
@@ -73,17 +68,10 @@ def find_images(
     for a path that does not exist, a folder or pattern without images, and an image given inside `out`.
     """
     found: dict[Path, str] = {}
-    for path in paths:
-        pairs = _inside(str(path), out)
-        for image, name in pairs:
-            found.setdefault(image, name)
-    for entry in listed:
-        if entry:
-            path = Path(entry)
-            pairs = _walk(path, out) if path.is_dir() else [(path, path.name)]
-            for image, name in pairs:
-                _refuse_output(image, out)
-                found.setdefault(image, name)
+    given = (pair for path in paths for pair in _given(str(path), out))
+    read = (pair for entry in listed if entry for pair in _images(Path(entry), out))
+    for image, name in chain(given, read):
+        found.setdefault(image, name)
     taken: set[str] = set()
     return [ImageTask(path, _free_name(name, taken)) for path, name in found.items()]
 
@@ -117,31 +105,34 @@ def _parquet_paths(given: str) -> Iterator[str]:
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
 
-def _inside(given: str, out: Path | None) -> list[tuple[Path, str]]:
+def _given(given: str, out: Path | None) -> list[tuple[Path, str]]:
     """(image, its name with folders below the path given) of one argument."""
     path = Path(given)
-    if path.is_dir():
-        _refuse_output(path, out)
-        pairs = _walk(path, out)
-        if not pairs:
-            raise DataError(f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder")
-        return pairs
     if path.exists():
+        if path.is_dir():
+            _refuse_output(path, out)
+        pairs = _images(path, out)
+        problem = f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder"
+    elif glob.has_magic(given):
+        met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
+        pairs = [pair for entry in met if entry.is_dir() for pair in _images(entry, out)]
+        pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
+        problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
+    else:
+        pairs = []
+        problem = f"{path} does not exist: name an image file, a folder of images or a pattern"
+    if not pairs:
+        raise DataError(problem)
+    return pairs
+
+
+def _images(path: Path, out: Path | None) -> list[tuple[Path, str]]:
+    """The images in a folder, or the file itself, each with its name below the folder."""
+    if not path.is_dir():
         _refuse_output(path, out)
         return [(path, path.name)]
-    if glob.has_magic(given):
-        met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
-        pairs = [pair for entry in met if entry.is_dir() for pair in _walk(entry, out)]
-        pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
-        if not pairs:
-            raise DataError(f"no image fits the pattern {given}: check it, and that no folder is misspelt")
-        return pairs
-    raise DataError(f"{path} does not exist: name an image file, a folder of images or a pattern")
-
-
-def _walk(folder: Path, out: Path | None) -> list[tuple[Path, str]]:
-    images = sorted(path for path in folder.rglob("*") if _is_image(path) and not _is_output(path, out))
-    return [(image, image.relative_to(folder).as_posix()) for image in images]
+    images = sorted(image for image in path.rglob("*") if _is_image(image) and not _is_output(image, out))
+    return [(image, image.relative_to(path).as_posix()) for image in images]
 
 
 def _is_image(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,7 @@ from ssdlib.data.images import read_image
 from ssdlib.inference.detections import DEFAULT_THRESHOLD, Detections, Detector, class_thresholds
 from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
-from ssdlib.inference.results import (
-    DONE,
-    UNREADABLE,
-    Record,
-    save_pictures,
-    write_json_list,
-    write_tables,
-)
+from ssdlib.inference.results import DONE, UNREADABLE, Record, save_pictures, write_json_list, write_tables
 from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, detect_image
 
 MAX_ROWS = 100
@@ -86,8 +80,7 @@ class Summary:
     def add(self, image: str, counts: Sequence[int]) -> None:
         """Count an image that could be read."""
         self.images += 1
-        before = self.counts or [0] * len(counts)
-        self.counts = [total + count for total, count in zip(before, counts, strict=True)]
+        self.counts = np.add(self.counts or 0, counts).tolist()
         if len(self.rows) < MAX_ROWS:
             self.rows.append((image, tuple(counts)))
 
@@ -131,9 +124,7 @@ def run_detection(
         with open_journal(folder, job.settings(), restart=restart) as journal:
             resumed = _finish(predictor, job, journal, progress)
 
-            def records() -> Iterator[Record]:
-                return journal.read(job.tasks)
-
+            records = partial(journal.read, job.tasks)
             if job.out is not None:
                 um = job.tiling.um_per_pixel
                 write_tables(job.out, records, predictor.class_names, job.formats, um)
@@ -148,7 +139,7 @@ def _finish(predictor: Detector, job: DetectJob, journal: Journal, progress: boo
     groups = [group for group in groups if not all(task in journal for task in group)]
     resumed = len(job.tasks) - sum(map(len, groups))
     with tqdm(total=len(job.tasks), initial=resumed, unit="img", disable=not progress) as bar:
-        for seen in detect_images(predictor, groups, job.thresholds, job.tiling):
+        for seen in detect_images(predictor, groups, job):
             if job.out is not None and seen.image is not None:
                 seen.record["copy"] = save_pictures(seen.task, seen.image, seen.found, job.out, job.formats)
             journal.append(seen.task, seen.record)
@@ -172,18 +163,16 @@ class DetectedImage:
 
 
 def detect_images(
-    predictor: Detector,
-    groups: Sequence[Sequence[ImageTask]],
-    thresholds: Mapping[str, float],
-    tiling: Tiling,
+    predictor: Detector, groups: Sequence[Sequence[ImageTask]], job: DetectJob
 ) -> Iterator[DetectedImage]:
-    """Each image with its detections above `thresholds`, those of a group in any order.
+    """Each image with its detections above the job's thresholds, those of a group in any order.
 
     Images of a group that are not tiled are computed in one batch, tiled ones by themselves.
     """
+    tiling = job.tiling
 
     def detected(task: ImageTask, image: np.ndarray, found: Detections) -> DetectedImage:
-        sure = replace(found, image=task.shown).above(thresholds)
+        sure = replace(found, image=task.shown).above(job.thresholds)
         tiles = tiling.tiles(*found.image_size)
         left, top, right, bottom = tiles[0]
         more = {"tiles": len(tiles), "view": [right - left, bottom - top], "copy": None}
@@ -213,52 +202,44 @@ def _summary(records: Iterator[Record], class_names: tuple[str, ...], resumed: i
     for record in records:
         if record["state"] == DONE:
             summary.add(record["image"], [record["counts"][name] for name in class_names])
-            sizes.add(_red_cell_sides(record), record["view"])
+            boxes = [cell["box"] for cell in record["detections"] if cell["label"] == "RBC"]
+            xmin, ymin, xmax, ymax = np.reshape(boxes, (-1, 4)).T
+            sizes.add(np.sqrt((xmax - xmin) * (ymax - ymin)), record["view"])
         else:
             summary.add_failure(record["message"])
     summary.scale_warning = sizes.warning()
     return summary
 
 
-def _red_cell_sides(record: Record) -> np.ndarray:
-    boxes = [cell["box"] for cell in record["detections"] if cell["label"] == "RBC"]
-    xmin, ymin, xmax, ymax = np.reshape(boxes, (-1, 4)).T
-    return np.sqrt((xmax - xmin) * (ymax - ymin))
-
-
 class RedCellSizes:
     """Histograms of the sizes of red cells, to see whether they are those of training."""
 
     def __init__(self) -> None:
-        self._seen = np.zeros(1000, np.int64)
-        """Sides in the network's input, in pixels of the training field."""
-        self._original = np.zeros(4000, np.int64)
+        self._histograms = np.zeros((2, 4000), np.int64)
+        """Sides in pixels of the image, and in pixels of the training field as the network sees them."""
 
     @property
     def count(self) -> int:
         """The number of red cells so far."""
-        return int(self._seen.sum())
+        return int(self._histograms[0].sum())
 
     def add(self, sides: np.ndarray, tile: tuple[int, int]) -> None:
         """Count cells with these sides, in pixels, of an image with tiles of this width and height."""
         across, down = (training / side for training, side in zip(TRAINING_FIELD, tile, strict=True))
-        for histogram, scaled in ((self._original, sides), (self._seen, sides * (across * down) ** 0.5)):
+        for histogram, scaled in zip(self._histograms, (sides, sides * (across * down) ** 0.5), strict=True):
             np.add.at(histogram, np.minimum(scaled.astype(int), len(histogram) - 1), 1)
 
     def warning(self) -> str:
         """A warning of implausible sizes; empty for plausible ones and for too few cells."""
-        if self.count < _ENOUGH_CELLS:
-            return ""
-        seen, original = _median(self._seen), _median(self._original)
+        original, seen = (
+            float(np.searchsorted(histogram.cumsum(), histogram.sum() / 2)) + 0.5
+            for histogram in self._histograms
+        )
         low, high = (share * TRAINING_RED_CELL for share in _PLAUSIBLE)
-        if low <= seen <= high:
+        if self.count < _ENOUGH_CELLS or low <= seen <= high:
             return ""
         return (
             f"red cells measure {seen:.0f} pixels as the network sees them, {TRAINING_RED_CELL} in training, "
             "so that many may be missed. Give the images' scale: --um-per-pixel, "
             f"{RED_CELL_UM / original:.3f} if these are {RED_CELL_UM} micrometers."
         )
-
-
-def _median(histogram: np.ndarray) -> float:
-    return float(np.searchsorted(histogram.cumsum(), histogram.sum() / 2)) + 0.5

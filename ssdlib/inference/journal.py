@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,12 @@ class Journal:
         self._path = path
         self._offsets: dict[str, int] = {}
         end = 0
-        for line in self._stream:
-            try:
-                key = json.loads(line)["key"] if line.endswith(b"\n") else None
-            except (ValueError, KeyError, TypeError):
-                key = None
-            if key is None:
-                break
-            self._offsets[json.dumps(key)] = end
-            end += len(line)
+        with suppress(ValueError, KeyError, TypeError):
+            for line in self._stream:
+                if not line.endswith(b"\n"):
+                    break
+                self._offsets[json.dumps(json.loads(line)["key"])] = end
+                end += len(line)
         os.ftruncate(self._file, end)
 
     def __enter__(self) -> Journal:
@@ -73,10 +71,9 @@ class Journal:
 
     def read(self, tasks: Iterable[ImageTask]) -> Iterator[Record]:
         """The record of each task that has one, in the order of the tasks."""
-        for task in tasks:
-            offset = self._offsets.get(_key(task))
-            if offset is not None:
-                self._stream.seek(offset)
+        for key in map(_key, tasks):
+            if key in self._offsets:
+                self._stream.seek(self._offsets[key])
                 record = json.loads(self._stream.readline())
                 del record["key"]
                 yield record

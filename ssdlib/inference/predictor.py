@@ -41,10 +41,9 @@ class _Loaded:
 class ImageDetector(ABC):
     """A base of predictors: images of any size in, `Detections` out; `raw` runs the network.
 
-    `score_threshold`, `iou_threshold` (of NMS) and `top_k` (detections an image at most) are those of
-    `ssdlib.detector.nms.detect_objects`; `priors` (P, 4) are the network's. The default `score_threshold`
-    keeps what an evaluation's precision-recall curve needs: to count cells, give 0.5 or take what is
-    `Detections.above(0.5)`. Raises ConfigError for impossible settings.
+    The settings are those of `ssdlib.detector.nms.detect_objects`; `priors` (P, 4) are the network's. The
+    default `score_threshold` keeps what an evaluation's precision-recall curve needs: to count cells, give
+    0.5 or take what is `Detections.above(0.5)`. Raises ConfigError for impossible settings.
     """
 
     def __init__(
@@ -138,7 +137,13 @@ class Predictor(ImageDetector):
         self.precision = choose_precision(precision, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self._model = _for_inference(model, self.device, self.precision)
+        folded = fold_batch_norm(model).requires_grad_(False)
+        self._model = folded.to(self.device, memory_format=torch.channels_last)
+        if self.precision == "bf16":
+            # Autocast would cast the weights anew for every batch.
+            for module in self._model.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(torch.bfloat16)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | None = None, **settings: Any) -> Self:
@@ -171,16 +176,6 @@ def fold_batch_norm(model: SSD300) -> SSD300:
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
                 setattr(block, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(block, norm_name, nn.Identity())
-    return model
-
-
-def _for_inference(model: SSD300, device: torch.device, precision: str) -> SSD300:
-    model = fold_batch_norm(model).requires_grad_(False).to(device, memory_format=torch.channels_last)
-    if precision == "bf16":
-        # Autocast would cast the weights anew for every batch.
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(torch.bfloat16)
     return model
 
 

@@ -10,8 +10,9 @@ import io
 import json
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -57,16 +58,17 @@ def save_pictures(
     """
     copy = None
     if "pictures" in formats:
-        write_image(out / "pictures" / f"{task.name}{task.suffix}", annotate(image, found))
+        suffix = task.path.suffix.lower()
+        suffix = suffix if suffix in (".jpg", ".jpeg", ".png") else ".png"
+        write_image(out / "pictures" / f"{task.name}{suffix}", annotate(image, found))
     if "coco" in formats:
         copy = _copy(task, image, out / "coco" / "data")
     if "voc" in formats:
         copy = _copy(task, image, out / "voc" / "JPEGImages")
-        width, height = found.image_size
         write_voc(
             out / "voc" / "Annotations" / f"{task.image_id}.xml",
-            width=width,
-            height=height,
+            width=found.image_size[0],
+            height=found.image_size[1],
             boxes=found.boxes.double().numpy().round(2),
             names=found.names,
             filename=copy,
@@ -79,14 +81,16 @@ def _copy(task: ImageTask, image: np.ndarray, folder: Path) -> str:
     """The name of a copy, byte for byte; of an upright PNG where EXIF, which few tools heed, turns it."""
     suffix = task.path.suffix.lower()
     if suffix not in IMAGE_SUFFIXES or is_turned(task.path):
-        write_image(folder / f"{task.image_id}.png", image)
-        return f"{task.image_id}.png"
+        name = f"{task.image_id}.png"
+        write_image(folder / name, image)
+        return name
+    name = f"{task.image_id}{suffix}"
     try:
         content = task.path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {task.shown}: {error.strerror or error}") from error
-    write_bytes(folder / f"{task.image_id}{suffix}", content)
-    return f"{task.image_id}{suffix}"
+    write_bytes(folder / name, content)
+    return name
 
 
 # --- tables of all images --------------------------------------------------------------------------------
@@ -104,15 +108,8 @@ def write_tables(
     `records` reads all records anew, in the order of the images.
     """
     if "csv" in formats:
-        tables = {
-            "cells.csv": cell_rows(records(), um_per_pixel),
-            "images.csv": image_rows(records(), class_names, um_per_pixel),
-        }
-        for name, rows in tables.items():
-            with atomic_open(out / name) as stream:
-                text = io.TextIOWrapper(stream, encoding="utf-8", newline="", write_through=True)
-                _write_csv(text, rows)
-                text.detach()
+        _write_csv(out / "cells.csv", cell_rows(records(), um_per_pixel))
+        _write_csv(out / "images.csv", image_rows(records(), class_names, um_per_pixel))
     if "json" in formats:
         write_json_list(out / "cells.json", records())
     if "coco" in formats:
@@ -120,15 +117,21 @@ def write_tables(
 
 
 def cells_csv(detections: Iterable[Detections], um_per_pixel: float | None) -> str:
-    """The text of a cells.csv with the detections of these images, at this scale where it is known."""
-    text = io.StringIO()
-    _write_csv(text, cell_rows((found.to_dict() for found in detections), um_per_pixel))
-    return text.getvalue()
+    """The text of a cells.csv with the detections of these images."""
+    return "".join(_csv_lines(cell_rows((found.to_dict() for found in detections), um_per_pixel)))
 
 
-def _write_csv(stream: TextIO, rows: Iterable[Sequence[Any]]) -> None:
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerows([to_cell(value) if isinstance(value, str) else value for value in row] for row in rows)
+def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    with atomic_open(path) as stream:
+        stream.writelines(line.encode() for line in _csv_lines(rows))
+
+
+def _csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    for row in rows:
+        line = io.StringIO()
+        cells = [to_cell(value) if isinstance(value, str) else value for value in row]
+        csv.writer(line, lineterminator="\n").writerow(cells)
+        yield line.getvalue()
 
 
 def cell_rows(records: Iterable[Record], um_per_pixel: float | None) -> Iterator[Sequence[Any]]:
@@ -148,12 +151,11 @@ def image_rows(
     """The names of the columns, then a row for each image; None where there is no value."""
     yield ("image", "state", "width", "height", "um_per_pixel", "tiles", *class_names, "message")
     for record in records:
+        known = [None] * (4 + len(class_names))
         if record["state"] == DONE:
             size = [record["width"], record["height"], um_per_pixel, record["tiles"]]
-            yield [record["image"], DONE, *size, *(record["counts"][name] for name in class_names), None]
-        else:
-            empty = [None] * (4 + len(class_names))
-            yield [record["image"], record["state"], *empty, record["message"]]
+            known = [*size, *(record["counts"][name] for name in class_names)]
+        yield [record["image"], record["state"], *known, record.get("message")]
 
 
 def _readable(records: Iterable[Record]) -> Iterator[Record]:
@@ -165,45 +167,40 @@ def write_json_list(path: Path, records: Iterable[Record]) -> None:
     keys = ("image", "width", "height", "detections", "counts")
     items = ({key: record[key] for key in keys} for record in _readable(records))
     with atomic_open(path) as stream:
-        _write_items(stream, items, indent=2, depth=1)
+        _write_items(stream, items, indent=2)
         stream.write(b"\n")
 
 
-def _write_items(stream: BinaryIO, items: Iterable[Any], *, indent: int | None, depth: int) -> None:
+def _write_items(stream: BinaryIO, items: Iterable[Any], indent: int | None = None) -> None:
     """Write a JSON list, item by item, as `json.dumps` would write it whole."""
-    pad, first = "  " * depth, True
+    before = "[\n"
     for item in items:
-        text = textwrap.indent(json.dumps(item, indent=indent, ensure_ascii=False, allow_nan=False), pad)
-        stream.write(("[\n" if first else ",\n").encode() + text.encode())
-        first = False
-    stream.write(b"[]" if first else f"\n{pad[2:]}]".encode())
+        text = json.dumps(item, indent=indent, ensure_ascii=False, allow_nan=False)
+        stream.write((before + textwrap.indent(text, "  ")).encode())
+        before = ",\n"
+    stream.write(b"[]" if before == "[\n" else b"\n]")
 
 
 def _write_coco(path: Path, records: Callable[[], Iterator[Record]], class_names: Sequence[str]) -> None:
     """https://cocodataset.org/#format-data, with each annotation's score besides."""
     categories = [{"id": label, "name": name} for label, name in enumerate(class_names, 1)]
+    head = {"info": {"description": DATABASE}, "licenses": [], "categories": categories}
+    images = (
+        {"id": number, "file_name": record["copy"], "width": record["width"], "height": record["height"]}
+        for number, record in enumerate(_readable(records()), 1)
+    )
     with atomic_open(path) as stream:
-        info = {"description": DATABASE}
-        head = json.dumps({"info": info, "licenses": [], "categories": categories}, ensure_ascii=False)
-        stream.write(head[:-1].encode() + b',\n"images": ')
-        _write_items(stream, _coco_images(records()), indent=None, depth=1)
+        stream.write(json.dumps(head, ensure_ascii=False)[:-1].encode() + b',\n"images": ')
+        _write_items(stream, images)
         stream.write(b',\n"annotations": ')
-        _write_items(stream, _coco_annotations(records(), class_names), indent=None, depth=1)
+        _write_items(stream, _coco_annotations(records(), class_names))
         stream.write(b"}\n")
 
 
-def _coco_images(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    for number, record in enumerate(_readable(records), 1):
-        size = {"width": record["width"], "height": record["height"]}
-        yield {"id": number, "file_name": record["copy"], **size}
-
-
 def _coco_annotations(records: Iterable[Record], class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
-    identifier = 0
+    identifiers = count(1)
     for number, record in enumerate(_readable(records), 1):
         for result in Detections.from_dict(record, class_names).to_coco(number):
-            identifier += 1
-            box = [round(side, 2) for side in result["bbox"]]
+            box, score = [round(side, 2) for side in result["bbox"]], round(result["score"], 6)
             more = {"area": round(box[2] * box[3], 2), "iscrowd": 0, "segmentation": []}
-            score = round(result["score"], 6)
-            yield {"id": identifier, **result, "bbox": box, "score": score, **more}
+            yield {"id": next(identifiers), **result, "bbox": box, "score": score, **more}

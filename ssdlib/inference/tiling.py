@@ -196,16 +196,11 @@ def _join_parts(
     """Boxes of one class that both fill the strip which their tiles share become one around both.
 
     Only cells larger than the overlap are still cut here, so there are few; the score is the best part's. A
-    part left alone goes if a larger box holds it.
+    part left alone goes if four fifths of it lie in a larger box of its class.
     """
     cut = _gaps(boxes, tiles, limits) < margin  # (D, 4): at the left, top, right, bottom edge of its tile
-    group = list(range(len(boxes)))
-
-    def root(index: int) -> int:
-        while group[index] != index:
-            index = group[index]
-        return index
-
+    every = torch.arange(len(boxes))
+    group = every.clone()  # the index of the box that a box becomes a part of
     for axis in (0, 1):  # beside each other, then above each other
         before, after = cut[:, axis + 2].nonzero().flatten(), cut[:, axis].nonzero().flatten()
         for first in before.tolist():
@@ -222,26 +217,16 @@ def _join_parts(
                 & (b[:, axis + 2] > strip_end - margin)
                 & (shared > 0.5 * spanned)
             )
-            for second in after[linked].tolist():
-                group[root(second)] = root(first)
-    roots = torch.tensor([root(index) for index in range(len(boxes))], dtype=torch.int64)
-    joined = boxes.clone()
-    best = scores.clone()
-    for index in (roots != torch.arange(len(boxes))).nonzero().flatten().tolist():
-        target = int(roots[index])
-        joined[target, :2] = joined[target, :2].minimum(boxes[index, :2])
-        joined[target, 2:] = joined[target, 2:].maximum(boxes[index, 2:])
-        best[target] = best[target].maximum(scores[index])
-    alone = torch.bincount(roots, minlength=len(boxes)) == 1
-    stay = roots == torch.arange(len(boxes))
+            group[torch.isin(group, group[after[linked]])] = int(group[first])
+    pairs = group[:, None].expand(-1, 2)
+    low = boxes[:, :2].scatter_reduce(0, pairs, boxes[:, :2], "amin")
+    high = boxes[:, 2:].scatter_reduce(0, pairs, boxes[:, 2:], "amax")
+    boxes, scores = torch.cat([low, high], dim=1), scores.scatter_reduce(0, group, scores, "amax")
+    areas = (high - low).prod(dim=1)
+    stay = group == every
+    alone = torch.bincount(group, minlength=len(boxes)) == 1
     for index in (cut.any(dim=1) & alone).nonzero().flatten().tolist():
-        stay[index] = not _inside_another(index, joined, labels, stay)
-    return joined[stay], best[stay], labels[stay]
-
-
-def _inside_another(index: int, boxes: Tensor, labels: Tensor, stay: Tensor) -> bool:
-    """Whether four fifths of a box lie in a larger one of its class among those that stay."""
-    one, area = boxes[index], (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
-    shared = (boxes[:, 2:].minimum(one[2:]) - boxes[:, :2].maximum(one[:2])).clamp(min=0).prod(dim=1)
-    others = stay & (labels == labels[index]) & (area > area[index])
-    return bool((others & (shared >= 0.8 * area[index])).any())
+        inside = (high.minimum(high[index]) - low.maximum(low[index])).clamp(min=0).prod(dim=1)
+        larger = stay & (labels == labels[index]) & (areas > areas[index])
+        stay[index] = not (larger & (inside >= 0.8 * areas[index])).any()
+    return boxes[stay], scores[stay], labels[stay]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ssdlib.common.errors import CheckpointError, ConfigError, DataError
 from ssdlib.common.files import sha256_of
 from ssdlib.common.runtime import need_extra
 from ssdlib.config import BCCD_CLASSES
-from ssdlib.data.source import DataSource, extra_smears, resolve
+from ssdlib.data.source import extra_smears, resolve
 from ssdlib.detector.model import IMAGE_SIZE
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.onnx.export import (
@@ -31,9 +32,6 @@ from ssdlib.inference.onnx.export import (
 from ssdlib.inference.onnx.quantization import IMAGES, quantize
 from ssdlib.inference.predictor import ImageDetector
 
-if TYPE_CHECKING:
-    import onnx
-
 EXPORT_VERSION = 1
 """To be raised when export or quantization changes, so that files cached before are not used."""
 
@@ -41,9 +39,8 @@ EXPORT_VERSION = 1
 class OnnxPredictor(ImageDetector):
     """A network in a file of `ssdlib export` (without NMS inside) that detects objects in images of any size.
 
-    It has as many threads as PyTorch; `settings` are those of `ssdlib.inference.predictor.ImageDetector`.
-    Raises CheckpointError that names the file if it cannot be used, ConfigError for impossible settings or
-    without the extra.
+    It has as many threads as PyTorch; `settings` are those of `ImageDetector`. Raises CheckpointError that
+    names the file if it cannot be used, ConfigError for impossible settings or without the extra.
     """
 
     def __init__(
@@ -69,9 +66,8 @@ class OnnxPredictor(ImageDetector):
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
-        outputs = self._session.run(None, {"images": pixels.cpu().contiguous().numpy()})
-        locs, logits = map(torch.from_numpy, outputs)
-        return locs, logits
+        locs, logits = self._session.run(None, {"images": pixels.cpu().contiguous().numpy()})
+        return torch.from_numpy(locs), torch.from_numpy(logits)
 
 
 def _open_session(path: Path) -> Any:
@@ -102,35 +98,28 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     folder = Path(folder) if folder is not None else paths.data_folder() / "cache" / "onnx"
     if not Path(weights).is_file():
         raise CheckpointError(f"no weights at {weights}. Check the path.")
-    stem = f"{sha256_of(weights)[:16]}-{EXPORT_VERSION}"
-    if not int8:
-        path = folder / f"{stem}-fp32.onnx"
-        return path if path.exists() else _save(path, export_weights(weights))
-    bccd = _bccd_at_hand()
-    path = folder / f"{stem}-int8-{'bccd' if bccd else 'smears'}.onnx"
+    bccd = None
+    if int8:
+        with suppress(DataError):
+            bccd = resolve("bccd", progress=False, download=False)
+    on = "bccd" if bccd else "smears"
+    made = f"int8-{on}" if int8 else "fp32"
+    path = folder / f"{sha256_of(weights)[:16]}-{EXPORT_VERSION}-{made}.onnx"
     if path.exists():
         return path
-    model = load_onnx(cached_onnx(weights, folder=folder))
-    names = read_header(model).config.class_names
-    if names != BCCD_CLASSES:
-        raise ConfigError(
-            f"int8 is calibrated on images like those to come, and this network finds {', '.join(names)}. "
-            "Say on which: ssdlib export --int8 --data FOLDER --weights ... --out model.onnx, then give "
-            "--weights model.onnx"
-        )
-    if bccd:
-        return _save(path, quantize(model, bccd.dataset("train"), "bccd train"))
-    return _save(path, quantize(model, extra_smears(IMAGES, progress=False), "smears train"))
-
-
-def _bccd_at_hand() -> DataSource | None:
-    try:
-        return resolve("bccd", progress=False, download=False)
-    except DataError:
-        return None
-
-
-def _save(path: Path, model: onnx.ModelProto) -> Path:
+    if int8:
+        model = load_onnx(cached_onnx(weights, folder=folder))
+        names = read_header(model).config.class_names
+        if names != BCCD_CLASSES:
+            raise ConfigError(
+                "int8 is calibrated on images like those to come, and this network finds "
+                f"{', '.join(names)}. Say on which: ssdlib export --int8 --data FOLDER --weights ... --out model.onnx, then give "
+                "--weights model.onnx"
+            )
+        images = bccd.dataset("train") if bccd else extra_smears(IMAGES, progress=False)
+        model = quantize(model, images, f"{on} train")
+    else:
+        model = export_weights(weights)
     save_onnx(model, path)
     calibration = read_header(model).calibration
     print(f"made {path}, once{f', calibrated on {calibration}' if calibration else ''}", file=sys.stderr)

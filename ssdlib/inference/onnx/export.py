@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -95,18 +95,14 @@ def export_weights(weights: str | Path) -> onnx.ModelProto:
             dynamo=True,
             verbose=False,
         )
-    graph = program.model_proto
-    _drop_traces(graph)
-    write_header(graph, OnnxHeader(model.config, sha256_of(weights), RAW, "fp32"))
-    return graph
-
-
-def _drop_traces(model: onnx.ModelProto) -> None:
-    """Take out what the exporter noted for debugging: it names files and lines of this machine."""
-    graph = model.graph
+    exported = program.model_proto
+    graph = exported.graph
     for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        # What the exporter noted for debugging: it names files and lines of this machine.
         part.ClearField("metadata_props")
         part.ClearField("doc_string")
+    write_header(exported, OnnxHeader(model.config, sha256_of(weights), RAW, "fp32"))
+    return exported
 
 
 def write_header(model: onnx.ModelProto, header: OnnxHeader, **more: str) -> None:
@@ -149,11 +145,7 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
 
 
 def with_nms(
-    model: onnx.ModelProto,
-    *,
-    score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    top_k: int = 200,
+    model: onnx.ModelProto, *, score_threshold: float = 0.01, iou_threshold: float = 0.45, top_k: int = 200
 ) -> onnx.ModelProto:
     """A raw model, fp32 or int8, followed by what `detect_objects` (ssdlib.detector.nms) does.
 
@@ -164,7 +156,7 @@ def with_nms(
 
     header = read_header(model)
     settings = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "top_k": top_k}
-    tail = _detection_graph(header.config, model.ir_version, **settings)
+    tail = _detection_graph(header.config, model.ir_version, settings)
     tail = onnx.compose.add_prefix(tail, "detect/", rename_inputs=False, rename_outputs=False)
     merged = onnx.compose.merge_models(model, tail, io_map=[(name, name) for name in ("locs", "logits")])
     write_header(merged, replace(header, outputs=WITH_NMS), nms=json.dumps(settings))
@@ -225,16 +217,14 @@ detect (float[batch, {priors}, 4] locs, float[batch, {priors}, {values}] logits)
 https://github.com/onnx/onnx/blob/main/docs/Syntax.md"""
 
 
-def _detection_graph(
-    config: ModelConfig, ir_version: int, *, score_threshold: float, iou_threshold: float, top_k: int
-) -> onnx.ModelProto:
-    """locs (N, P, 4), logits (N, P, C) -> boxes, scores, labels, counts; see `with_nms`."""
+def _detection_graph(config: ModelConfig, ir_version: int, settings: Mapping[str, Any]) -> onnx.ModelProto:
+    """locs (N, P, 4), logits (N, P, C) -> boxes, scores, labels, counts, by the settings of `with_nms`."""
     import onnx
 
     centers, sizes = make_priors(config.priors, IMAGE_SIZE).split(2, dim=1)
     classes = config.num_classes - 1
     candidates = min(CANDIDATES, len(centers))
-    rows = min(top_k, classes * candidates)
+    rows = min(settings["top_k"], classes * candidates)
     floats = {
         "centers": centers.numpy(),
         "center_steps": (sizes * config.variances[0]).numpy(),
@@ -243,8 +233,8 @@ def _detection_graph(
         "growth_limit": MAX_LOG_RATIO,
         "zero": 0.0,
         "one": 1.0,
-        "score_threshold": [score_threshold],
-        "iou_threshold": [iou_threshold],
+        "score_threshold": [settings["score_threshold"]],
+        "iou_threshold": [settings["iou_threshold"]],
     }
     integers = {
         "zero_i": [0],

@@ -45,17 +45,12 @@ def calibration_images(dataset: DetectionDataset, count: int = IMAGES) -> np.nda
 
 
 def quantize(
-    model: onnx.ModelProto,
-    dataset: DetectionDataset,
-    name: str,
-    *,
-    count: int = IMAGES,
-    method: str = "minmax",
+    model: onnx.ModelProto, data: DetectionDataset, name: str, *, count: int = IMAGES, method: str = "minmax"
 ) -> onnx.ModelProto:
     """A raw fp32 model of `ssdlib.inference.onnx.export` in int8 (QDQ).
 
-    Ranges are measured by `method`, one of `METHODS`, on `count` images of the data set, which goes by `name`
-    in the file. Raises ConfigError for another method, no images, or without the extra.
+    Ranges are measured by `method`, one of `METHODS`, on `count` images of the data, which go by `name` in
+    the file. Raises ConfigError for another method, no images, or without the extra.
     """
     need_extra("onnx", "onnx", "onnxruntime.quantization")
     import onnx
@@ -63,9 +58,9 @@ def quantize(
 
     if method not in METHODS:
         raise ConfigError(f"calibration must be one of {', '.join(METHODS)}, not {method!r}")
-    if not len(dataset):
+    if not len(data):
         raise ConfigError("int8 needs at least one image to measure ranges on")
-    images = calibration_images(dataset, count)
+    images = calibration_images(data, count)
     calibration = f"{len(images)} images of {name}, {method}"
     images = images[: len(images) // AT_ONCE * AT_ONCE] if len(images) > AT_ONCE else images
     with tempfile.TemporaryDirectory(prefix="ssdlib-int8-") as folder, _quiet():

@@ -37,19 +37,13 @@ def serve(
     address cannot be had.
     """
     require_gradio()
+    local = host in LOOPBACK and not share
+    options = {"server_name": host, "server_port": port, "share": share, "inbrowser": browser}
     # Uploads under way lie in a folder of this page's own, which goes when the page does.
     with tempfile.TemporaryDirectory(prefix="ssdlib-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            blocks, address = _page().launch_page(
-                predictor,
-                limits=limits,
-                local=host in LOOPBACK and not share,
-                server_name=host,
-                server_port=port,
-                share=share,
-                inbrowser=browser,
-            )
+            blocks, address = _page().launch_page(predictor, limits=limits, local=local, **options)
         except OSError as error:  # what Gradio raises for a port that is taken
             raise ConfigError(f"the page cannot be served on {host}: {error}") from error
         try:

@@ -26,10 +26,11 @@ SAVE = Path(__file__).with_name("save.js").read_text(encoding="utf-8")
 """Hands the browser a file from memory; a `gradio.DownloadButton` would serve it from the server's disk."""
 
 SAVES = {
-    "Save CSV": ("cells.csv", "text/csv"),
-    "Save JSON": ("cells.json", "application/json"),
-    "Save picture": ("{stem}-cells.jpg", "image/jpeg"),
+    "Save CSV": ("cells.csv", "text/csv", lambda session, _: session.to_csv().encode()),
+    "Save JSON": ("cells.json", "application/json", lambda session, _: session.to_json().encode()),
+    "Save picture": ("{stem}-cells.jpg", "image/jpeg", Session.picture),
 }
+"""File name, media type and content of what each button saves of a session and the chosen field."""
 
 PRIVATE = {"api_visibility": "private"}
 WORKERS = 3
@@ -96,37 +97,22 @@ class _Page:
                 hint = "No image at hand? Synthetic smears, drawn by this project:"
                 gr.HTML(hint, visible=bool(labels), elem_classes="ssd-label")
                 with gr.Row(elem_id="ssd-samples", visible=bool(labels)):
-                    self.samples = [
-                        gr.Button(label, elem_id=f"ssd-sample-{number}")
-                        for number, label in enumerate(labels, start=1)
-                    ]
-                self.scale = gr.Number(
-                    label="Micrometers per pixel (0: not known)",
-                    value=0,
-                    minimum=0,
-                    step=0.001,
-                    elem_id="ssd-scale",
-                )
+                    numbered = enumerate(labels, start=1)
+                    self.samples = [gr.Button(label, elem_id=f"ssd-sample-{n}") for n, label in numbered]
+                scale = "Micrometers per pixel (0: not known)"
+                self.scale = gr.Number(0, label=scale, minimum=0, step=0.001, elem_id="ssd-scale")
         self.status = gr.HTML(elem_id="ssd-status")
         with gr.Row(visible=False) as self.results:
             with gr.Column(scale=3, min_width=320):
                 self.chosen = gr.Dropdown(label="Image", visible=False, elem_id="ssd-chosen")
                 self.picture = gr.HTML()
-                self.again = gr.Button(
-                    "Look again at the scale given", size="sm", visible=False, elem_id="ssd-again"
-                )
+                look = "Look again at the scale given"
+                self.again = gr.Button(look, size="sm", visible=False, elem_id="ssd-again")
             with gr.Column(scale=2, min_width=300):
                 self.counts = gr.HTML()
+                slider = partial(gr.Slider, LEAST_SCORE, 1, FIRST_THRESHOLD, step=0.01, buttons=[])
                 self.sliders = [
-                    gr.Slider(
-                        LEAST_SCORE,
-                        1,
-                        value=FIRST_THRESHOLD,
-                        step=0.01,
-                        label=f"{name}: least score",
-                        buttons=[],
-                        elem_id=f"ssd-threshold-{number}",
-                    )
+                    slider(label=f"{name}: least score", elem_id=f"ssd-threshold-{number}")
                     for number, name in enumerate(names, start=1)
                 ]
                 self.sizes = gr.HTML()
@@ -227,13 +213,9 @@ class _Page:
         session = self.sessions[request.session_hash]
         if number is None or number >= len(session.fields):
             return ""
-        name, media_type = SAVES[label]
-        if label == "Save picture":
-            content = session.picture(number)
-        else:
-            content = (session.to_csv() if label == "Save CSV" else session.to_json()).encode()
+        name, media_type, content = SAVES[label]
         name = name.format(stem=Path(session.shown[number].image).stem)
-        data = base64.b64encode(content).decode("ascii")
+        data = base64.b64encode(content(session, number)).decode("ascii")
         return json.dumps({"name": name, "type": media_type, "data": data})
 
     def on_leave(self, request: gr.Request) -> None:

@@ -69,10 +69,9 @@ class Session:
         return list(self._fields.values())
 
     def add(self, path: str | Path, name: str | None = None) -> None:
-        """Read an image file, for `run`; the file itself is not needed any more, nor changed.
+        """Read an image file for `run`; `name` is what the visitor calls it, else the file's own.
 
-        `name` is what the visitor calls it, else the file's own. What is missing, empty or beyond the limits
-        goes to `refused`.
+        What is missing, empty or beyond the limits goes to `refused`.
         """
         name = safe_name(Path(path).name if name is None else name)
         held = {*self._fields, *self.waiting}
@@ -90,11 +89,9 @@ class Session:
     @property
     def outdated(self) -> list[Upload]:
         """Uploads that the detector has seen at another scale than the present one, and that do not wait."""
-        return [
-            upload
-            for upload, field in list(self._fields.items())  # another thread may add to them
-            if field.um_per_pixel != self.um_per_pixel and upload not in self.waiting
-        ]
+        seen = list(self._fields.items())  # another thread may add to them
+        other = [upload for upload, field in seen if field.um_per_pixel != self.um_per_pixel]
+        return [upload for upload in other if upload not in self.waiting]
 
     def run(
         self,
@@ -120,20 +117,17 @@ class Session:
     def _detect(
         self, upload: Upload, detect: Callable[..., Detections], on_progress: Callable[[int, int], None]
     ) -> None:
-        tiles = 0
-
-        def on_tiles(tiles_done: int, all_tiles: int) -> None:
-            nonlocal tiles
-            tiles = all_tiles
+        def on_tiles(tiles_done: int, tiles: int) -> None:
             if upload not in self.waiting:
                 raise Stopped
-            on_progress(tiles_done, all_tiles)
+            on_progress(tiles_done, tiles)
 
         try:
             image = decode_upload(upload, self.limits)
-            scale = self.um_per_pixel
-            found = detect(image, Tiling(um_per_pixel=scale), on_tiles=on_tiles).above(LEAST_SCORE)
-            field = Field(_reduced(image), replace(found, image=upload.name), scale, tiles)
+            tiling = Tiling(um_per_pixel=self.um_per_pixel)
+            found = detect(image, tiling, on_tiles=on_tiles).above(LEAST_SCORE)
+            tiles = len(tiling.tiles(*found.image_size))
+            field = Field(_reduced(image), replace(found, image=upload.name), tiling.um_per_pixel, tiles)
             if upload in self.waiting:
                 self._fields[upload] = field
         except SsdError as error:

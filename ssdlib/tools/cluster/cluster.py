@@ -76,12 +76,9 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
 def _finish(job: ArchiveJob, plan: Plan, out: Path, progress: bool) -> int:
     """Do the parts that are not done; returns the number of images that were."""
     done, images = finished(out), plan.images()
-    todo = [
-        {"number": number, "row_group": row_group}
-        for row_group, number in enumerate(plan.numbers)
-        if number not in done
-    ]
-    resumed = sum(count for number, count in images.items() if number in done)
+    rows = [{"number": number, "row_group": row} for row, number in enumerate(plan.numbers)]
+    todo = [row for row in rows if row["number"] not in done]
+    resumed = sum(images[number] for number in done)
     if not todo:
         return resumed
     file = file_for(job.engine, job.weights)
@@ -98,12 +95,9 @@ def _finish(job: ArchiveJob, plan: Plan, out: Path, progress: bool) -> int:
         if progress:
             each = "a GPU" if pool.gpus else "a core"
             bar.write(f"Ray: {pool.workers} worker{'s' * (pool.workers > 1)}, {each} each", sys.stderr)
-        given = replace(
-            job,
-            detect=replace(job.detect, tasks=(), out=out),
-            weights=file,
-            settings={**job.settings, "device": "cuda" if pool.gpus else "cpu"},
-        )
+        settings = {**job.settings, "device": "cuda" if pool.gpus else "cpu"}
+        detect = replace(job.detect, tasks=(), out=out)
+        given = replace(job, detect=detect, weights=file, settings=settings)
         for number in _hand_out(ray, todo, given, pool):
             bar.update(images[number])
     shutil.rmtree(out / ATTEMPTS, ignore_errors=True)
@@ -209,14 +203,12 @@ def _cluster() -> Iterator[Any]:
 def _quiet_stderr() -> Iterator[None]:
     """Silence what libraries in C++ write to stderr at each start."""
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+    with os.fdopen(os.dup(2), "wb") as kept, Path(os.devnull).open("wb") as nowhere:
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept.fileno(), 2)
 
 
 def _connect(ray: Any) -> None:
@@ -229,10 +221,5 @@ def _connect(ray: Any) -> None:
     except (ConfigError, ConnectionError, ValueError, RuntimeError) as error:
         if given:
             raise ConfigError(f"there is no Ray cluster at RAY_ADDRESS={given}: {error}") from error
-        ray.init(
-            "local",
-            num_cpus=available_cores(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=False,
-            **quiet,
-        )
+        own = {"num_cpus": available_cores(), "object_store_memory": OBJECT_STORE_BYTES}
+        ray.init("local", include_dashboard=False, **own, **quiet)

@@ -6,24 +6,22 @@ the part is done.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ssdlib.common.files import atomic_open
 from ssdlib.inference.job import RedCellSizes, Summary
 from ssdlib.inference.results import DONE, Record, cell_rows, image_rows
-from ssdlib.inference.tiling import Tile, Tiling
-
-if TYPE_CHECKING:
-    import pyarrow
+from ssdlib.inference.tiling import Tiling
 
 CELLS, IMAGES = "cells", "images"
 ENOUGH_RED_CELLS = 10_000
 """Red cells that suffice to judge the scale of an archive."""
 
+_MEASURED = ["image", "class", "width", "height"]
 _TYPES = {
     "image": "string", "class": "string", "state": "string", "message": "string",
     "score": "double", "xmin": "double", "ymin": "double", "xmax": "double", "ymax": "double",
@@ -40,7 +38,6 @@ def write_part(
     out: Path, number: int, records: Sequence[Record], class_names: Sequence[str], um_per_pixel: float | None
 ) -> None:
     """Write both files of a part, each whole or not at all."""
-
     cells, images = cell_rows(records, um_per_pixel), image_rows(records, class_names, um_per_pixel)
     # Sizes of images are whole pixels, those of cells are not.
     _write_table(part_file(out, CELLS, number), cells, {**_TYPES, "width": "double", "height": "double"})
@@ -91,15 +88,12 @@ def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...], t
             else:
                 summary.add_failure(row["message"])
         if sizes.count < ENOUGH_RED_CELLS:
-            sized = (row for row in images if row["state"] == DONE)
-            tiles = {row["image"]: tiling.tiles(row["width"], row["height"])[0] for row in sized}
-            _add_red_cells(sizes, parquet.read_table(part_file(out, CELLS, number)), tiles)
+            cells = parquet.read_table(part_file(out, CELLS, number))
+            image, kind, width, height = map(np.asarray, cells.select(_MEASURED).columns)
+            for row in images:
+                if row["state"] == DONE:
+                    left, top, right, bottom = tiling.tiles(row["width"], row["height"])[0]
+                    own = (kind == "RBC") & (image == row["image"])
+                    sizes.add(np.sqrt(width[own] * height[own]), (right - left, bottom - top))
     summary.scale_warning = sizes.warning()
     return summary
-
-
-def _add_red_cells(sizes: RedCellSizes, cells: pyarrow.Table, tiles: Mapping[str, Tile]) -> None:
-    image, kind = np.asarray(cells["image"]), np.asarray(cells["class"])
-    sides = np.sqrt(np.asarray(cells["width"]) * np.asarray(cells["height"]))
-    for name, (left, top, right, bottom) in tiles.items():
-        sizes.add(sides[(kind == "RBC") & (image == name)], (right - left, bottom - top))

@@ -34,7 +34,6 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         parquet = need_extra("ray", "pyarrow.parquet", "ray")
-        self.path = path
         try:
             self._file = parquet.ParquetFile(path)
             self.numbers: list[int] = json.loads(self._file.metadata.metadata[b"parts"])
@@ -43,15 +42,10 @@ class Plan:
                 f"{path} cannot be read ({error}). Give --restart to do all images again."
             ) from error
 
-    def __len__(self) -> int:
-        return len(self.numbers)
-
     def stamps(self, row_group: int) -> dict[bytes, Stamp]:
         """The stamp of each image of a part, by the bytes of its path."""
-        columns = self._file.read_row_group(row_group).to_pydict()
-        return dict(
-            zip(columns["path"], zip(columns["size"], columns["changed_ns"], strict=True), strict=True)
-        )
+        rows = self._file.read_row_group(row_group).to_pylist()
+        return {row["path"]: (row["size"], row["changed_ns"]) for row in rows}
 
     def tasks(self, row_group: int) -> list[ImageTask]:
         """The images of a part, without names for pictures."""
@@ -59,8 +53,8 @@ class Plan:
 
     def images(self) -> dict[int, int]:
         """The number of images of each part."""
-        metadata = self._file.metadata
-        return {n: metadata.row_group(index).num_rows for index, n in enumerate(self.numbers)}
+        groups = map(self._file.metadata.row_group, range(len(self.numbers)))
+        return {number: group.num_rows for number, group in zip(self.numbers, groups, strict=True)}
 
 
 def make_plan(path: Path, tasks: Iterable[ImageTask], size: int) -> Plan:
@@ -74,18 +68,17 @@ def make_plan(path: Path, tasks: Iterable[ImageTask], size: int) -> Plan:
     earlier = Plan(path) if path.exists() else None
 
     def parts() -> Iterator[tuple[int, dict[bytes, Stamp]]]:
-        following = 0
+        number = -1
         for row_group, number in enumerate(earlier.numbers if earlier else ()):
-            following = number + 1
             kept = earlier.stamps(row_group)
             if all(waiting.get(image) == stamp for image, stamp in kept.items()):
                 for image in kept:
                     del waiting[image]
                 yield number, kept
-        rest, number = iter(waiting.items()), following
+        rest = iter(waiting.items())
         while images := dict(islice(rest, size)):
-            yield number, images
             number += 1
+            yield number, images
 
     _write(path, parts())
     return Plan(path)
@@ -96,12 +89,10 @@ def _stamps(tasks: Iterable[ImageTask]) -> dict[bytes, Stamp]:
     with ThreadPoolExecutor(_READERS, "ssdlib-stamp") as pool:
         # Some at a time: what waits in the pool takes more memory than all that is asked for.
         while some := list(islice(paths, 100 * _READERS)):
-            stamps |= zip(some, pool.map(_stamp, some), strict=True)
+            stamps |= {
+                path: stamp or MISSING for path, stamp in zip(some, pool.map(stamp_of, some), strict=True)
+            }
     return stamps
-
-
-def _stamp(path: bytes) -> Stamp:
-    return stamp_of(path) or MISSING
 
 
 def _write(path: Path, parts: Iterable[tuple[int, dict[bytes, Stamp]]]) -> None:

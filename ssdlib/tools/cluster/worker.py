@@ -77,15 +77,14 @@ class Worker:
 
         Errors that a user can mend are returned as text, since Ray would wrap them beyond recognition.
         """
-        errors = []
-        for number, row_group in zip(batch["number"].tolist(), batch["row_group"].tolist(), strict=True):
+        errors = [""] * len(batch["number"])
+        for row, (number, row_group) in enumerate(zip(batch["number"], batch["row_group"], strict=True)):
             try:
                 # It is there if another worker was lost after writing it, but before it could say so.
                 if not part_file(self._job.detect.out, IMAGES, number).exists():
-                    self._do(number, row_group)
-                errors.append("")
+                    self._do(int(number), int(row_group))
             except SsdError as error:
-                errors.append(str(error))
+                errors[row] = str(error)
         return {"number": batch["number"], "error": np.array(errors)}
 
     def _do(self, number: int, row_group: int) -> None:
@@ -96,8 +95,7 @@ class Worker:
                 f"{len(tasks)} images, from {tasks[0].shown} to {tasks[-1].shown}, may need more memory than "
                 "a worker has. Everything else that is done stays done."
             )
-        groups = in_groups(tasks, predictor.batch_size)
-        images = detect_images(predictor, groups, job.thresholds, job.tiling)
+        images = detect_images(predictor, in_groups(tasks, predictor.batch_size), job)
         records = {seen.task: seen.record for seen in images}
         in_order = [records[task] for task in tasks]
         write_part(job.out, number, in_order, predictor.class_names, job.tiling.um_per_pixel)

@@ -8,7 +8,7 @@ OUT/folds.json              what was asked, and which image is in which fold
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,12 @@ def split_folds(
     Pairs in `together` (and chains of them) stay in one part. Raises ConfigError where there are fewer
     groups of images than folds.
     """
-    groups = _groups(sorted(set(ids)), together)
+    group_of = {image_id: [image_id] for image_id in sorted(set(ids))}
+    for a, b in together:
+        if a in group_of and b in group_of and group_of[a] is not group_of[b]:
+            merged = group_of[a] + group_of[b]
+            group_of.update(dict.fromkeys(merged, merged))
+    groups = list({id(group): sorted(group) for group in group_of.values()}.values())
     if not 2 <= folds <= len(groups):
         raise ConfigError(
             f"{folds} folds cannot be made of {len(groups)} images (overlapping ones count once): "
@@ -86,25 +91,13 @@ def split_folds(
     return [sorted(part) for part in parts]
 
 
-def _groups(ids: Sequence[str], together: Iterable[tuple[str, str]]) -> list[list[str]]:
-    group_of = {image_id: [image_id] for image_id in ids}
-    for a, b in together:
-        if a in group_of and b in group_of and group_of[a] is not group_of[b]:
-            merged = group_of[a] + group_of[b]
-            group_of.update(dict.fromkeys(merged, merged))
-    return list({id(group): sorted(group) for group in group_of.values()}.values())
-
-
 def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> list[Detections]:
     """Detections of every labeled image of a split, in the dataset's order, by networks that did not see it.
 
     One network is trained for each fold on the images of the others, in `out`; what is finished there is not
     done again, and what was interrupted goes on. The held-out labels select nothing: the weights after the
-    last epoch predict. BCCD is joined by the recipe's synthetic smears, whose labels are complete; drawn data
-    are not.
-
-    Raises ConfigError for impossible settings, for weights that were trained on these labels, and where `out`
-    was made with other settings.
+    last epoch predict. Raises ConfigError for impossible settings, for weights that were trained on these
+    labels, and where `out` was made with other settings.
     """
     out, dataset = Path(out), source.dataset(settings.split)
     profile = settings.profile(source)
@@ -113,16 +106,18 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
         file = out / "predictions" / f"fold-{number}.json"
         if file.exists():
             continue
-        known, unknown = _divide(dataset, held_out)
+        known = [sample for sample in dataset.samples if sample.image_id not in held_out]
+        unknown = [sample for sample in dataset.samples if sample.image_id in held_out]
         about = {**source.describe(root=False), "without fold": number}
-        weights = _train(known, out / "folds" / str(number), about, settings, profile)
+        data = DetectionDataset(known, dataset.class_names)
+        weights = _train(data, out / "folds" / str(number), about, settings, profile)
         predictor = Predictor.from_checkpoint(
             weights, device=settings.device, precision=profile.precision, score_threshold=SCORE_FLOOR
         )
-        found = predictor.detect([sample.image_path for sample in unknown.samples], settings.progress)
+        found = predictor.detect([sample.image_path for sample in unknown], settings.progress)
         records = [
             replace(detections, image=sample.image_id).to_dict()
-            for detections, sample in zip(found, unknown.samples, strict=True)
+            for detections, sample in zip(found, unknown, strict=True)
         ]
         write_json(file, {"format": FORMAT, "fold": number, "detections": records})
         # The weights stay; the training states, ten times as large, are no longer needed.
@@ -175,15 +170,6 @@ def _plan(
     plan = split_folds(images, together, settings.folds)
     write_json(path, {"format": FORMAT, "asked": asked, "together": together, "images": plan})
     return plan
-
-
-def _divide(dataset: DetectionDataset, held_out: Sequence[str]) -> tuple[DetectionDataset, DetectionDataset]:
-    """The images outside and inside a fold."""
-    parts: tuple[list, list] = [], []
-    for sample in dataset.samples:
-        parts[sample.image_id in held_out].append(sample)
-    known, unknown = (DetectionDataset(part, dataset.class_names) for part in parts)
-    return known, unknown
 
 
 def _train(

@@ -11,7 +11,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats.records import Corners, LabeledObject
 from ssdlib.evaluation.matching import iou_matrix, match
 from ssdlib.inference.detections import Detections
+
+Item = TypeVar("Item")
 
 KINDS = {
     "unlabeled": "an object that the detector finds and no label covers",
@@ -82,7 +84,7 @@ class LabelIssue:
     box: Corners
     """xyxy pixels: the label as written or, where there is none, the detection."""
     score: float
-    """How certain it is that something is wrong, 0 to 1; comparable within a kind."""
+    """How certain it is that something is wrong, 0 to 1."""
     object: int | None
     """Position of the label in its annotation, counted from 1; None where there is no label."""
     proposed_class: str | None
@@ -113,14 +115,14 @@ class LabelIssue:
     @property
     def evidence(self) -> str:
         """What speaks against the label, in words."""
-        found = "the detector finds nothing here"
-        if self.detector_class is not None:
-            found = f"the detector finds {self.detector_class} {self.detector_score:.2f}"
-        if self.kind == "unlabeled":
-            return f"{found}; the nearest label overlaps it by {self.detector_iou:.2f}"
         if self.kind == "duplicate_box":
             return f"two {self.class_name} labels overlap by {self.score:.2f}"
-        return found if self.detector_class is None else f"{found}, IoU {self.detector_iou:.2f}"
+        if self.detector_class is None:
+            return "the detector finds nothing here"
+        found = f"the detector finds {self.detector_class} {self.detector_score:.2f}"
+        if self.kind == "unlabeled":
+            return f"{found}; the nearest label overlaps it by {self.detector_iou:.2f}"
+        return f"{found}, IoU {self.detector_iou:.2f}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as values for JSON."""
@@ -147,11 +149,9 @@ def find_label_issues(
 ) -> list[LabelIssue]:
     """Everything doubtful about the labels of `dataset`, by kind (in the order of KINDS), by falling score.
 
-    detections: one for each image, in its order, by a network that was not trained on these labels.
-    cuts: least score that is listed, for each of KINDS.
-
-    An image without labels gives only "unlabeled", one without detections none of those. Raises DataError
-    where images and detections are not as many.
+    `detections` has one for each image, in order, by a network that was not trained on these labels; `cuts`
+    the least score that is listed of each of KINDS. Raises DataError where images and detections are not as
+    many.
     """
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
@@ -234,14 +234,12 @@ class _ImageLabels:
         elif "box_outside" in label.repairs:
             outside = 1 - _area(label.box) / _area(label.written)
             yield self._issue("outside_box", outside, g, proposal=(label.name, label.box))
-        elif not self._at_border(label.box):
+        else:
+            xmin, ymin, xmax, ymax = label.box
+            cut_off = min(xmin, ymin) <= 1 or xmax >= self.sample.width - 1 or ymax >= self.sample.height - 1
             share = _area(label.box) / median_areas[label.name]
-            if share < TINY:
+            if share < TINY and not cut_off:
                 yield self._issue("tiny_box", 1 - share, g)
-
-    def _at_border(self, box: Corners) -> bool:
-        width, height = self.sample.width, self.sample.height
-        return min(box[0], box[1]) <= 1 or box[2] >= width - 1 or box[3] >= height - 1
 
     def _box(self, d: int) -> Corners:
         return tuple(round(side, 2) for side in self.found[d].tolist())
@@ -256,58 +254,44 @@ class _ImageLabels:
     ) -> LabelIssue:
         image = self.sample.image_id
         name, box = proposal if g is None else self.labels[g][:2]
+        identifier = f"{image}/{kind}/{name}/{'-'.join(f'{side:.0f}' for side in box)}"
+        number = None if g is None else g + 1
+        certain = round(float(np.clip(score, 0.0, 1.0)), 4)
         detector = (None, None, None)
         if d is not None:
             nearest = self.overlap[:, d].max(initial=0.0) if g is None else self.overlap[g, d]
             detector = self.names[d], round(float(self.scores[d]), 4), round(float(nearest), 4)
-        return LabelIssue(
-            id=f"{image}/{kind}/{name}/{'-'.join(f'{side:.0f}' for side in box)}",
-            image=image,
-            kind=kind,
-            class_name=name,
-            box=tuple(box),
-            score=round(float(np.clip(score, 0.0, 1.0)), 4),
-            object=None if g is None else g + 1,
-            proposed_class=proposal[0],
-            proposed_box=proposal[1],
-            detector_class=detector[0],
-            detector_score=detector[1],
-            detector_iou=detector[2],
-        )
+        return LabelIssue(identifier, image, kind, name, tuple(box), certain, number, *proposal, *detector)
 
 
 def _median_areas(samples: Iterable[Sample]) -> dict[str, float]:
-    areas: dict[str, list[float]] = {}
-    for label in (label for sample in samples for label in sample.objects if label.box is not None):
-        areas.setdefault(label.name, []).append(_area(label.box))
-    return {name: float(np.median(values)) for name, values in areas.items()}
+    labels = (label for sample in samples for label in sample.objects if label.box is not None)
+    by_class = grouped(labels, "name").items()
+    return {name: float(np.median([_area(label.box) for label in own])) for name, own in by_class}
 
 
 def _area(box: Corners) -> float:
     return abs((box[2] - box[0]) * (box[3] - box[1]))
 
 
-def grouped(issues: Iterable[LabelIssue], field: str) -> dict[str, list[LabelIssue]]:
-    """The issues by the value of a field, such as "kind" or "image", in the order in which they come."""
-    groups: dict[str, list[LabelIssue]] = {}
-    for issue in issues:
-        groups.setdefault(getattr(issue, field), []).append(issue)
+def grouped(items: Iterable[Item], field: str) -> dict[str, list[Item]]:
+    """The items by the value of a field, such as "kind" or "image", in the order in which they come."""
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(getattr(item, field), []).append(item)
     return groups
 
 
 def issues_csv(issues: Iterable[LabelIssue]) -> str:
     """A CSV file with one row for each issue; boxes as four columns."""
-    corners = ("xmin", "ymin", "xmax", "ymax")
-    proposed = tuple(f"proposed_{corner}" for corner in corners)
+    corners = ["xmin", "ymin", "xmax", "ymax"]
     plain = [field.name for field in fields(LabelIssue) if field.name not in ("box", "proposed_box")]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*plain, "action", *corners, *proposed, "evidence"])
+    rows = [[*plain, "action", *corners, *(f"proposed_{corner}" for corner in corners), "evidence"]]
     for issue in issues:
-        values = (getattr(issue, name) for name in plain)
-        writer.writerow(
-            [*values, issue.action, *issue.box, *(issue.proposed_box or [None] * 4), issue.evidence]
-        )
+        boxes = [*issue.box, *(issue.proposed_box or [None] * 4)]
+        rows.append([*(getattr(issue, name) for name in plain), issue.action, *boxes, issue.evidence])
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 
