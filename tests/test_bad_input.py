@@ -6,9 +6,7 @@ its tests of its own: test_images, test_voc, test_bccd, test_audit, test_weights
 
 import hashlib
 import json
-import os
 import shutil
-import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +14,6 @@ import cv2
 import nbformat
 import numpy as np
 import pytest
-import torch
 from nbformat.v4 import new_code_cell, new_notebook
 
 from ssdlib.__main__ import main
@@ -25,10 +22,9 @@ from ssdlib.config import ModelConfig
 from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image
 from ssdlib.data.source import open_folder
-from ssdlib.detector.model_file import load_model, save_model
+from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.evaluation import evaluate
-from ssdlib.training.trainer import Trainer
 
 NAME = "SmearImage_00000"
 """The first image of train in every copy."""
@@ -208,16 +204,6 @@ def test_what_is_repaired_trains_and_is_evaluated(ssdlib, smears_copy, damage, r
     assert [finding.kind for finding in found] == repairs
 
 
-def test_odd_formats_are_detected_in_like_any_other(ssdlib, smears_copy, tmp_path):
-    odd_formats(smears_copy)
-    command = (
-        "detect {tmp}/copy/JPEGImages --quiet --weights {weights} --threshold 0.01 --json {tmp}/cells.json"
-    )
-    assert ssdlib(command)[1] == 0
-    cells = json.loads((tmp_path / "cells.json").read_text())
-    assert len(cells) == 12 and all((c["width"], c["height"]) == (640, 480) for c in cells)
-
-
 # --- a full disk -----------------------------------------------------------------------------------------
 
 
@@ -286,31 +272,6 @@ def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, monkeyp
 
 
 # --- Ctrl-C (in the chain: test_pipeline; in several processes: test_processes) ---------------------------
-
-
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_in_training_is_saved_and_resumed(ssdlib, smears_root, tmp_path, monkeypatch):
-    command = TRAIN.replace("epochs=1", "epochs=2")
-    assert ssdlib(command, smears_root)[1] == 0
-    whole = load_model(tmp_path / "run/checkpoints/best.safetensors").state_dict()
-    shutil.rmtree(tmp_path / "run")
-    print_line = Trainer._print_line
-
-    def then_ctrl_c(self, record):
-        print_line(self, record)
-        signal.raise_signal(signal.SIGINT)  # to this thread: os.kill may reach us a moment late
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_print_line", then_ctrl_c)
-        text, code = ssdlib(command, smears_root)
-    assert (
-        code == 130 and "stopped by Ctrl-C before epoch 2" in text and "last.pt" in text and "resume" in text
-    )
-    assert len(json.loads((tmp_path / "run/history.json").read_text())["epochs"]) == 1
-    text, code = ssdlib(command + " --resume", smears_root)
-    assert code == 0 and "resuming before epoch 2" in text
-    resumed = load_model(tmp_path / "run/checkpoints/best.safetensors").state_dict()
-    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 def test_ctrl_c_elsewhere_is_a_word_and_130(ssdlib, smears_root, tmp_path, monkeypatch):

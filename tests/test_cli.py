@@ -115,16 +115,7 @@ def test_detect_writes_json_pictures_and_counts_and_goes_on_past_damage(smears, 
     shutil.copy(first, folder / "a.jpg")
     (folder / "b.jpg").write_bytes(first.read_bytes()[:2000])
     shutil.copy(second, folder / "deep/a.jpg")
-    arguments = [
-        "detect",
-        str(folder),
-        str(third),
-        "--weights",
-        str(weights),
-        "--threshold",
-        "0.2",
-        "--quiet",
-    ]
+    arguments = f"detect {folder} {third} --weights {weights} --threshold 0.2 --quiet".split()
     assert main([*arguments, "--json", str(report), "--out", str(out)]) == 3
     captured = capsys.readouterr()
     assert "1 of 4 images could not be read" in captured.err and "b.jpg" in captured.err
@@ -222,23 +213,6 @@ def test_fine_tuning_another_width_names_the_setting(smears, tmp_path, capsys):
     assert main([*run, "--set", "recipe.model.width=0.1"]) == 1
     printed = capsys.readouterr().err
     assert "width=0.1. " in printed and "--set recipe.initial_weights=scratch" in printed
-
-
-def test_fine_tuning_on_classes_of_ones_own(smears, tmp_path, capsys):
-    """The shipped network with new class heads, trained on four classes and judged by the run's folder."""
-    data, run = shutil.copytree(smears, tmp_path / "mine"), tmp_path / "run"
-    (data / "smears.json").unlink()
-    for file in (data / "Annotations").iterdir():
-        file.write_text(file.read_text().replace("<name>RBC</name>", "<name>Burr cell</name>", 1))
-    settings = ("model.width=0.05", "model.batch_norm=false", "epochs=1", "batch_size=2")
-    changes = [word for setting in settings for word in ("--set", f"recipe.{setting}")]
-    given = ["--data", str(data)]
-    assert main(["train", "--profile", "smoke", "--run", str(run), "--device", "cpu", *given, *changes]) == 0
-    assert main(["evaluate", "--weights", str(run), "--quiet", *given]) == 0
-    printed = capsys.readouterr()
-    assert "Burr cell" in printed.out and str(run / "checkpoints/best.safetensors") in printed.err
-    assert main(["evaluate", "--quiet", *given]) == 1, "the shipped weights know other classes"
-    assert "finds WBC, RBC, Platelets, but the data holds Burr cell" in capsys.readouterr().err
 
 
 def test_data_commands(tmp_path, capsys):

@@ -1,7 +1,5 @@
 """Settings survive JSON unchanged, and a wrong name, type or value is an error that names it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 
@@ -10,7 +8,6 @@ from pydantic import ValidationError
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import (
-    BCCD_CLASSES,
     PROFILES,
     RECIPES,
     SMALL_PRIORS,
@@ -138,21 +135,3 @@ def test_replace_and_the_constructor_check_as_well():
 def test_nested_settings_by_dotted_name_and_what_differs(before, after, flat, differing):
     assert flatten(before) == flat
     assert differences(before, after) == differing
-
-
-def test_the_papers_numbers():
-    assert PriorConfig().per_location == (4, 6, 6, 6, 4, 4)
-    assert PriorConfig().count == 8732
-    assert ModelConfig().variances == (0.1, 0.2)
-    assert ModelConfig().l2norm_scale == 20
-    assert ModelConfig().class_names == BCCD_CLASSES == ("WBC", "RBC", "Platelets")
-    assert ModelConfig().num_classes == 4
-
-
-def test_the_original_recipe():
-    """What the notebook this course grew from trained with."""
-    recipe = RECIPES["original"]
-    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 1e-3, 0.9)
-    assert (recipe.weight_decay, recipe.bias_lr_factor, recipe.clip_norm) == (5e-4, 2.0, 10.0)
-    assert (recipe.schedule, recipe.step_milestones) == ("steps", (0.5, 0.75))
-    assert (recipe.batch_size, recipe.epochs) == (8, 50)

@@ -1,7 +1,5 @@
 """The MultiBox loss: worked by number, against torchvision's, and finite on whatever comes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """SSD300 as a whole: counts predicted by arithmetic, and the same outputs as torchvision's network."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -18,7 +16,7 @@ from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.weights import COCO_MEAN, COCO_STD, build_model, convert_torchvision_ssd
-from tests.core_cases import seeded, torchvision_detections, torchvision_ssd
+from tests.core_cases import seeded, torchvision_ssd
 
 NARROW = ModelConfig(width=0.125)
 
@@ -62,13 +60,6 @@ def test_output_shapes(images, batch_norm):
     assert locs.shape == (images, 8732, 4) and logits.shape == (images, 8732, 3)
     torch.testing.assert_close(same, (locs, logits))
     assert model.priors.shape == (8732, 4)
-
-
-def test_normalization_is_inside():
-    model = SSD300(NARROW)
-    gray = torch.full((1, 3, 300, 300), 255, dtype=torch.uint8)
-    expected = (1 - torch.tensor(NARROW.mean)) / torch.tensor(NARROW.std)
-    torch.testing.assert_close(model.normalize(gray)[0, :, 5, 5], expected)
 
 
 @pytest.mark.parametrize("shape", [(3, 300, 300), (1, 3, 299, 300), (1, 1, 300, 300), (1, 300, 300, 3)])
@@ -183,18 +174,6 @@ def test_raw_outputs_equal_torchvision(twins):
     torch.testing.assert_close(logits, twins.expected_outputs["cls_logits"], rtol=0, atol=1e-4)
     corners = cxcywh_to_xyxy(twins.ours.priors) * 300
     torch.testing.assert_close(corners, twins.anchors[0], rtol=0, atol=1e-3)
-
-
-def test_detections_equal_torchvision(twins):
-    """From the same raw outputs: the same boxes, scores and labels in the same order."""
-    locs, logits = twins.outputs
-    mine = detect_objects(locs, logits, twins.ours.priors)
-    theirs = torchvision_detections(locs, logits, twins.ours.priors)
-    for (boxes, scores, labels), other in zip(mine, theirs, strict=True):
-        assert len(boxes) > 50 and len(scores.unique()) > 20 and len(labels.unique()) > 1
-        assert torch.equal(labels, other["labels"])
-        torch.testing.assert_close(scores, other["scores"], rtol=0, atol=1e-6)
-        torch.testing.assert_close(boxes * 300, other["boxes"], rtol=0, atol=1e-2)
 
 
 def test_images_to_detections_equal_torchvision(twins):

@@ -1,9 +1,5 @@
 """NMS: the readable loop, the fast one for a batch and torchvision's keep the same boxes."""
 
-from __future__ import annotations
-
-import time
-
 import pytest
 import torch
 from hypothesis import given
@@ -11,12 +7,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
 
-from ssdlib.config import ModelConfig, PriorConfig
+from ssdlib.config import PriorConfig
 from ssdlib.detector import nms
-from ssdlib.detector.boxes import decode, encode
+from ssdlib.detector.boxes import encode
 from ssdlib.detector.nms import batched_nms, detect_objects, nms_reference
 from ssdlib.detector.priors import make_priors
-from ssdlib.detector.weights import build_model
 from tests.core_cases import boxes_strategy, fast, grid_boxes, random_boxes, seeded, torchvision_detections
 
 PRIORS = make_priors(PriorConfig())
@@ -195,28 +190,3 @@ def test_an_image_alone_and_in_a_batch():
         [alone] = detect_objects(locs[i : i + 1], logits[i : i + 1], PRIORS, score_threshold=0.2)
         for a, b in zip(together[i], alone, strict=True):
             assert torch.equal(a, b)
-
-
-def test_much_faster_than_the_loop():
-    """At a score of 0.01 a network that knows nothing yet offers every prior for every class, and the
-    original notebook's loop took seconds for one image. A loose bar: `make bench` measures."""
-    model = build_model(ModelConfig(width=0.125)).eval()
-    with torch.inference_mode():
-        locs, logits = model(torch.rand(1, 3, 300, 300, generator=seeded(0)))
-        fastest = min(_seconds(lambda: detect_objects(locs, logits, PRIORS)) for _ in range(3))
-
-        def loop() -> None:
-            scores = logits[0].softmax(-1)
-            boxes = decode(locs[0], PRIORS).clamp(0, 1)
-            for label in range(1, 4):
-                candidates = (scores[:, label] > 0.01).nonzero()[:, 0]
-                assert len(candidates) > 8000
-                nms_reference(boxes[candidates], scores[candidates, label], 0.45)
-
-        assert _seconds(loop) > 10 * fastest
-
-
-def _seconds(work) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start

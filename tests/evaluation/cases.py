@@ -1,7 +1,5 @@
 """Detections and ground truth that several tests share."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

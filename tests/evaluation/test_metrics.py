@@ -1,9 +1,6 @@
 """Metrics of nothing, of one image and of weighted images; score thresholds; the confusion matrix."""
 
-from __future__ import annotations
-
 import json
-import time
 
 import numpy as np
 import pytest
@@ -139,10 +136,3 @@ def test_an_image_of_weight_two_counts_as_two(seed):
 
 def nearly(value):
     return pytest.approx(np.nan if value is None else value, abs=1e-9, nan_ok=True)
-
-
-def test_72_images_of_200_detections_in_two_seconds():
-    detections, targets = random_case(0, images=72, extra=190)
-    started = time.process_time()
-    evaluate_detections(detections, targets, NAMES)
-    assert time.process_time() - started < 2

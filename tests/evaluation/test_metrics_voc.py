@@ -1,7 +1,5 @@
 """VOC 2007 and 2012 average precision against their definitions, in exact fractions, on random detections."""
 
-from __future__ import annotations
-
 from fractions import Fraction
 from itertools import pairwise
 

@@ -1,7 +1,5 @@
 """Kinds of errors: each by hand once, what fixing them gains, and the authors' package as yardstick."""
 
-from __future__ import annotations
-
 import json
 
 import matplotlib as mpl

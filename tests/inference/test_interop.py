@@ -1,7 +1,5 @@
 """Conversions of detections to and from other tools' formats: round trips, and what is refused."""
 
-from __future__ import annotations
-
 import io
 import json
 import sys

@@ -1,7 +1,5 @@
 """The job of `ssdlib detect`: everything it writes, images it cannot read, and stopping at any moment."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

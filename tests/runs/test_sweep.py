@@ -13,7 +13,6 @@ from ssdlib.__main__ import main
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError
 from ssdlib.config import RECIPES, find_profile, flatten
-from ssdlib.data.smears import write_dataset
 from ssdlib.runs.comparison import (
     compare_runs,
     differing_settings,
@@ -34,16 +33,11 @@ from ssdlib.runs.sweep import (
     split_values,
 )
 from ssdlib.training.history import EpochRecord, History
+from tests.runs.conftest import write_notebook
 
 SMOKE = find_profile("smoke")
 STAGES = {"from_stage": "04", "to_stage": "05"}
 NAMES = ("04_train", "05_evaluate")
-
-
-@pytest.fixture(scope="module")
-def smears(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "tiny"
-    return str(write_dataset(folder, train=4, val=1, test=1, progress=False))
 
 
 def epochs(*values: float | None) -> dict:
@@ -426,21 +420,14 @@ def write_stages(folder: Path) -> None:
 
     The second fails where the seed is 1.
     """
-    import nbformat
-    from nbformat.v4 import new_code_cell, new_notebook
-
     read = "import json, pathlib\nrun = pathlib.Path(RUN_DIR)\n"
     seed = "seed = json.loads((run / 'config.json').read_text())['profile']['seed']\n"
     bodies = {
         "04_train": f"(run / 'history.json').write_text({json.dumps(epochs(0.25))!r})",
         "05_evaluate": f"{seed}assert seed == 0, 'the reason'",
     }
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    parameters = 'PROFILE = ""\nDATA = ""\nRUN_DIR = ""'
     for name, body in bodies.items():
-        given = new_code_cell(parameters, metadata={"tags": ["parameters"]})
-        cells = [given, new_code_cell(read + body)]
-        nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
+        write_notebook(folder / f"{name}.ipynb", read + body)
 
 
 def test_a_sweep_from_the_command_line_runs_notebooks(tmp_path, smears, monkeypatch, capsys):

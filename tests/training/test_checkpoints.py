@@ -55,10 +55,6 @@ def test_round_trip_keeps_values_and_memory_format(tmp_path):
     assert torch.load(tmp_path / "last.pt", weights_only=True)["state"]["step"] == 1
 
 
-def test_nothing_saved_is_no_error(tmp_path):
-    assert load_state(tmp_path / "missing") == (None, [])
-
-
 def test_the_one_before_is_kept(tmp_path):
     for step in (1, 2, 3):
         save_state(tmp_path, state(step))
