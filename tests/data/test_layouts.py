@@ -276,13 +276,6 @@ def test_an_unknown_layout(smears_source, tmp_path):
         write_layout(smears_source, tmp_path / "out", "VOC")
 
 
-def test_nothing_is_written_over(smears_source, tmp_path):
-    text(tmp_path / "out" / "mine.txt", "x")
-    with pytest.raises(DataError, match="already holds something"):
-        write_layout(smears_source, tmp_path / "out", "yolo")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-
-
 # --- damage ----------------------------------------------------------------------------------------------
 
 TRAIN_LABEL = "train/labels/train_jpg.rf.0a.txt"

@@ -226,22 +226,6 @@ def test_a_complete_set_is_left_alone(small_set, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
-    calls = []
-
-    def fail_at_third(seed):
-        calls.append(seed)
-        if len(calls) == 3:
-            raise error
-        return draw_smear(seed)
-
-    monkeypatch.setattr(smears, "draw_smear", fail_at_third)
-    with pytest.raises(SsdError if isinstance(error, OSError) else error):
-        write_dataset(tmp_path / "set", train=4, val=0, test=0, progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def write_one(root: Path, **options) -> Path:
     return write_dataset(root, **{"train": 1, "val": 0, "test": 0, "progress": False} | options)
 

@@ -13,19 +13,6 @@ from tests.core_cases import seeded
 NARROW = 0.125
 
 
-@pytest.mark.parametrize("batch_norm", [False, True])
-@pytest.mark.parametrize("images", [0, 1, 2])
-def test_map_sizes(images, batch_norm):
-    backbone = VGG16(batch_norm, NARROW).eval()
-    extras = ExtraLayers(backbone.channels[1], batch_norm, NARROW).eval()
-    with torch.inference_mode():
-        conv4_3, conv7 = backbone(torch.zeros(images, 3, 300, 300))
-        maps = [conv4_3, conv7, *extras(conv7)]
-    channels = [scaled(c, NARROW) for c in (512, 1024, 512, 256, 256, 256)]
-    expected = [(images, c, f, f) for c, f in zip(channels, (38, 19, 10, 5, 3, 1), strict=True)]
-    assert [tuple(m.shape) for m in maps] == expected
-
-
 @pytest.mark.parametrize(
     ("channels", "width", "expected"), [(8, 0.001, 8), (64, 1.0, 64), (64, 0.125, 8), (1024, 0.3, 304)]
 )

@@ -9,21 +9,9 @@ from ssdlib.common.errors import ConfigError
 from ssdlib.evaluation.metrics import (
     confusion_matrix,
     evaluate_detections,
-    precision_recall,
     weighted_metrics,
 )
 from tests.evaluation.cases import NAMES, found, random_case, truth
-
-
-def test_scores_are_ranked_over_all_images():
-    result = precision_recall(
-        [found((0, 1, 0.3)), found((0, 1, 0.9), (500, 1, 0.5))], [truth((0, 1)), truth((0, 1), (990, 1))], 1
-    )
-    assert result.scores.tolist() == pytest.approx([0.9, 0.5, 0.3])
-    assert result.true_positive.tolist() == [True, False, True]
-    assert result.ground_truth == 3
-    assert result.recall.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3])
-    assert result.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
 
 
 def numbers(values) -> list:

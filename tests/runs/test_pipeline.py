@@ -14,7 +14,7 @@ from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, StageError
 from ssdlib.runs.folder import read_stages
 from ssdlib.runs.pipeline import StageRecord, find_stages, run_chain, select_stages, usable_cores
-from tests.runs.conftest import write_notebook
+from tests.runs.cases import write_notebook
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from ssdlib.runs.sweep import (
     split_values,
 )
 from ssdlib.training.history import EpochRecord, History
-from tests.runs.conftest import write_notebook
+from tests.runs.cases import write_notebook
 
 SMOKE = find_profile("smoke")
 STAGES = {"from_stage": "04", "to_stage": "05"}
