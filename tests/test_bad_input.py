@@ -16,12 +16,9 @@ import pytest
 
 from ssdlib.__main__ import main
 from ssdlib.common import paths
-from ssdlib.config import ModelConfig
 from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image
 from ssdlib.data.source import open_folder
-from ssdlib.detector.model_file import save_model
-from ssdlib.detector.weights import build_model
 from ssdlib.evaluation import evaluate
 from tests.runs.cases import write_notebook
 
@@ -38,13 +35,6 @@ TRAIN = (
 )
 CHECK = "data check --quiet"
 EVALUATE = "evaluate --quiet --weights {weights}"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("weights") / "best.safetensors"
-    save_model(build_model(ModelConfig(width=0.05), seed=1), path)
-    return path
 
 
 @pytest.fixture
@@ -195,9 +185,6 @@ def test_what_is_repaired_trains_and_is_evaluated(ssdlib, smears_copy, damage, r
     assert [finding.kind for finding in found] == repairs
 
 
-# --- a full disk -----------------------------------------------------------------------------------------
-
-
 @contextmanager
 def full_disk(size: int):
     """Inside it the system refuses any file longer than `size` bytes.
@@ -255,9 +242,6 @@ def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, monkeyp
         text, code = ssdlib("run --profile smoke --run {run} --quiet", smears_root)
     assert code == 1 and "Free some space" in text and "01_long.ipynb could not be run and saved" in text
     assert json.loads((tmp_path / "run/stages.json").read_text())["stages"][0]["state"] == "failed"
-
-
-# --- Ctrl-C (in the chain: test_pipeline; in several processes: test_processes) ---------------------------
 
 
 def test_ctrl_c_elsewhere_is_a_word_and_130(ssdlib, smears_root, tmp_path, monkeypatch):

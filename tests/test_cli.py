@@ -12,11 +12,8 @@ from ssdlib.__main__ import main
 from ssdlib.cli import counts_text, failures_text
 from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, StageError, TrainingError
-from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
 from ssdlib.data.smears import write_dataset
-from ssdlib.detector.model_file import save_model
-from ssdlib.detector.weights import build_model
 from ssdlib.evaluation.tables import results_text
 from ssdlib.inference.job import MAX_ROWS, Summary
 from ssdlib.runs import lookup
@@ -36,14 +33,6 @@ def smears(tmp_path_factory):
 def shipped(weights, monkeypatch):
     """A small network in the place of the shipped weights: these tests are not about what it finds."""
     monkeypatch.setattr("ssdlib.detector.model_file.SHIPPED", weights)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "runs/a/checkpoints/best.safetensors"
-    path.parent.mkdir(parents=True)
-    save_model(build_model(ModelConfig(width=0.05), seed=1), path)
-    return path
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

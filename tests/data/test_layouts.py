@@ -53,9 +53,6 @@ def stamps(folder: Path) -> dict[str, tuple]:
     return {str(f): (f.stat().st_mtime_ns, f.stat().st_size) for f in folder.rglob("*")}
 
 
-# --- what is recognized ----------------------------------------------------------------------------------
-
-
 def roboflow_yolo(root):
     for k, split in enumerate(("train", "valid", "test")):
         picture(root / split / "images" / f"{split}_jpg.rf.0a.jpg", k)
@@ -245,9 +242,6 @@ def test_a_change_behind_a_link_is_seen(tmp_path):
     assert after.dataset("train").samples[0].boxes.tolist() == [[10, 7.5, 30, 22.5]]
 
 
-# --- there and back --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("layout", FORMATS)
 def test_there_and_back(smears_source, tmp_path, layout):
     written = write_layout(smears_source, tmp_path / "out", layout)
@@ -275,8 +269,6 @@ def test_an_unknown_layout(smears_source, tmp_path):
     with pytest.raises(ConfigError, match="voc, coco, yolo"):
         write_layout(smears_source, tmp_path / "out", "VOC")
 
-
-# --- damage ----------------------------------------------------------------------------------------------
 
 TRAIN_LABEL = "train/labels/train_jpg.rf.0a.txt"
 

@@ -30,9 +30,6 @@ def sizes(fields: list[smears.Smear], label: int) -> np.ndarray:
     return boxes[:, 2:] - boxes[:, :2]
 
 
-# One field -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
 def test_the_same_seed_gives_the_same_pixels_whatever_the_threads(seed, threads):
@@ -120,8 +117,6 @@ def test_colors_are_those_of_stained_blood(sixty):
                 assert green < red < blue  # violet
 
 
-# Boxes and what is drawn ---------------------------------------------------------------------------------
-
 LOOK = smears._choose_look(np.random.default_rng(1))
 MAKERS = {
     "WBC": smears._new_white,
@@ -168,9 +163,6 @@ def test_every_box_has_its_cell(sixty):
         empty = np.percentile(green, 98)
         for x1, y1, x2, y2 in field.boxes.astype(int):
             assert np.percentile(green[y1:y2, x1:x2], 20) < empty - 6
-
-
-# The folder ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,6 @@ def test_the_environment_variable_comes_first_and_must_be_right(no_data, smears_
             bccd.resolve(data)
 
 
-# A folder of yours ---------------------------------------------------------------------------------------
-
-
 def test_a_folder_without_any_object(smears_copy):
     for file in (smears_copy / "Annotations").iterdir():
         write_voc(file, width=640, height=480, boxes=[], names=[])
@@ -217,8 +214,6 @@ def test_fingerprint_follows_content_and_nothing_else(smears_copy, smears_source
     with pytest.raises(DataError, match=rf"{image.name} is gone since"):
         _ = source.fingerprint
 
-
-# The download --------------------------------------------------------------------------------------------
 
 FILES = {
     "Annotations/a.xml": b"<annotation/>",

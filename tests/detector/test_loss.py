@@ -186,9 +186,6 @@ def test_loss_and_gradient_are_finite(case, dtype, background):
     assert logits.grad.count_nonzero() > 0 or background != "hard"
 
 
-# --- background where labels have gaps -------------------------------------------------------------------
-
-
 def matches_of(labels, overlaps) -> Matches:
     labels = torch.tensor([labels], dtype=torch.long)
     return Matches(

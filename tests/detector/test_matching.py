@@ -44,9 +44,6 @@ def test_worked_example_where_torchvision_differs():
     assert ours.labels.tolist() == [[1, 2, 1, 0, 0]]  # the order of the objects is of no account
 
 
-# --- every object its own prior --------------------------------------------------------------------------
-
-
 def greedy(overlap: Tensor) -> Tensor:
     """The paper's bipartite step to the letter, for one image: (G, P) -> (G,), -1 for none."""
     left = overlap.tolist()
@@ -95,9 +92,6 @@ def test_thousands_of_tables_equal_the_greedy_loop(levels):
         tables = torch.randint(0, levels + 1, (300, objects, priors), generator=generator) / levels
         own = assign_own_priors(tables)
         assert torch.equal(own, torch.stack([greedy(table) for table in tables]))
-
-
-# --- whole batches ---------------------------------------------------------------------------------------
 
 
 def slow_match(boxes: Tensor, labels: Tensor, priors: Tensor, threshold: float = 0.5) -> Tensor:

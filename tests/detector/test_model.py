@@ -121,9 +121,6 @@ def test_a_step_of_training_reaches_every_parameter(batch_norm):
     assert model.backbone.to_conv4_3.conv1_1.weight.grad.abs().sum() > 0
 
 
-# --- the same network as torchvision's -------------------------------------------------------------------
-
-
 class Twins(NamedTuple):
     """One set of random weights in both networks, and what both made of the same images."""
 

@@ -89,9 +89,6 @@ def test_all_three_keep_the_same(boxes, data, threshold):
     assert mask.nonzero()[:, 0].tolist() == sorted(theirs.tolist())
 
 
-# --- from raw outputs to detections ----------------------------------------------------------------------
-
-
 def outputs(images: int, classes: int, seed: int, spread: float = 2.0) -> tuple[Tensor, Tensor]:
     generator = seeded(seed)
     locs = torch.randn(images, len(PRIORS), 4, generator=generator)

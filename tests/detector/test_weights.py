@@ -31,9 +31,6 @@ def equal(a: nn.Module, b: nn.Module, prefix: str = "") -> bool:
     return all(torch.equal(one[name], other[name]) for name in names)
 
 
-# --- from scratch ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_scratch_depends_on_the_seed_alone(batch_norm):
     config = NARROW.replace(batch_norm=batch_norm)
@@ -50,9 +47,6 @@ def test_scratch_keeps_the_variance():
     with torch.inference_mode():
         maps = model.feature_maps(torch.rand(1, 3, 300, 300, generator=seeded(1)))
     assert all(0.05 < m.square().mean().sqrt() < 10 for m in maps)
-
-
-# --- ImageNet --------------------------------------------------------------------------------------------
 
 
 def vgg_state(batch_norm: bool, fc6: Tensor | None = None, fc7: Tensor | None = None) -> dict[str, Tensor]:
@@ -136,9 +130,6 @@ def test_imagenet_weights_of_another_network_are_refused():
         load_imagenet(plain, headless)
 
 
-# --- COCO ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("classes", [3, 90])
 def test_coco_start(classes, monkeypatch):
     """All but the class heads: COCO's 91 mean something else even where ours are as many."""
@@ -167,9 +158,6 @@ def test_weights_that_lack_the_backbone_are_refused(monkeypatch):
     monkeypatch.setattr(weights, "download_weights", lambda _: state)
     with pytest.raises(CheckpointError, match="lack"):
         build_model(ModelConfig(), "coco")
-
-
-# --- what cannot go together -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -208,9 +196,6 @@ def test_a_failed_download_says_what_to_do(error):
 
     with pytest.raises(CheckpointError, match=r"VGG16_Weights.*scratch"):
         weights.download_weights(Unreachable())
-
-
-# --- our own files ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

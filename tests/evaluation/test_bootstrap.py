@@ -5,18 +5,13 @@ import time
 
 import numpy as np
 import pytest
-import torch
 
 from ssdlib.evaluation.bootstrap import bootstrap_map, percentile_interval, resample_images
 from ssdlib.evaluation.evaluate import analysis_section
 from ssdlib.evaluation.metrics import CLASS_FIGURES, MEANS, evaluate_detections
 from ssdlib.evaluation.tables import Interval
 from ssdlib.inference.detections import Detections
-from tests.evaluation.cases import NAMES, SIZE, random_case
-
-EMPTY = Detections.empty(SIZE, NAMES)
-NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
-ONE = {"boxes": [[10, 10, 60, 60]], "labels": [1]}
+from tests.evaluation.cases import EMPTY, NAMES, NO_OBJECTS, ONE, SIZE, random_case
 
 
 @pytest.mark.parametrize("seed", range(3))

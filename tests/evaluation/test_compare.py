@@ -17,10 +17,9 @@ from ssdlib.evaluation.compare import Difference, PairedComparison, compare_dete
 from ssdlib.evaluation.metrics import weighted_metrics
 from ssdlib.evaluation.tables import Interval
 from ssdlib.inference.detections import Detections
+from tests.evaluation.cases import NO_OBJECTS, SIZE
 
 NAMES = ("WBC", "RBC")
-SIZE = (640, 480)
-NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
 ZERO = Interval(0.0, 0.0, 0.0)
 SIDES = ("boxes", "scores", "labels")
 NONE = Interval(None, None, None)

@@ -6,13 +6,10 @@ import torch
 
 from ssdlib.evaluation.metrics import COCO_IOU_THRESHOLDS, COCO_RECALLS, evaluate_detections
 from ssdlib.inference.detections import Detections
-from tests.evaluation.cases import NAMES, SIZE, many_in_one_image, random_case
+from tests.evaluation.cases import EMPTY, NAMES, NO_OBJECTS, ONE, SIZE, many_in_one_image, random_case
 
 torchmetrics = pytest.importorskip("torchmetrics.detection")
 
-EMPTY = Detections.empty(SIZE, NAMES)
-NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
-ONE = {"boxes": [[10, 10, 60, 60]], "labels": [1]}
 CASES = {
     "nothing anywhere": ([EMPTY] * 2, [NO_OBJECTS] * 2),
     "nothing found": ([EMPTY] * 2, [ONE, NO_OBJECTS]),

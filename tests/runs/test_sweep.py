@@ -86,9 +86,6 @@ def sweep(folder, smears, axes, chain, **options):
     return run_sweep(planned, **{**STAGES, **options}, progress=False, chain=chain)
 
 
-# ------------------------------------------------------------------------------------------------ asking
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -220,9 +217,6 @@ def test_folder_names_are_safe_and_distinct():
     assert folder_name(long) != folder_name({**long, "setting19": "other"})
 
 
-# ----------------------------------------------------------------------------------------------- running
-
-
 def test_a_sweep_goes_on_past_a_failure_and_skips_what_is_done(tmp_path, smears, capsys):
     folder, axes = tmp_path / "my sweep", ["seed=0,1", "lr=1e-3,3e-3"]
     chain = Chain(
@@ -288,9 +282,6 @@ def test_other_settings_or_data_are_refused_before_anything_runs(tmp_path, smear
     assert [call[:2] for call in chain.calls] == [("seed=0", "04_train"), ("seed=1", "04_train")]
     with pytest.raises(ConfigError, match="single run"):
         plan_sweep(tmp_path / "s/seed=0", ["seed=0,1"], profile="smoke")
-
-
-# --------------------------------------------------------------------------------------------- comparing
 
 
 def test_comparing_needs_runs(tmp_path):
@@ -410,9 +401,6 @@ def test_the_page_is_whole_safe_and_links_to_the_reports(tmp_path):
 def test_a_page_without_results_says_so(tmp_path):
     text = render_comparison(compare_runs([write_run(tmp_path / "a", {})]), tmp_path)
     assert "No run has been trained to its end yet" in text and "n/a" in text and "<img" not in text
-
-
-# ---------------------------------------------------------------------------------------- the real thing
 
 
 def write_stages(folder: Path) -> None:

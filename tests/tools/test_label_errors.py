@@ -153,9 +153,6 @@ def test_as_many_predictions_as_images(tmp_path):
         find_label_issues(source.dataset("all"), [])
 
 
-# Folds -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("ids", "together", "folds", "sizes"),
     [
@@ -301,9 +298,6 @@ def test_predictions_that_cannot_be_used(tmp_path, records, message):
         read_predictions(tmp_path / "predictions", source.dataset("all"))
 
 
-# The measured test -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def predicted_smears(tmp_path_factory):
     """24 smears that the shipped weights never saw, and their detections on them."""
@@ -342,9 +336,6 @@ def test_measures_of_nothing_are_no_numbers():
     assert average_precision([0.9, 0.1], [False, True]) == 0.5
     result = found_again([], {"field": []})
     assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
-
-
-# Everything together ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["label-errors", "suspects"])

@@ -114,9 +114,6 @@ def stop_by(number):
     return lambda: os.kill(os.getpid(), number)
 
 
-# --- the parts -------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "step, total, changes, expected",
     [
@@ -232,9 +229,6 @@ def test_first_signal_asks_second_one_acts(number, name):
         signal.raise_signal(number)
         assert stop.requested == name and handlers() == before
     assert handlers() == before
-
-
-# --- a whole training ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
