@@ -44,11 +44,6 @@ def test_parameters_by_arithmetic(classes, expected):
     assert count == parameters(model) == expected
 
 
-def test_a_state_dict_holds_no_priors():
-    """They follow from the config; a file could only contradict it."""
-    assert not {"priors", "mean", "std"} & set(SSD300(NARROW).state_dict())
-
-
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_output_shapes(images, batch_norm):
@@ -72,22 +67,6 @@ def test_priors_for_other_maps_are_refused():
     other = PriorConfig(feature_maps=(37, 18, 9, 5, 3, 1))
     with pytest.raises(ConfigError, match="37"):
         SSD300(ModelConfig(width=0.125, priors=other))
-
-
-def test_a_head_s_outputs_lie_at_its_priors():
-    """Mark one cell of one map and find the outputs where `priors` says this cell is."""
-    model = build_model(NARROW).eval()
-    maps = [
-        torch.zeros(1, c, f, f) for c, f in zip((64, 128, 64, 32, 32, 32), (38, 19, 10, 5, 3, 1), strict=True)
-    ]
-    maps[1][0, :, 4, 7] = 1  # row 4, column 7 of the 19 x 19 map
-    for head in model.loc_heads.convs:
-        nn.init.zeros_(head.weight)
-        nn.init.ones_(head.weight[:, :, 1, 1])  # only the center of the kernel
-    locs = model.loc_heads(maps)[0]
-    touched = model.priors[locs.abs().sum(1) > 0]
-    assert len(touched) == 6
-    torch.testing.assert_close(touched[:, :2], torch.tensor([7.5 / 19, 4.5 / 19]).expand(6, 2))
 
 
 def test_heads_start_small_and_indifferent():
