@@ -18,13 +18,7 @@ from ssdlib.detector.loss import (
 )
 from ssdlib.detector.matching import Matches, match
 from ssdlib.detector.priors import make_priors
-from tests.core_cases import (
-    FEW_PRIORS,
-    grid_boxes,
-    random_boxes,
-    seeded,
-    torchvision_loss,
-)
+from tests.core_cases import FEW_PRIORS, grid_boxes, random_boxes, seeded, torchvision_loss
 
 SMALL = make_priors(FEW_PRIORS)
 

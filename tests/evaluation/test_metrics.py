@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.evaluation.metrics import (
-    confusion_matrix,
-    evaluate_detections,
-    weighted_metrics,
-)
+from ssdlib.evaluation.metrics import confusion_matrix, evaluate_detections, weighted_metrics
 from tests.evaluation.cases import NAMES, found, random_case, truth
 
 

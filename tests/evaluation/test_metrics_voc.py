@@ -59,10 +59,7 @@ def by_definition(images) -> tuple[Fraction, Fraction]:
     points = operating_points(images)
     eleven = sum(interpolated(points, Fraction(k, 10)) for k in range(11)) / 11
     steps = sorted({Fraction(0), *(recall for recall, _ in points)})
-    area = sum(
-        ((high - low) * interpolated(points, high) for low, high in pairwise(steps)),
-        Fraction(0),
-    )
+    area = sum(((high - low) * interpolated(points, high) for low, high in pairwise(steps)), Fraction(0))
     return eleven, area
 
 
