@@ -1,7 +1,5 @@
 """`ssdlib detect --engine-cluster ray` on a cluster of two one-core machines that all live in this one."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys
