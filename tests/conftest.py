@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from ssdlib.common import paths
-from ssdlib.config import ModelConfig
 from ssdlib.data import smears
 from ssdlib.data import source as bccd
-from ssdlib.detector.model_file import save_model
-from ssdlib.detector.weights import build_model
 
 
 @pytest.fixture(scope="session")
@@ -31,14 +28,6 @@ def smears_source(smears_root) -> bccd.DataSource:
 def smears_copy(smears_root, tmp_path) -> Path:
     """A copy of the folder, free to be damaged."""
     return Path(shutil.copytree(smears_root, tmp_path / "copy"))
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    """Weights of a little untrained network for BCCD's classes, where a run named `a` has them."""
-    path = tmp_path_factory.mktemp("weights") / "runs/a/checkpoints/best.safetensors"
-    save_model(build_model(ModelConfig(width=0.05), seed=1), path)
-    return path
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """What the tests of the detector's core share: random and degenerate boxes, and torchvision's own parts."""
 
+from __future__ import annotations
+
 from types import SimpleNamespace
 
 import torch

@@ -6,21 +6,29 @@ its tests of its own: test_images, test_voc, test_bccd, test_audit, test_weights
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
+import nbformat
 import numpy as np
 import pytest
+import torch
+from nbformat.v4 import new_code_cell, new_notebook
 
 from ssdlib.__main__ import main
 from ssdlib.common import paths
+from ssdlib.config import ModelConfig
 from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image
 from ssdlib.data.source import open_folder
+from ssdlib.detector.model_file import load_model, save_model
+from ssdlib.detector.weights import build_model
 from ssdlib.evaluation import evaluate
-from tests.runs.cases import write_notebook
+from ssdlib.training.trainer import Trainer
 
 NAME = "SmearImage_00000"
 """The first image of train in every copy."""
@@ -35,6 +43,13 @@ TRAIN = (
 )
 CHECK = "data check --quiet"
 EVALUATE = "evaluate --quiet --weights {weights}"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "best.safetensors"
+    save_model(build_model(ModelConfig(width=0.05), seed=1), path)
+    return path
 
 
 @pytest.fixture
@@ -98,6 +113,8 @@ ERRORS = [
     # item, damage, command, what the message must have, exit code
     ("empty folder", lambda r: shutil.rmtree(r) or r.mkdir(), TRAIN, ["{root}", "Give the folder"], 1),
     ("missing folder", shutil.rmtree, TRAIN, ["{root} is not a dataset", "Give the folder"], 1),
+    ("missing folder", shutil.rmtree, CHECK, ["{root} is not a dataset", "Give the folder"], 1),
+    ("missing folder", shutil.rmtree, EVALUATE, ["{root} is not a dataset", "Give the folder"], 1),
     ("empty split", lambda r: (r / "ImageSets/Main/train.txt").write_text(""), TRAIN,
      ["split train", "train.txt", "remove ImageSets"], 1),
     ("empty split", lambda r: (r / "ImageSets/Main/test.txt").write_text("\n"), EVALUATE,
@@ -117,6 +134,8 @@ ERRORS = [
      [f"{NAME}.xml is not well-formed", f"{VAL}.xml is not well-formed", "2 of them errors"], 1),
     ("entity bomb", lambda r: annotation(r).write_text(DOCTYPE.format(BILLION)), TRAIN,
      [f"{NAME}.xml declares a DOCTYPE", "Remove"], 1),
+    ("entity bomb", lambda r: annotation(r).write_text(DOCTYPE.format(BILLION)), CHECK,
+     [f"{NAME}.xml declares a DOCTYPE", "Remove", "1 of them errors"], 1),
     ("external entity", lambda r: annotation(r).write_text(DOCTYPE.format("<!ENTITY x SYSTEM 'file:///etc/passwd'>")),
      TRAIN, [f"{NAME}.xml declares a DOCTYPE", "Remove"], 1),
     ("unknown class", lambda r: misspell(r, NAME), "bccd " + TRAIN,
@@ -126,7 +145,11 @@ ERRORS = [
     ("misspelt class", lambda r: misspell(r, VAL), CHECK, ["class 'Rbc' is in train", "misspelt"], 0),
     ("image without a label file", lambda r: annotation(r).unlink(), TRAIN,
      [f"{NAME}.jpg has no annotation", "Label it"], 1),
+    ("image without a label file", lambda r: annotation(r).unlink(), CHECK,
+     [f"{NAME}.jpg has no annotation", "Label it"], 1),
     ("label file without an image", lambda r: image(r).unlink(), TRAIN,
+     [f"{NAME}.xml has no image", "Restore the image"], 1),
+    ("label file without an image", lambda r: image(r).unlink(), CHECK,
      [f"{NAME}.xml has no image", "Restore the image"], 1),
     ("point box and boxes outside", odd_boxes, CHECK,
      ["point_box", "dropped", "box_outside", "clipped", f"{NAME}.xml", "0 of them errors"], 0),
@@ -185,6 +208,19 @@ def test_what_is_repaired_trains_and_is_evaluated(ssdlib, smears_copy, damage, r
     assert [finding.kind for finding in found] == repairs
 
 
+def test_odd_formats_are_detected_in_like_any_other(ssdlib, smears_copy, tmp_path):
+    odd_formats(smears_copy)
+    command = (
+        "detect {tmp}/copy/JPEGImages --quiet --weights {weights} --threshold 0.01 --json {tmp}/cells.json"
+    )
+    assert ssdlib(command)[1] == 0
+    cells = json.loads((tmp_path / "cells.json").read_text())
+    assert len(cells) == 12 and all((c["width"], c["height"]) == (640, 480) for c in cells)
+
+
+# --- a full disk -----------------------------------------------------------------------------------------
+
+
 @contextmanager
 def full_disk(size: int):
     """Inside it the system refuses any file longer than `size` bytes.
@@ -236,12 +272,45 @@ def test_a_full_disk_keeps_the_former_results(ssdlib, smears_root, tmp_path, com
 
 def test_a_full_disk_in_the_chain_is_said(ssdlib, smears_root, tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
-    write_notebook(tmp_path / "notebooks/01_long.ipynb", "print('x' * 200_000)")
+    cells = [
+        new_code_cell('PROFILE = ""\nDATA = ""\nRUN_DIR = ""', metadata={"tags": ["parameters"]}),
+        new_code_cell("print('x' * 200_000)"),
+    ]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "notebooks/01_long.ipynb")
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
     with full_disk(100_000):
         text, code = ssdlib("run --profile smoke --run {run} --quiet", smears_root)
     assert code == 1 and "Free some space" in text and "01_long.ipynb could not be run and saved" in text
     assert json.loads((tmp_path / "run/stages.json").read_text())["stages"][0]["state"] == "failed"
+
+
+# --- Ctrl-C (in the chain: test_pipeline; in several processes: test_processes) ---------------------------
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_ctrl_c_in_training_is_saved_and_resumed(ssdlib, smears_root, tmp_path, monkeypatch):
+    command = TRAIN.replace("epochs=1", "epochs=2")
+    assert ssdlib(command, smears_root)[1] == 0
+    whole = load_model(tmp_path / "run/checkpoints/best.safetensors").state_dict()
+    shutil.rmtree(tmp_path / "run")
+    print_line = Trainer._print_line
+
+    def then_ctrl_c(self, record):
+        print_line(self, record)
+        signal.raise_signal(signal.SIGINT)  # to this thread: os.kill may reach us a moment late
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_print_line", then_ctrl_c)
+        text, code = ssdlib(command, smears_root)
+    assert (
+        code == 130 and "stopped by Ctrl-C before epoch 2" in text and "last.pt" in text and "resume" in text
+    )
+    assert len(json.loads((tmp_path / "run/history.json").read_text())["epochs"]) == 1
+    text, code = ssdlib(command + " --resume", smears_root)
+    assert code == 0 and "resuming before epoch 2" in text
+    resumed = load_model(tmp_path / "run/checkpoints/best.safetensors").state_dict()
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 def test_ctrl_c_elsewhere_is_a_word_and_130(ssdlib, smears_root, tmp_path, monkeypatch):

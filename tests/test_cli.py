@@ -12,7 +12,11 @@ from ssdlib.__main__ import main
 from ssdlib.cli import counts_text, failures_text
 from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, StageError, TrainingError
+from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image
+from ssdlib.data.smears import write_dataset
+from ssdlib.detector.model_file import save_model
+from ssdlib.detector.weights import build_model
 from ssdlib.evaluation.tables import results_text
 from ssdlib.inference.job import MAX_ROWS, Summary
 from ssdlib.runs import lookup
@@ -23,10 +27,23 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=2, val=1, test=3, progress=False)
+
+
 @pytest.fixture(autouse=True)
 def shipped(weights, monkeypatch):
     """A small network in the place of the shipped weights: these tests are not about what it finds."""
     monkeypatch.setattr("ssdlib.detector.model_file.SHIPPED", weights)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "runs/a/checkpoints/best.safetensors"
+    path.parent.mkdir(parents=True)
+    save_model(build_model(ModelConfig(width=0.05), seed=1), path)
+    return path
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -91,16 +108,23 @@ def test_a_stop_asked_for_is_told_apart_from_a_failure(monkeypatch, capsys, erro
     assert capsys.readouterr().err.endswith("\nerror: go on with --resume\n")
 
 
-def test_detect_writes_json_pictures_and_counts_and_goes_on_past_damage(
-    smears_root, weights, tmp_path, capsys
-):
+def test_detect_writes_json_pictures_and_counts_and_goes_on_past_damage(smears, weights, tmp_path, capsys):
     folder, out, report = tmp_path / "fields", tmp_path / "out", tmp_path / "cells.json"
     (folder / "deep").mkdir(parents=True)
-    first, second, third = sorted((smears_root / "JPEGImages").iterdir())[:3]
+    first, second, third = sorted((smears / "JPEGImages").iterdir())[:3]
     shutil.copy(first, folder / "a.jpg")
     (folder / "b.jpg").write_bytes(first.read_bytes()[:2000])
     shutil.copy(second, folder / "deep/a.jpg")
-    arguments = f"detect {folder} {third} --weights {weights} --threshold 0.2 --quiet".split()
+    arguments = [
+        "detect",
+        str(folder),
+        str(third),
+        "--weights",
+        str(weights),
+        "--threshold",
+        "0.2",
+        "--quiet",
+    ]
     assert main([*arguments, "--json", str(report), "--out", str(out)]) == 3
     captured = capsys.readouterr()
     assert "1 of 4 images could not be read" in captured.err and "b.jpg" in captured.err
@@ -128,9 +152,9 @@ def test_detect_with_only_damaged_images(weights, tmp_path, capsys):
     assert "no image could be read" in capsys.readouterr().out
 
 
-def test_evaluate_writes_the_promised_keys(smears_root, weights, tmp_path, capsys):
+def test_evaluate_writes_the_promised_keys(smears, weights, tmp_path, capsys):
     report = tmp_path / "results.json"
-    arguments = ["evaluate", "--data", str(smears_root), "--split", "test", "--limit", "2", "--quiet"]
+    arguments = ["evaluate", "--data", str(smears), "--split", "test", "--limit", "2", "--quiet"]
     assert main([*arguments, "--json", str(report)]) == 0
     values = json.loads(report.read_text())
     assert values["split"] == "test" and values["images"] == 2
@@ -150,9 +174,9 @@ def test_evaluate_writes_the_promised_keys(smears_root, weights, tmp_path, capsy
 
 
 @pytest.mark.parametrize("option", ["--analysis", "--lab"])
-def test_evaluate_adds_errors_counts_and_calibration(smears_root, weights, tmp_path, capsys, option):
+def test_evaluate_adds_errors_counts_and_calibration(smears, weights, tmp_path, capsys, option):
     report = tmp_path / "results.json"
-    arguments = ["evaluate", option, "--data", str(smears_root), "--split", "val", "--limit", "1", "--quiet"]
+    arguments = ["evaluate", option, "--data", str(smears), "--split", "val", "--limit", "1", "--quiet"]
     assert main([*arguments, "--json", str(report)]) == 0
     section = json.loads(report.read_text())["analysis"]
     assert section["images"] == 1 and set(section["counting"]["per_class"]) == {"WBC", "RBC", "Platelets"}
@@ -177,13 +201,44 @@ def test_which_weights_are_meant(weights, tmp_path, monkeypatch):
         lookup.find_weights("newest")
 
 
-def test_missing_shipped_weights_are_said(smears_root, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("command", ["detect", "evaluate"])
+def test_help_says_which_weights_are_the_default(command, capsys):
+    assert main([command, "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "[default: shipped]" in printed and "newest" in printed
+
+
+def test_missing_shipped_weights_are_said(smears, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("ssdlib.detector.model_file.SHIPPED", tmp_path / "gone.safetensors")
-    image = next((smears_root / "JPEGImages").iterdir())
+    image = next((smears / "JPEGImages").iterdir())
     assert main(["detect", str(image)]) == 1
     assert (
         "gone.safetensors" in (printed := capsys.readouterr().err) and "git restore data/weights" in printed
     )
+
+
+def test_fine_tuning_another_width_names_the_setting(smears, tmp_path, capsys):
+    run = ["train", "--profile", "smoke", "--data", str(smears), "--run", str(tmp_path / "run")]
+    assert main([*run, "--set", "recipe.model.width=0.1"]) == 1
+    printed = capsys.readouterr().err
+    assert "width=0.1. " in printed and "--set recipe.initial_weights=scratch" in printed
+
+
+def test_fine_tuning_on_classes_of_ones_own(smears, tmp_path, capsys):
+    """The shipped network with new class heads, trained on four classes and judged by the run's folder."""
+    data, run = shutil.copytree(smears, tmp_path / "mine"), tmp_path / "run"
+    (data / "smears.json").unlink()
+    for file in (data / "Annotations").iterdir():
+        file.write_text(file.read_text().replace("<name>RBC</name>", "<name>Burr cell</name>", 1))
+    settings = ("model.width=0.05", "model.batch_norm=false", "epochs=1", "batch_size=2")
+    changes = [word for setting in settings for word in ("--set", f"recipe.{setting}")]
+    given = ["--data", str(data)]
+    assert main(["train", "--profile", "smoke", "--run", str(run), "--device", "cpu", *given, *changes]) == 0
+    assert main(["evaluate", "--weights", str(run), "--quiet", *given]) == 0
+    printed = capsys.readouterr()
+    assert "Burr cell" in printed.out and str(run / "checkpoints/best.safetensors") in printed.err
+    assert main(["evaluate", "--quiet", *given]) == 1, "the shipped weights know other classes"
+    assert "finds WBC, RBC, Platelets, but the data holds Burr cell" in capsys.readouterr().err
 
 
 def test_data_commands(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Settings survive JSON unchanged, and a wrong name, type or value is an error that names it."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import (
+    BCCD_CLASSES,
     PROFILES,
     RECIPES,
     SMALL_PRIORS,
@@ -55,13 +58,16 @@ def test_nothing_given_means_the_defaults_and_they_are_frozen(defaults):
     ("cls", "values", "message"),
     [
         (Recipe, None, "Recipe should be an object, not None"),
+        (Recipe, [], "Recipe should be an object"),
         (Recipe, {"model": 3}, "Recipe.model should be an object, not 3"),
         (Recipe, {"learning_rte": 1}, "Recipe has no setting 'learning_rte'; it has: .*learning_rate"),
         (Recipe, {"model": {"depth": 16}}, r"Recipe\.model\.depth: ModelConfig has no .*'depth'; .*width"),
         (Recipe, {"model": {"priors": {"scale": 1}}}, "PriorConfig has no setting 'scale'; it has: .*scales"),
         (Recipe, {"epochs": 0, "optimizer": "adam"}, "optimizer.*; .*epochs|epochs.*; .*optimizer"),
         (Recipe, {"epochs": "50"}, "Recipe.epochs should be a valid integer, not '50'"),
+        (Recipe, {"epochs": 1.5}, "Recipe.epochs should be a valid integer"),
         (Recipe, {"epochs": True}, "Recipe.epochs should be a valid integer"),
+        (Recipe, {"epochs": None}, "Recipe.epochs should be a valid integer"),
         (Recipe, {"epochs": 0}, "Recipe.epochs should be greater than 0, not 0"),
         (Recipe, {"batch_size": -1}, "batch_size should be greater than 0"),
         (Recipe, {"smears": -1}, "smears should be greater than or equal to 0"),
@@ -132,3 +138,21 @@ def test_replace_and_the_constructor_check_as_well():
 def test_nested_settings_by_dotted_name_and_what_differs(before, after, flat, differing):
     assert flatten(before) == flat
     assert differences(before, after) == differing
+
+
+def test_the_papers_numbers():
+    assert PriorConfig().per_location == (4, 6, 6, 6, 4, 4)
+    assert PriorConfig().count == 8732
+    assert ModelConfig().variances == (0.1, 0.2)
+    assert ModelConfig().l2norm_scale == 20
+    assert ModelConfig().class_names == BCCD_CLASSES == ("WBC", "RBC", "Platelets")
+    assert ModelConfig().num_classes == 4
+
+
+def test_the_original_recipe():
+    """What the notebook this course grew from trained with."""
+    recipe = RECIPES["original"]
+    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 1e-3, 0.9)
+    assert (recipe.weight_decay, recipe.bias_lr_factor, recipe.clip_norm) == (5e-4, 2.0, 10.0)
+    assert (recipe.schedule, recipe.step_milestones) == ("steps", (0.5, 0.75))
+    assert (recipe.batch_size, recipe.epochs) == (8, 50)

@@ -204,6 +204,19 @@ def large_field(side=3000, name="large.jpg"):
     return sent(name, encode_image(np.full((side, side, 3), 210, np.uint8)))
 
 
+def test_sliders_do_not_run_the_network(open_page, own_server):
+    detector = Scripted()
+    page = open_page(address=own_server(detector))
+    page.get_by_role("button", name="Smear 1", exact=True).click()
+    wait_for_image(page, SMEARS[0].name)
+    assert counts(page) == {"WBC": 1, "RBC": 0}
+    set_threshold(page, 2, 0.1)
+    wait_until(lambda: counts(page) == {"WBC": 1, "RBC": 1})
+    set_threshold(page, 1, 0.95)
+    wait_until(lambda: counts(page) == {"WBC": 0, "RBC": 1})
+    assert detector.batches == [1]
+
+
 def test_a_large_field_shows_how_far_it_is_lets_others_pass_and_stops(open_page, own_server, shots, tmp_path):
     detector = Scripted(holds=True)
     address = own_server(detector)

@@ -1,5 +1,7 @@
 """Atomic writes: the old file or the whole new one, and nothing beside it, whatever goes wrong."""
 
+from __future__ import annotations
+
 import errno
 import os
 import stat

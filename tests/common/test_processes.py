@@ -47,6 +47,9 @@ def started():
             process.signal(signal.SIGKILL)
 
 
+# --- the same as one process -----------------------------------------------------------------------------
+
+
 def test_two_processes_train_as_one_does(smears_root, tmp_path, started):
     """Twenty steps, a batch of three as two images and one, and one writer.
 
@@ -111,6 +114,9 @@ def test_shared_evaluation_loses_nothing_and_counts_nothing_twice(smears_root, t
     """Three batches over two processes, one image over two processes, an even share."""
     started += pair(tmp_path, in_group, [evaluate_shares, smears_root])
     assert [process.wait() for process in started] == [0, 0], [process.text for process in started]
+
+
+# --- stopping --------------------------------------------------------------------------------------------
 
 
 def test_a_signal_to_one_process_stops_both_after_the_same_step_and_saves(smears_root, tmp_path, started):

@@ -1,5 +1,7 @@
 """Which device and number format a machine gets, and what a run records of it."""
 
+from __future__ import annotations
+
 import json
 import re
 import sys

@@ -148,6 +148,15 @@ def test_a_shift_is_measured(smears_copy):
     assert abs(dy - 100) <= 4
 
 
+def test_the_audit_changes_nothing(smears_copy):
+    before = bccd.open_folder(smears_copy).fingerprint
+    relabel(smears_copy, ids(smears_copy, "train")[0], [[5, 5, 5, 5]], ["RBC"])
+    damaged = bccd.open_folder(smears_copy)
+    assert damaged.fingerprint != before
+    audit(damaged)
+    assert damaged.fingerprint == bccd.open_folder(smears_copy).fingerprint
+
+
 def test_very_many_images_are_not_compared_pairwise(smears_source, monkeypatch):
     monkeypatch.setattr(duplicates, "MAX_IMAGES", 3)
     assert audit(smears_source).kinds() == {"not_checked": 1}

@@ -53,6 +53,9 @@ def stamps(folder: Path) -> dict[str, tuple]:
     return {str(f): (f.stat().st_mtime_ns, f.stat().st_size) for f in folder.rglob("*")}
 
 
+# --- what is recognized ----------------------------------------------------------------------------------
+
+
 def roboflow_yolo(root):
     for k, split in enumerate(("train", "valid", "test")):
         picture(root / split / "images" / f"{split}_jpg.rf.0a.jpg", k)
@@ -242,6 +245,9 @@ def test_a_change_behind_a_link_is_seen(tmp_path):
     assert after.dataset("train").samples[0].boxes.tolist() == [[10, 7.5, 30, 22.5]]
 
 
+# --- there and back --------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("layout", FORMATS)
 def test_there_and_back(smears_source, tmp_path, layout):
     written = write_layout(smears_source, tmp_path / "out", layout)
@@ -269,6 +275,15 @@ def test_an_unknown_layout(smears_source, tmp_path):
     with pytest.raises(ConfigError, match="voc, coco, yolo"):
         write_layout(smears_source, tmp_path / "out", "VOC")
 
+
+def test_nothing_is_written_over(smears_source, tmp_path):
+    text(tmp_path / "out" / "mine.txt", "x")
+    with pytest.raises(DataError, match="already holds something"):
+        write_layout(smears_source, tmp_path / "out", "yolo")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+# --- damage ----------------------------------------------------------------------------------------------
 
 TRAIN_LABEL = "train/labels/train_jpg.rf.0a.txt"
 
@@ -317,6 +332,14 @@ def test_odd_yolo_labels(tmp_path, content, kind, severity, message):
     assert len(source.dataset("val")) == 1  # the others can be used all the same
 
 
+def test_an_outline_becomes_the_box_around_it(tmp_path):
+    roboflow_yolo(root := tmp_path / "mine")
+    (root / TRAIN_LABEL).write_text("1 0.1 0.2 0.4 0.1 0.3 0.5 0.2 0.4")
+    np.testing.assert_allclose(
+        bccd.resolve(root).dataset("train").samples[0].boxes, [[4, 3, 16, 15]], atol=1e-3
+    )
+
+
 def labels_are(content):
     return lambda root: [file.write_text(content) for file in root.rglob("*.txt")]
 
@@ -329,109 +352,28 @@ def yaml_is(content):
     return lambda root: text(root / "data.yaml", content)
 
 
-COCO = coco_content(["train.jpg"])
-
-
-def changed(key, **values):
-    """COCO's file with other values in the first entry of a list."""
-    content = copy.deepcopy(COCO)
-    content[key][0] |= values
-    return json.dumps(content)
-
-
-def coco_is(content):
-    return lambda root: text(root / "train" / "_annotations.coco.json", content)
-
-
-NOT_A_DATASET = r"mine is not a dataset: .*JPEGImages.*YOLO.*data\.yaml.*COCO.*XML"
-
-
 @pytest.mark.parametrize(
-    ("make", "damage", "complaint"),
+    ("damage", "complaint"),
     [
-        (roboflow_yolo, yaml_is(""), r'data\.yaml has no "names"'),
-        (roboflow_yolo, yaml_is("names: [yeast\n"), r"data\.yaml is not valid YAML .*line 2"),
-        (
-            roboflow_yolo,
-            yaml_is("names: !!python/object/apply:os.system ['true']\n"),
-            r"data\.yaml is not valid YAML",
-        ),
-        (roboflow_yolo, yaml_is("names: []"), r"data\.yaml: class names must be distinct.*at least one"),
-        (roboflow_yolo, yaml_is("names: [a, a]"), r"data\.yaml: class names must be distinct"),
-        (roboflow_yolo, yaml_is("names: [[a]]"), r"data\.yaml: names must be a list"),
-        (roboflow_yolo, yaml_is("names: {1: a, 2: b}"), r"data\.yaml: names must be numbered 0, 1, 2"),
-        (
-            roboflow_yolo,
-            yaml_is("names: [yeast, spore]\ntrain: ../../../etc"),
-            r"has train: \.\./\.\./\.\./etc.*no such",
-        ),
-        (
-            roboflow_yolo,
-            no_folder("labels"),
-            r"none of the 3 images has a label file: .*train/labels/train_jpg.rf.0a.txt",
-        ),
-        (roboflow_yolo, no_folder("images"), r"has train: \.\./train/images.*no such"),
-        (roboflow_yolo, labels_are(""), r"no label in .* is of use"),
-        (roboflow_yolo, labels_are("9 1 1 1 1"), r"no label in .* line 1: there is no class 9"),
-        (roboflow_coco, coco_is(""), r"train/_annotations\.coco\.json is not valid JSON \(.*line 1"),
-        (roboflow_coco, coco_is("[]"), 'no list "images"'),
-        (roboflow_coco, coco_is(json.dumps({"images": []})), 'no list "categories"'),
-        (roboflow_coco, coco_is(json.dumps({**COCO, "images": ["a.png"]})), 'entry 0 of "images"'),
-        (roboflow_coco, coco_is(changed("annotations", category_id=[1])), 'no valid "category_id"'),
-        (roboflow_coco, coco_is(json.dumps({**COCO, "categories": []})), "class names must be distinct"),
-        (
-            roboflow_coco,
-            coco_is(json.dumps({**COCO, "images": COCO["images"] * 2})),
-            "two images have the id 0",
-        ),
-        (roboflow_coco, coco_is(changed("images", file_name="../../a.jpg")), "outside the image folder"),
-        (roboflow_coco, coco_is(changed("images", file_name="/a.png")), "outside the image folder"),
-        (Path.mkdir, no_folder("images"), NOT_A_DATASET),
-        (lambda root: None, no_folder("images"), NOT_A_DATASET),
-        (lambda root: picture(root / "a.png"), no_folder("images"), NOT_A_DATASET),
+        (yaml_is(""), r'data\.yaml has no "names"'),
+        (yaml_is("names: [yeast\n"), r"data\.yaml is not valid YAML .*line 2"),
+        (yaml_is("names: !!python/object/apply:os.system ['true']\n"), r"data\.yaml is not valid YAML"),
+        (yaml_is("names: []"), r"data\.yaml: class names must be distinct.*at least one"),
+        (yaml_is("names: [a, a]"), r"data\.yaml: class names must be distinct"),
+        (yaml_is("names: [[a]]"), r"data\.yaml: names must be a list"),
+        (yaml_is("names: {1: a, 2: b}"), r"data\.yaml: names must be numbered 0, 1, 2"),
+        (yaml_is("names: [yeast, spore]\ntrain: ../../../etc"), r"has train: \.\./\.\./\.\./etc.*no such"),
+        (no_folder("labels"), r"none of the 3 images has a label file: .*train/labels/train_jpg.rf.0a.txt"),
+        (no_folder("images"), r"has train: \.\./train/images.*no such"),
+        (labels_are(""), r"no label in .* is of use"),
+        (labels_are("9 1 1 1 1"), r"no label in .* line 1: there is no class 9"),
     ],
 )
-def test_damaged_folders(tmp_path, make, damage, complaint):
-    make(root := tmp_path / "mine")
+def test_damaged_yolo_folders(tmp_path, damage, complaint):
+    roboflow_yolo(root := tmp_path / "mine")
     damage(root)
     with pytest.raises(DataError, match=complaint):
         bccd.resolve(root)
-
-
-@pytest.mark.parametrize(
-    ("make", "damage", "box"),
-    [
-        (roboflow_yolo, labels_are("1 0.1 0.2 0.4 0.1 0.3 0.5 0.2 0.4"), [4, 3, 16, 15]),
-        (
-            roboflow_coco,
-            coco_is(
-                changed("annotations", bbox=None, segmentation=[[4, 3, 14, 3, 14, 9], [5, 5, 6, 6, 5, 6]])
-            ),
-            BOX,
-        ),
-    ],
-)
-def test_an_outline_becomes_the_box_around_it(tmp_path, make, damage, box):
-    make(root := tmp_path / "mine")
-    damage(root)
-    np.testing.assert_allclose(bccd.resolve(root).dataset("train").samples[0].boxes, [box], atol=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("make", "name", "kind"),
-    [
-        (roboflow_yolo, "train_jpg.rf.0a.jpg", "damaged_image"),
-        (voc_beside, "train.xml", "damaged_annotation"),
-    ],
-)
-def test_a_cut_file_is_named_by_its_own_path(tmp_path, make, name, kind):
-    make(root := tmp_path / "mine")
-    (file,) = root.rglob(name)
-    file.write_bytes(file.read_bytes()[:60])
-    source = bccd.resolve(root)
-    assert [str(file) in f.message for f in audit(source).of_kind(kind)] == [True]
-    with pytest.raises(DataError, match=str(file)):
-        source.dataset("train")[0]
 
 
 def findings(root):
@@ -469,11 +411,30 @@ def test_images_of_two_splits_stay_in_one(tmp_path):
     assert "in another split, too" in findings(root)["split_overlap"].message
 
 
+def test_a_damaged_image_is_named_by_its_own_path(tmp_path):
+    roboflow_yolo(root := tmp_path / "mine")
+    image = root / "train" / "images" / "train_jpg.rf.0a.jpg"
+    image.write_bytes(image.read_bytes()[:60])
+    source = bccd.resolve(root)
+    assert [str(image) in f.message for f in audit(source).of_kind("damaged_image")] == [True]
+    with pytest.raises(DataError, match=str(image)):
+        source.dataset("train")[0]
+
+
+COCO = coco_content(["train.jpg"])
+
+
+def changed(key, **values):
+    content = copy.deepcopy(COCO)
+    content[key][0] |= values
+    return content
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "severity", "message"),
     [
-        (json.dumps({**COCO, "annotations": []}), "no_objects", "info", "no object is labeled"),
-        (json.dumps(COCO), None, None, None),
+        ({**COCO, "annotations": []}, "no_objects", "info", "no object is labeled"),
+        (COCO, None, None, None),
         (changed("annotations", category_id=7), "unknown_class", "error", "annotation 10 has category_id 7"),
         (changed("annotations", bbox=[1, 2, 3]), "damaged_labels", "error", "(spore) must have a bbox"),
         (changed("annotations", bbox=None), "damaged_labels", "error", "not None"),
@@ -488,7 +449,7 @@ def test_images_of_two_splits_stay_in_one(tmp_path):
 )
 def test_odd_coco_annotations(tmp_path, content, kind, severity, message):
     roboflow_coco(root := tmp_path / "mine")
-    file = text(root / "train" / "_annotations.coco.json", content)
+    file = text(root / "train" / "_annotations.coco.json", json.dumps(content))
     source = bccd.resolve(root)
     aside = {"unused_class", "class_not_in_train", "image_not_listed", "no_objects", "missing_split"} - {kind}
     found = [f for f in audit(source).findings if f.kind not in aside]
@@ -497,3 +458,49 @@ def test_odd_coco_annotations(tmp_path, content, kind, severity, message):
     if severity == "error":
         with pytest.raises(DataError, match=r"gone\.jpg" if "gone" in message else file.parent.name):
             source.dataset("train")
+
+
+def test_an_outline_stands_in_for_a_missing_bbox(tmp_path):
+    roboflow_coco(root := tmp_path / "mine")
+    content = changed("annotations", bbox=None, segmentation=[[4, 3, 14, 3, 14, 9], [5, 5, 6, 6, 5, 6]])
+    text(root / "train" / "_annotations.coco.json", json.dumps(content))
+    assert bccd.resolve(root).dataset("train").samples[0].boxes.tolist() == [BOX]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", r"train/_annotations\.coco\.json is not valid JSON \(.*line 1"),
+        ("[]", 'no list "images"'),
+        (json.dumps({"images": []}), 'no list "categories"'),
+        (json.dumps({**COCO, "images": ["a.png"]}), 'entry 0 of "images"'),
+        (json.dumps(changed("annotations", category_id=[1])), 'no valid "category_id"'),
+        (json.dumps({**COCO, "categories": []}), "class names must be distinct"),
+        (json.dumps({**COCO, "images": COCO["images"] * 2}), "two images have the id 0"),
+        (json.dumps(changed("images", file_name="../../secret.jpg")), "outside the image folder"),
+        (json.dumps(changed("images", file_name="/a.png")), "outside the image folder"),
+    ],
+)
+def test_damaged_coco_folders(tmp_path, content, complaint):
+    roboflow_coco(root := tmp_path / "mine")
+    text(root / "train" / "_annotations.coco.json", content)
+    with pytest.raises(DataError, match=complaint):
+        bccd.resolve(root)
+
+
+def test_broken_xml_beside_an_image(tmp_path):
+    voc_beside(root := tmp_path / "mine")
+    (root / "train" / "train.xml").write_text("<annotation>")
+    source = bccd.resolve(root)
+    assert audit(source).kinds() == {"damaged_annotation": 1}
+    with pytest.raises(DataError, match=r"train\.xml is not well-formed"):
+        source.dataset("train")
+
+
+@pytest.mark.parametrize(
+    "make", [lambda root: root.mkdir(), lambda root: None, lambda root: picture(root / "a.png")]
+)
+def test_what_is_no_dataset_is_told_what_would_be(tmp_path, make):
+    make(tmp_path / "mine")
+    with pytest.raises(DataError, match=r"mine is not a dataset: .*JPEGImages.*YOLO.*data\.yaml.*COCO.*XML"):
+        bccd.resolve(tmp_path / "mine")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from ssdlib.__main__ import main
 from ssdlib.common import paths
@@ -120,16 +121,31 @@ def test_settings_of_the_user_win(tiny, four, tmp_path):
     assert run.profile.recipe.model == TINY.replace(class_names=tuple(sorted(FOUR)))
 
 
+def wrong(tmp_path: Path, kind: str) -> Path:
+    path = tmp_path / f"{kind}.safetensors"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "pickle":
+        torch.save({"a": torch.zeros(1)}, path)
+    elif kind == "picture":
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(100))
+    elif kind == "folder":
+        path.mkdir()
+    return path
+
+
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("kind", "message"),
     [
-        (Path.touch, "damaged or no safetensors file"),
-        (lambda path: None, "no weights at"),
-        (Path.mkdir, "train that run to an end"),
+        ("empty", "damaged or no safetensors file"),
+        ("pickle", "damaged or no safetensors file"),
+        ("picture", "damaged or no safetensors file"),
+        ("missing", "no weights at"),
+        ("folder", "train that run to an end"),
     ],
 )
-def test_a_wrong_file_is_named_before_anything_is_trained(four, tmp_path, capsys, make, message):
-    make(path := tmp_path / "wrong.safetensors")
+def test_a_wrong_file_is_named_before_anything_is_trained(four, tmp_path, capsys, kind, message):
+    path = wrong(tmp_path, kind)
     with pytest.raises(CheckpointError, match=message):
         settings(path)
     assert main(f"train --data {four} --init {path} --run {tmp_path / 'run'} --device cpu".split()) == 1

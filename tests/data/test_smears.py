@@ -30,6 +30,9 @@ def sizes(fields: list[smears.Smear], label: int) -> np.ndarray:
     return boxes[:, 2:] - boxes[:, :2]
 
 
+# One field -----------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("seed", [0, 7, 2**63 + 5])
 def test_the_same_seed_gives_the_same_pixels_whatever_the_threads(seed, threads):
@@ -64,6 +67,11 @@ def test_the_fourth_class_takes_the_place_of_red_cells(sixty):
         np.testing.assert_array_equal(field.boxes[~turned], plain.boxes[~turned])
         assert (np.abs(field.image.astype(int) - plain.image).max() == 0) == (not turned.any())
     assert max(field.labels.max() for field in sixty) == smears.PLATELETS
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(ConfigError, match="-3"):
+        draw_smear(-3)
 
 
 def test_what_a_field_holds(sixty):
@@ -117,6 +125,8 @@ def test_colors_are_those_of_stained_blood(sixty):
                 assert green < red < blue  # violet
 
 
+# Boxes and what is drawn ---------------------------------------------------------------------------------
+
 LOOK = smears._choose_look(np.random.default_rng(1))
 MAKERS = {
     "WBC": smears._new_white,
@@ -146,7 +156,7 @@ def test_a_box_fits_its_cell(name, seed):
     assert np.abs(drawn - cell.box).max() <= slack
 
 
-def test_the_picture_is_empty_outside_the_boxes_and_each_box_has_its_cell(sixty):
+def test_the_picture_is_empty_outside_the_boxes(sixty):
     for field in sixty:
         bare = np.ones((HEIGHT, WIDTH), bool)
         for x1, y1, x2, y2 in field.boxes.astype(int):
@@ -154,10 +164,18 @@ def test_the_picture_is_empty_outside_the_boxes_and_each_box_has_its_cell(sixty)
         green = field.image[..., 1][bare].astype(int)
         # Lamp and vignette stay within this; specks of dust are far below one pixel in a hundred.
         assert np.mean(green < np.median(green) - 20) < 0.01
-        # A cell takes light away: part of each box is darker than the brightest empty field.
-        empty = np.percentile(field.image[..., 1], 98)
+
+
+def test_every_box_has_its_cell(sixty):
+    # A cell takes light away: part of each box is darker than the brightest empty field.
+    for field in sixty:
+        green = field.image[..., 1].astype(int)
+        empty = np.percentile(green, 98)
         for x1, y1, x2, y2 in field.boxes.astype(int):
-            assert np.percentile(field.image[y1:y2, x1:x2, 1], 20) < empty - 6
+            assert np.percentile(green[y1:y2, x1:x2], 20) < empty - 6
+
+
+# The folder ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -206,11 +224,33 @@ def test_a_set_with_the_fourth_class_says_so_and_is_another_set(small_set, tmp_p
         write_dataset(root, **options)
 
 
+def test_another_seed_gives_another_set(small_set, tmp_path):
+    other = write_dataset(tmp_path / "set", train=1, val=0, test=0, seed=1, progress=False)
+    name = "JPEGImages/SmearImage_00000.jpg"
+    assert (other / name).read_bytes() != (small_set / name).read_bytes()
+
+
 def test_a_complete_set_is_left_alone(small_set, monkeypatch):
     monkeypatch.setattr(smears, "draw_smear", lambda seed: pytest.fail("drew again"))
     before = {path: path.stat().st_mtime_ns for path in small_set.rglob("*")}
     assert write_dataset(small_set, train=3, val=2, test=1, progress=False) == small_set
     assert {path: path.stat().st_mtime_ns for path in small_set.rglob("*")} == before
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, error):
+    calls = []
+
+    def fail_at_third(seed):
+        calls.append(seed)
+        if len(calls) == 3:
+            raise error
+        return draw_smear(seed)
+
+    monkeypatch.setattr(smears, "draw_smear", fail_at_third)
+    with pytest.raises(SsdError if isinstance(error, OSError) else error):
+        write_dataset(tmp_path / "set", train=4, val=0, test=0, progress=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def write_one(root: Path, **options) -> Path:

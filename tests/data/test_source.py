@@ -28,11 +28,18 @@ def test_real_bccd_has_the_published_counts(bccd_root, monkeypatch):
     monkeypatch.setenv("BCCD_ROOT", str(bccd_root))
     source = bccd.resolve("auto")
     assert (source.kind, source.synthetic, source.notice) == ("bccd", False, "")
-    published = {"train": (205, 2382, 2381), "val": (87, 968, 967), "test": (72, 805, 805)}
-    for split, (images, labeled, with_area) in published.items():  # two red cells have no area
+    published = {
+        "train": (205, 214, 2382, 209),
+        "val": (87, 87, 968, 83),
+        "test": (72, 71, 805, 69),
+        "trainval": (292, 301, 3350, 292),
+    }
+    points = {"train": 1, "val": 1, "test": 0, "trainval": 2}  # red cells without an area
+    for split, (images, wbc, rbc, platelets) in published.items():
         data = source.dataset(split)
-        counts = data.class_counts(raw=True)["RBC"], data.class_counts()["RBC"]
-        assert (len(data), *counts) == (images, labeled, with_area)
+        assert len(data) == images
+        assert data.class_counts(raw=True) == {"WBC": wbc, "RBC": rbc, "Platelets": platelets}
+        assert data.class_counts() == {"WBC": wbc, "RBC": rbc - points[split], "Platelets": platelets}
     assert source.split_ids("trainval") == sorted(source.split_ids("train") + source.split_ids("val"))
     assert bccd.resolve(bccd_root).kind == bccd.resolve(bccd_root.parent).kind == "bccd"
 
@@ -82,6 +89,9 @@ def test_the_environment_variable_comes_first_and_must_be_right(no_data, smears_
     for data in ("auto", "bccd"):  # never quietly something else
         with pytest.raises(DataError, match=r"BCCD_ROOT is .*nowhere"):
             bccd.resolve(data)
+
+
+# A folder of yours ---------------------------------------------------------------------------------------
 
 
 def test_a_folder_without_any_object(smears_copy):
@@ -214,6 +224,8 @@ def test_fingerprint_follows_content_and_nothing_else(smears_copy, smears_source
     with pytest.raises(DataError, match=rf"{image.name} is gone since"):
         _ = source.fingerprint
 
+
+# The download --------------------------------------------------------------------------------------------
 
 FILES = {
     "Annotations/a.xml": b"<annotation/>",

@@ -18,7 +18,12 @@ from ssdlib.data.transforms import (
 )
 
 ALWAYS = AugmentConfig(
-    zoom_out=4.0, zoom_out_chance=1.0, zoom_in=2.0, zoom_in_chance=1.0, iou_crop=0.1, photometric=1.0
+    zoom_out=4.0,
+    zoom_out_chance=1.0,
+    zoom_in=2.0,
+    zoom_in_chance=1.0,
+    iou_crop=0.1,
+    photometric=1.0,
 )
 OBJECTS = [(200.0, 150.0, 405.0, 328.0), (0.0, 0.0, 100.0, 90.0), (600.0, 440.0, 640.0, 480.0)]
 

@@ -1,5 +1,7 @@
 """The MultiBox loss: worked by number, against torchvision's, and finite on whatever comes."""
 
+from __future__ import annotations
+
 import math
 
 import pytest
@@ -18,7 +20,13 @@ from ssdlib.detector.loss import (
 )
 from ssdlib.detector.matching import Matches, match
 from ssdlib.detector.priors import make_priors
-from tests.core_cases import FEW_PRIORS, grid_boxes, random_boxes, seeded, torchvision_loss
+from tests.core_cases import (
+    FEW_PRIORS,
+    grid_boxes,
+    random_boxes,
+    seeded,
+    torchvision_loss,
+)
 
 SMALL = make_priors(FEW_PRIORS)
 
@@ -65,6 +73,30 @@ def test_hard_negatives_count_for_each_image():
             easiest_learned = losses[i, mask[i]].min() if wanted else math.inf
             left_out = losses[i, ~mask[i] & ~positive[i]]
             assert len(left_out) == 0 or left_out.max() <= easiest_learned
+
+
+def test_worked_example():
+    """The two objects and five priors of tests/test_matching.py, before the network has learned anything.
+
+    Indifferent logits over four classes: every prior costs log 4. Three positives want nine negatives and
+    there are two, so all five priors are learned. Boxes: |x| - 0.5 for each code beyond 1, x^2 / 2 below.
+    """
+    objects = torch.tensor([[0, 0, 4, 4], [2, 0, 5, 4]]) / 8
+    priors = torch.tensor([[0, 0, 5, 4], [3, 2, 7, 4], [0, 0, 4, 8], [0, 0, 2, 2], [6, 6, 8, 8]]) / 8
+    loss = loss_of(
+        torch.zeros(1, 5, 4),
+        torch.zeros(1, 5, 4),
+        [objects],
+        [torch.tensor([1, 2])],
+        xyxy_to_cxcywh(priors),
+    )
+    first = 0.5 + 0.61572
+    second = 3.25 + 4.5 + 0.93841 + 2.96574
+    third = 2.0 + 2.96574
+    assert loss.positives == 3
+    assert loss.localization.item() == pytest.approx((first + second + third) / 3, abs=1e-4)
+    assert loss.confidence.item() == pytest.approx(5 * math.log(4) / 3, abs=1e-5)
+    assert loss.total.item() == pytest.approx(5.91196 + 2.31049, abs=1e-4)
 
 
 def random_problem(images: int, priors: torch.Tensor, seed: int, classes: int = 4, most: int = 4):
@@ -178,6 +210,9 @@ def test_loss_and_gradient_are_finite(case, dtype, background):
     assert locs.grad.isfinite().all() and logits.grad.isfinite().all()
     assert locs.grad.dtype == dtype
     assert logits.grad.count_nonzero() > 0 or background != "hard"
+
+
+# --- background where labels have gaps -------------------------------------------------------------------
 
 
 def matches_of(labels, overlaps) -> Matches:

@@ -1,5 +1,7 @@
 """Matching: by hand, by a literal greedy loop, and by torchvision's SSDMatcher wherever we mean the same."""
 
+from __future__ import annotations
+
 from functools import partial
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor
 from torchvision.models.detection._utils import SSDMatcher
 
 from ssdlib.config import PriorConfig
-from ssdlib.detector.boxes import area, cxcywh_to_xyxy, iou, xyxy_to_cxcywh
+from ssdlib.detector.boxes import area, cxcywh_to_xyxy, encode, iou, xyxy_to_cxcywh
 from ssdlib.detector.matching import Matches, assign_own_priors, match
 from ssdlib.detector.priors import make_priors
 from tests.core_cases import FEW_PRIORS, boxes_strategy, fast, grid_boxes, random_boxes, seeded
@@ -19,8 +21,15 @@ from tests.core_cases import FEW_PRIORS, boxes_strategy, fast, grid_boxes, rando
 
 OBJECTS = torch.tensor([[0, 0, 4, 4], [2, 0, 5, 4]]) / 8  # A, B
 PRIORS = torch.tensor([[0, 0, 5, 4], [3, 2, 7, 4], [0, 0, 4, 8], [0, 0, 2, 2], [6, 6, 8, 8]]) / 8
-"""Their IoUs: 16/20, 2/22, 16/32, 4/16 and 0 with A; 12/20, 4/16, 8/36, 0 and 0 with B."""
+OVERLAPS = [
+    [16 / 20, 2 / 22, 16 / 32, 4 / 16, 0],
+    [12 / 20, 4 / 16, 8 / 36, 0, 0],
+]
 A, B = 0, 1
+
+
+def test_worked_example_overlaps():
+    torch.testing.assert_close(iou(OBJECTS, PRIORS), torch.tensor(OVERLAPS, dtype=torch.float32))
 
 
 def test_worked_example_matches():
@@ -34,6 +43,12 @@ def test_worked_example_matches():
     assert matches.boxes[0, 3:].count_nonzero() == 0
 
 
+def test_worked_example_codes():
+    codes = encode(OBJECTS[[A, B, A]], xyxy_to_cxcywh(PRIORS)[:3])
+    expected = [[-1, 0, -1.11572, 0], [-3.75, -5, -1.43841, 3.46574], [0, -2.5, 0, -3.46574]]
+    torch.testing.assert_close(codes, torch.tensor(expected), atol=1e-4, rtol=0)
+
+
 def test_worked_example_where_torchvision_differs():
     """There the later object takes prior 0, and A, which overlaps it more, loses it."""
     theirs = SSDMatcher(0.5)(iou(OBJECTS, PRIORS))
@@ -42,6 +57,9 @@ def test_worked_example_where_torchvision_differs():
     assert SSDMatcher(0.5)(iou(OBJECTS.flip(0), PRIORS)).tolist() == [1, -1, 1, -1, -1]
     ours = match([OBJECTS.flip(0)], [torch.tensor([2, 1])], xyxy_to_cxcywh(PRIORS))
     assert ours.labels.tolist() == [[1, 2, 1, 0, 0]]  # the order of the objects is of no account
+
+
+# --- every object its own prior --------------------------------------------------------------------------
 
 
 def greedy(overlap: Tensor) -> Tensor:
@@ -94,6 +112,9 @@ def test_thousands_of_tables_equal_the_greedy_loop(levels):
         assert torch.equal(own, torch.stack([greedy(table) for table in tables]))
 
 
+# --- whole batches ---------------------------------------------------------------------------------------
+
+
 def slow_match(boxes: Tensor, labels: Tensor, priors: Tensor, threshold: float = 0.5) -> Tensor:
     """One image, one prior at a time -> the object of each prior."""
     overlap = iou(boxes, cxcywh_to_xyxy(priors))
@@ -109,8 +130,6 @@ def slow_match(boxes: Tensor, labels: Tensor, priors: Tensor, threshold: float =
 
 def consistent(matches: Matches, boxes: list[Tensor], labels: list[Tensor], priors: Tensor) -> bool:
     """Labels, boxes and IoU say the same as the objects' indices."""
-    assert matches.labels.dtype == matches.object_for_each_prior.dtype == torch.int64
-    assert matches.labels.shape == matches.iou.shape == (len(boxes), len(priors))
     for i, index in enumerate(matches.object_for_each_prior):
         positive = index >= 0
         assert torch.equal(positive, matches.labels[i] > 0)
@@ -133,6 +152,21 @@ def random_batch(images: int, make, seed: int, most: int = 8) -> tuple[list[Tens
     counts = torch.randint(0, most + 1, (images,), generator=generator).tolist()
     boxes = [make(n, generator) for n in counts]
     return boxes, [torch.randint(1, 4, (n,), generator=generator) for n in counts]
+
+
+@pytest.mark.parametrize("counts", [[], [0], [0, 0], [0, 3], [2, 0, 1], [5]])
+def test_batches_of_any_shape(counts):
+    priors = make_priors(FEW_PRIORS)
+    boxes = [random_boxes(n, seeded(n)) for n in counts]
+    labels = [torch.ones(n, dtype=torch.long) for n in counts]
+    matches = match(boxes, labels, priors)
+    shape = (len(counts), len(priors))
+    assert matches.labels.shape == matches.iou.shape == matches.object_for_each_prior.shape == shape
+    assert matches.boxes.shape == (*shape, 4)
+    assert matches.labels.dtype == matches.object_for_each_prior.dtype == torch.int64
+    assert consistent(matches, boxes, labels, priors)
+    for i, n in enumerate(counts):
+        assert (matches.labels[i] > 0).any() == (n > 0)
 
 
 @pytest.mark.parametrize(

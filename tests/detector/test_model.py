@@ -1,5 +1,7 @@
 """SSD300 as a whole: counts predicted by arithmetic, and the same outputs as torchvision's network."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.weights import COCO_MEAN, COCO_STD, build_model, convert_torchvision_ssd
-from tests.core_cases import seeded, torchvision_ssd
+from tests.core_cases import seeded, torchvision_detections, torchvision_ssd
 
 NARROW = ModelConfig(width=0.125)
 
@@ -44,6 +46,11 @@ def test_parameters_by_arithmetic(classes, expected):
     assert count == parameters(model) == expected
 
 
+def test_a_state_dict_holds_no_priors():
+    """They follow from the config; a file could only contradict it."""
+    assert not {"priors", "mean", "std"} & set(SSD300(NARROW).state_dict())
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_output_shapes(images, batch_norm):
@@ -57,6 +64,13 @@ def test_output_shapes(images, batch_norm):
     assert model.priors.shape == (8732, 4)
 
 
+def test_normalization_is_inside():
+    model = SSD300(NARROW)
+    gray = torch.full((1, 3, 300, 300), 255, dtype=torch.uint8)
+    expected = (1 - torch.tensor(NARROW.mean)) / torch.tensor(NARROW.std)
+    torch.testing.assert_close(model.normalize(gray)[0, :, 5, 5], expected)
+
+
 @pytest.mark.parametrize("shape", [(3, 300, 300), (1, 3, 299, 300), (1, 1, 300, 300), (1, 300, 300, 3)])
 def test_wrong_images_are_named(shape):
     with pytest.raises(ValueError, match=r"\(N, 3, 300, 300\), not \("):
@@ -67,6 +81,22 @@ def test_priors_for_other_maps_are_refused():
     other = PriorConfig(feature_maps=(37, 18, 9, 5, 3, 1))
     with pytest.raises(ConfigError, match="37"):
         SSD300(ModelConfig(width=0.125, priors=other))
+
+
+def test_a_head_s_outputs_lie_at_its_priors():
+    """Mark one cell of one map and find the outputs where `priors` says this cell is."""
+    model = build_model(NARROW).eval()
+    maps = [
+        torch.zeros(1, c, f, f) for c, f in zip((64, 128, 64, 32, 32, 32), (38, 19, 10, 5, 3, 1), strict=True)
+    ]
+    maps[1][0, :, 4, 7] = 1  # row 4, column 7 of the 19 x 19 map
+    for head in model.loc_heads.convs:
+        nn.init.zeros_(head.weight)
+        nn.init.ones_(head.weight[:, :, 1, 1])  # only the center of the kernel
+    locs = model.loc_heads(maps)[0]
+    touched = model.priors[locs.abs().sum(1) > 0]
+    assert len(touched) == 6
+    torch.testing.assert_close(touched[:, :2], torch.tensor([7.5 / 19, 4.5 / 19]).expand(6, 2))
 
 
 def test_heads_start_small_and_indifferent():
@@ -98,6 +128,9 @@ def test_a_step_of_training_reaches_every_parameter(batch_norm):
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert without == []
     assert model.backbone.to_conv4_3.conv1_1.weight.grad.abs().sum() > 0
+
+
+# --- the same network as torchvision's -------------------------------------------------------------------
 
 
 class Twins(NamedTuple):
@@ -150,6 +183,18 @@ def test_raw_outputs_equal_torchvision(twins):
     torch.testing.assert_close(logits, twins.expected_outputs["cls_logits"], rtol=0, atol=1e-4)
     corners = cxcywh_to_xyxy(twins.ours.priors) * 300
     torch.testing.assert_close(corners, twins.anchors[0], rtol=0, atol=1e-3)
+
+
+def test_detections_equal_torchvision(twins):
+    """From the same raw outputs: the same boxes, scores and labels in the same order."""
+    locs, logits = twins.outputs
+    mine = detect_objects(locs, logits, twins.ours.priors)
+    theirs = torchvision_detections(locs, logits, twins.ours.priors)
+    for (boxes, scores, labels), other in zip(mine, theirs, strict=True):
+        assert len(boxes) > 50 and len(scores.unique()) > 20 and len(labels.unique()) > 1
+        assert torch.equal(labels, other["labels"])
+        torch.testing.assert_close(scores, other["scores"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(boxes * 300, other["boxes"], rtol=0, atol=1e-2)
 
 
 def test_images_to_detections_equal_torchvision(twins):

@@ -1,5 +1,9 @@
 """NMS: the readable loop, the fast one for a batch and torchvision's keep the same boxes."""
 
+from __future__ import annotations
+
+import time
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
 
-from ssdlib.config import PriorConfig
+from ssdlib.config import ModelConfig, PriorConfig
 from ssdlib.detector import nms
+from ssdlib.detector.boxes import decode, encode
 from ssdlib.detector.nms import batched_nms, detect_objects, nms_reference
 from ssdlib.detector.priors import make_priors
+from ssdlib.detector.weights import build_model
 from tests.core_cases import boxes_strategy, fast, grid_boxes, random_boxes, seeded, torchvision_detections
 
 PRIORS = make_priors(PriorConfig())
@@ -89,6 +95,20 @@ def test_all_three_keep_the_same(boxes, data, threshold):
     assert mask.nonzero()[:, 0].tolist() == sorted(theirs.tolist())
 
 
+def test_classes_are_apart_as_in_torchvision():
+    """One list for each class equals torchvision's batched_nms, which shifts the classes apart."""
+    generator = seeded(6)
+    boxes = random_boxes(300, generator)
+    scores = torch.rand(300, generator=generator)
+    labels = torch.randint(0, 5, (300,), generator=generator)
+    lists = scores.expand(5, -1).where(labels == torch.arange(5)[:, None], -torch.inf)
+    mask = batched_nms(boxes.expand(5, -1, -1), lists, 0.45).any(0)
+    assert mask.nonzero()[:, 0].tolist() == sorted(ops.batched_nms(boxes, scores, labels, 0.45).tolist())
+
+
+# --- from raw outputs to detections ----------------------------------------------------------------------
+
+
 def outputs(images: int, classes: int, seed: int, spread: float = 2.0) -> tuple[Tensor, Tensor]:
     generator = seeded(seed)
     locs = torch.randn(images, len(PRIORS), 4, generator=generator)
@@ -118,6 +138,20 @@ def test_detections_equal_torchvision(images, classes, options):
         torch.testing.assert_close(scores, expected["scores"])
         torch.testing.assert_close(boxes * 300, expected["boxes"], rtol=0, atol=1e-2)
         assert (scores.diff() <= 0).all()
+
+
+def test_detect_by_hand():
+    """Five priors, three of them told to become the same object."""
+    locs, logits = torch.zeros(1, 8732, 4), torch.zeros(1, 8732, 4)
+    logits[..., 0] = 20  # all background ...
+    box = torch.tensor([0.4, 0.4, 0.6, 0.6])
+    for prior, label, logit in ((100, 1, 25.0), (101, 1, 24.0), (102, 2, 23.0)):
+        locs[0, prior] = encode(box[None], PRIORS[prior, None])[0]
+        logits[0, prior, label] = logit
+    [(boxes, scores, labels)] = detect_objects(locs, logits, PRIORS, score_threshold=0.5)
+    assert labels.tolist() == [1, 2]  # the second of class 1 is suppressed, class 2 is a list of its own
+    torch.testing.assert_close(boxes, box.expand(2, 4), atol=1e-5, rtol=0)
+    assert scores.tolist() == pytest.approx(torch.tensor([5.0, 3.0]).sigmoid().tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
@@ -161,3 +195,28 @@ def test_an_image_alone_and_in_a_batch():
         [alone] = detect_objects(locs[i : i + 1], logits[i : i + 1], PRIORS, score_threshold=0.2)
         for a, b in zip(together[i], alone, strict=True):
             assert torch.equal(a, b)
+
+
+def test_much_faster_than_the_loop():
+    """At a score of 0.01 a network that knows nothing yet offers every prior for every class, and the
+    original notebook's loop took seconds for one image. A loose bar: `make bench` measures."""
+    model = build_model(ModelConfig(width=0.125)).eval()
+    with torch.inference_mode():
+        locs, logits = model(torch.rand(1, 3, 300, 300, generator=seeded(0)))
+        fastest = min(_seconds(lambda: detect_objects(locs, logits, PRIORS)) for _ in range(3))
+
+        def loop() -> None:
+            scores = logits[0].softmax(-1)
+            boxes = decode(locs[0], PRIORS).clamp(0, 1)
+            for label in range(1, 4):
+                candidates = (scores[:, label] > 0.01).nonzero()[:, 0]
+                assert len(candidates) > 8000
+                nms_reference(boxes[candidates], scores[candidates, label], 0.45)
+
+        assert _seconds(loop) > 10 * fastest
+
+
+def _seconds(work) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start

@@ -1,5 +1,7 @@
 """Detections and ground truth that several tests share."""
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 
@@ -7,9 +9,6 @@ from ssdlib.inference.detections import Detections
 
 NAMES = ("WBC", "RBC", "Platelets")
 SIZE = (640, 480)
-EMPTY = Detections.empty(SIZE, NAMES)
-NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
-ONE = {"boxes": [[10, 10, 60, 60]], "labels": [1]}
 
 
 def found(*rows) -> Detections:

@@ -5,13 +5,18 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from ssdlib.evaluation.bootstrap import bootstrap_map, percentile_interval, resample_images
 from ssdlib.evaluation.evaluate import analysis_section
 from ssdlib.evaluation.metrics import CLASS_FIGURES, MEANS, evaluate_detections
 from ssdlib.evaluation.tables import Interval
 from ssdlib.inference.detections import Detections
-from tests.evaluation.cases import EMPTY, NAMES, NO_OBJECTS, ONE, SIZE, random_case
+from tests.evaluation.cases import NAMES, SIZE, random_case
+
+EMPTY = Detections.empty(SIZE, NAMES)
+NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
+ONE = {"boxes": [[10, 10, 60, 60]], "labels": [1]}
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -94,6 +99,15 @@ def test_the_interval_holds_the_middle_95_percent_of_what_is_defined():
     # One white cell in ten fields: a third of the resamples lack it, and none of them counts as 0.
     intervals = bootstrap_map([RIGHT] + [EMPTY] * 9, [ONE] + [NO_OBJECTS] * 9, NAMES)
     assert intervals.per_class["WBC"] == intervals.map_50 == Interval(1.0, 1.0, 1.0)
+
+
+def test_more_images_make_a_narrower_interval_that_holds_the_point():
+    widths = []
+    for images in (10, 160):
+        interval = bootstrap_map(*random_case(7, images=images), NAMES).map_50
+        assert interval.low < interval.value < interval.high
+        widths.append(interval.high - interval.low)
+    assert 2.5 < widths[0] / widths[1] < 7, "about the root of sixteen"
 
 
 def test_as_fast_as_promised():

@@ -1,5 +1,7 @@
 """Calibration: bins by hand, scores that are calibrated by construction, and a temperature that is known."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict
 

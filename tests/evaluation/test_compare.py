@@ -17,9 +17,10 @@ from ssdlib.evaluation.compare import Difference, PairedComparison, compare_dete
 from ssdlib.evaluation.metrics import weighted_metrics
 from ssdlib.evaluation.tables import Interval
 from ssdlib.inference.detections import Detections
-from tests.evaluation.cases import NO_OBJECTS, SIZE
 
 NAMES = ("WBC", "RBC")
+SIZE = (640, 480)
+NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
 ZERO = Interval(0.0, 0.0, 0.0)
 SIDES = ("boxes", "scores", "labels")
 NONE = Interval(None, None, None)
@@ -155,7 +156,13 @@ def test_other_images_or_classes_are_refused(change, message):
         (0.01, None, None, "1.0", "no difference can be told from 87 images"),
         (0.012, -0.003, 0.021, "1.2 [-0.3, 2.1]", "no difference can be told from 87 images"),
         (0.012, 0.0, 0.021, "1.2 [0.0, 2.1]", "no difference can be told from 87 images"),
-        (0.012, 0.003, 0.021, "1.2 [0.3, 2.1]", "B is better by 1.2 points [0.3, 2.1]: the difference"),
+        (
+            0.012,
+            0.003,
+            0.021,
+            "1.2 [0.3, 2.1]",
+            "B is better by 1.2 points [0.3, 2.1]: the difference",
+        ),
         (-0.012, -0.021, -0.003, "-1.2 [-2.1, -0.3]", "A is better by 1.2 points [0.3, 2.1]: the"),
         (0.0123, 0.0003, 0.021, "1.23 [0.03, 2.10]", "B is better by 1.23 points [0.03, 2.10]: the"),
         (-0.012, -0.021, -0.000001, "-1.20 [-2.10, 0.00]", "A is better by 1.20 points [0.00, 2.10]: the"),
@@ -201,7 +208,10 @@ def test_the_command(networks, smears_root, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("second", "message"),
-    [("nowhere", "no weights at"), ("dogs.safetensors", "A finds WBC, RBC, Platelets, but B dog, cat, cow")],
+    [
+        ("nowhere", "no weights at"),
+        ("dogs.safetensors", "A finds WBC, RBC, Platelets, but B dog, cat, cow"),
+    ],
 )
 def test_the_command_refuses(second, message, networks, smears_root, capsys, monkeypatch):
     monkeypatch.chdir(networks)

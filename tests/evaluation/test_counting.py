@@ -1,5 +1,7 @@
 """Counts by hand, thresholds that count best, and intervals that are what listing images again would give."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict
 

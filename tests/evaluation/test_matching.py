@@ -1,5 +1,7 @@
 """The matching by hand and by its rules; the VOC and COCO oracles stand in the tests of the metrics."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 from hypothesis import given

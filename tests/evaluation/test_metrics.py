@@ -1,14 +1,33 @@
 """Metrics of nothing, of one image and of weighted images; score thresholds; the confusion matrix."""
 
+from __future__ import annotations
+
 import json
+import time
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.evaluation.metrics import confusion_matrix, evaluate_detections, weighted_metrics
+from ssdlib.evaluation.metrics import (
+    confusion_matrix,
+    evaluate_detections,
+    precision_recall,
+    weighted_metrics,
+)
 from tests.evaluation.cases import NAMES, found, random_case, truth
+
+
+def test_scores_are_ranked_over_all_images():
+    result = precision_recall(
+        [found((0, 1, 0.3)), found((0, 1, 0.9), (500, 1, 0.5))], [truth((0, 1)), truth((0, 1), (990, 1))], 1
+    )
+    assert result.scores.tolist() == pytest.approx([0.9, 0.5, 0.3])
+    assert result.true_positive.tolist() == [True, False, True]
+    assert result.ground_truth == 3
+    assert result.recall.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+    assert result.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
 
 
 def numbers(values) -> list:
@@ -121,3 +140,10 @@ def test_an_image_of_weight_two_counts_as_two(seed):
 
 def nearly(value):
     return pytest.approx(np.nan if value is None else value, abs=1e-9, nan_ok=True)
+
+
+def test_72_images_of_200_detections_in_two_seconds():
+    detections, targets = random_case(0, images=72, extra=190)
+    started = time.process_time()
+    evaluate_detections(detections, targets, NAMES)
+    assert time.process_time() - started < 2

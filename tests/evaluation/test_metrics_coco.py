@@ -1,15 +1,22 @@
 """COCO's figures against pycocotools and faster-coco-eval, alone and through torchmetrics."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch
 
 from ssdlib.evaluation.metrics import COCO_IOU_THRESHOLDS, COCO_RECALLS, evaluate_detections
 from ssdlib.inference.detections import Detections
-from tests.evaluation.cases import EMPTY, NAMES, NO_OBJECTS, ONE, SIZE, many_in_one_image, random_case
+from tests.evaluation.cases import NAMES, SIZE, many_in_one_image, random_case
 
+coco = pytest.importorskip("pycocotools.coco")
+cocoeval = pytest.importorskip("pycocotools.cocoeval")
 torchmetrics = pytest.importorskip("torchmetrics.detection")
 
+EMPTY = Detections.empty(SIZE, NAMES)
+NO_OBJECTS = {"boxes": torch.empty(0, 4), "labels": torch.empty(0, dtype=torch.int64)}
+ONE = {"boxes": [[10, 10, 60, 60]], "labels": [1]}
 CASES = {
     "nothing anywhere": ([EMPTY] * 2, [NO_OBJECTS] * 2),
     "nothing found": ([EMPTY] * 2, [ONE, NO_OBJECTS]),
@@ -61,6 +68,40 @@ def of_torchmetrics(detections, targets, backend) -> tuple[dict, dict]:
     return {name: float(summary[name]) for name in ("map", "map_50", "mar_100")}, per_label
 
 
+def of_pycocotools(detections, targets) -> tuple[dict, dict]:
+    """The same, fed by hand with plain dictionaries."""
+    objects = coco.COCO()
+    annotations = [
+        {"image_id": image, "category_id": int(label), "bbox": [x, y, right - x, bottom - y]}
+        for image, target in enumerate(targets)
+        for (x, y, right, bottom), label in zip(
+            np.asarray(target["boxes"]).tolist(), np.asarray(target["labels"]), strict=True
+        )
+    ]
+    objects.dataset = {
+        "images": [{"id": image, "width": SIZE[0], "height": SIZE[1]} for image in range(len(targets))],
+        "categories": [{"id": label, "name": name} for label, name in enumerate(NAMES, start=1)],
+        "annotations": [
+            {**one, "id": number, "iscrowd": 0, "area": one["bbox"][2] * one["bbox"][3]}
+            for number, one in enumerate(annotations, start=1)
+        ],
+    }
+    objects.createIndex()
+    results = objects.loadRes([row for image, one in enumerate(detections) for row in one.to_coco(image)])
+    evaluation = cocoeval.COCOeval(objects, results, "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    per_label = {
+        label: (precision[..., label - 1].mean(), precision[0, :, label - 1].mean())
+        for label in range(1, len(NAMES) + 1)
+        if (precision[..., label - 1] > -1).all()
+    }
+    stats = evaluation.stats
+    return {"map": stats[0], "map_50": stats[1], "mar_100": stats[8]}, per_label
+
+
 def check(case, means, per_label):
     metrics = evaluate_detections(*case, NAMES)
     for name, exact in means.items():
@@ -75,6 +116,11 @@ def check(case, means, per_label):
 def test_the_figures_are_those_of_torchmetrics(name, backend):
     pytest.importorskip(backend)
     check(CASES[name], *of_torchmetrics(*CASES[name], backend))
+
+
+@pytest.mark.parametrize("name", ["random 0", "as BCCD", "one image", "one class", "over the limit"])
+def test_the_figures_are_those_of_pycocotools(name, capsys):
+    check(CASES[name], *of_pycocotools(*CASES[name]))
 
 
 @pytest.mark.parametrize("objects", [7, 10, 29, 58, 100, 300])

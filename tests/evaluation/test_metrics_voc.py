@@ -1,5 +1,7 @@
 """VOC 2007 and 2012 average precision against their definitions, in exact fractions, on random detections."""
 
+from __future__ import annotations
+
 from fractions import Fraction
 from itertools import pairwise
 
@@ -59,7 +61,10 @@ def by_definition(images) -> tuple[Fraction, Fraction]:
     points = operating_points(images)
     eleven = sum(interpolated(points, Fraction(k, 10)) for k in range(11)) / 11
     steps = sorted({Fraction(0), *(recall for recall, _ in points)})
-    area = sum(((high - low) * interpolated(points, high) for low, high in pairwise(steps)), Fraction(0))
+    area = sum(
+        ((high - low) * interpolated(points, high) for low, high in pairwise(steps)),
+        Fraction(0),
+    )
     return eleven, area
 
 

@@ -1,5 +1,7 @@
 """Tables of metrics, intervals, errors, counts and calibration, made of the sections of metrics.json."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict
 

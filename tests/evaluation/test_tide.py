@@ -1,5 +1,7 @@
 """Kinds of errors: each by hand once, what fixing them gains, and the authors' package as yardstick."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import asdict
 
@@ -54,6 +56,47 @@ def test_past_the_hundredth_of_a_class_nothing_counts():
     """As in COCO's average precision."""
     errors = classify(found(*((0, 1, 0.9 - k / 1000) for k in range(103)), (0, 2, 0.1)), truth((0, 1)))
     assert errors.kinds.tolist() == ["true positive"] + ["duplicate"] * 99 + [""] * 3 + ["class"]
+
+
+def test_one_of_each_kind_and_what_fixing_it_gains():
+    """One class with six objects; the false positives come first, so that fixing each is worth something."""
+    detections = found(
+        (1000, 1, 0.95),  # background
+        (300, 1, 0.9),  # right
+        (320, 1, 0.85),  # duplicate
+        (50, 1, 0.8),  # badly located on 0
+        (2000, 1, 0.75),  # of class 2: class
+        (2350, 1, 0.7),  # near one of class 2: both
+        (600, 1, 0.65),  # right
+    )
+    target = truth((0, 1), (300, 1), (600, 1), (900, 1), (2000, 2), (2300, 2))
+    errors = tide_errors([detections], [target], NAMES)
+    wbc, rbc = errors.per_class["WBC"], errors.per_class["RBC"]
+    assert {kind: one.count for kind, one in errors.kinds.items()} == {
+        "class": 1, "localization": 1, "both": 1, "duplicate": 1, "background": 1, "missed": 2,
+    }  # fmt: skip
+    # F T F F F F T, four objects: recalls up to 1/4 (26 of 101) at precision 1/2, up to 1/2 (25) at 2/7.
+    ap = (26 * 1 / 2 + 25 * 2 / 7) / 101
+    assert wbc.ap_50 == pytest.approx(ap)
+    expected = {
+        "class": (26 / 2 + 25 * 2 / 6) / 101,
+        "both": (26 / 2 + 25 * 2 / 6) / 101,
+        "duplicate": (26 / 2 + 25 * 2 / 6) / 101,
+        "background": (26 * 1 + 25 * 2 / 6) / 101,
+        "localization": (26 / 2 + 25 * 2 / 4 + 25 * 3 / 7) / 101,  # F T F T F F T
+        "missed": (34 / 2 + 33 * 2 / 7) / 101,  # of three objects
+    }
+    for kind, fixed in expected.items():
+        assert wbc.kinds[kind].delta_ap == pytest.approx(fixed - ap), kind
+    assert wbc.false_positives.count == 5
+    assert wbc.false_positives.delta_ap == pytest.approx(51 / 101 - ap)
+    assert wbc.misses.count == 2 and wbc.misses.delta_ap == pytest.approx((51 / 2 + 50 * 2 / 7) / 101 - ap)
+    # Its first object was called WBC: fixing that finds it, and the other stays missed.
+    assert rbc.ap_50 == 0 and rbc.kinds["class"].delta_ap == pytest.approx(51 / 101)
+    assert rbc.misses.count == 2 and rbc.misses.delta_ap == 1
+    assert errors.map_50 == pytest.approx(ap / 2)
+    assert errors.kinds["class"].delta_ap == pytest.approx((expected["class"] - ap + 51 / 101) / 2)
+    assert errors.per_class["Platelets"].ap_50 is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Detections: order, thresholds, counts, what is impossible, and their form as plain values."""
 
+from __future__ import annotations
+
 import json
 
 import pytest

@@ -1,5 +1,7 @@
 """Conversions of detections to and from other tools' formats: round trips, and what is refused."""
 
+from __future__ import annotations
+
 import io
 import json
 import sys
@@ -83,6 +85,15 @@ def test_fiftyone_boxes_are_shares_of_the_image():
 
 
 @pytest.mark.parametrize(
+    "labels",
+    [[{}], [{"label": "Giraffe", "bounding_box": [0, 0, 1, 1]}], [{"label": "RBC", "bounding_box": [0]}]],
+)
+def test_not_fiftyones_labels(labels):
+    with pytest.raises(DataError, match="FiftyOne"):
+        Detections.from_fiftyone(labels, SIZE, NAMES)
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda frame: frame.drop(columns="xmin"), "lacks xmin"),
@@ -96,27 +107,10 @@ def test_tables_that_are_no_detections(damage, message):
         Detections.from_frame(damage(random_detections(2).to_frame()), SIZE, NAMES)
 
 
-@pytest.mark.parametrize(
-    ("package", "convert"), [("pandas", Detections.to_frame), ("supervision", Detections.to_supervision)]
-)
-def test_a_missing_package_is_said(monkeypatch, package, convert):
-    monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ConfigError, match=rf"pip install 'ssdlib\[{package}\]'"):
-        convert(random_detections(1))
-
-
-@pytest.mark.parametrize(
-    ("read", "records", "message"),
-    [
-        (Detections.from_fiftyone, [{}], "FiftyOne"),
-        (Detections.from_fiftyone, [{"label": "Giraffe", "bounding_box": [0, 0, 1, 1]}], "FiftyOne"),
-        (Detections.from_fiftyone, [{"label": "RBC", "bounding_box": [0]}], "FiftyOne"),
-        (Detections.from_coco, [{"image_id": 1, "score": 0.5, "category_id": 1}], "bbox"),
-    ],
-)
-def test_records_that_are_no_detections(read, records, message):
-    with pytest.raises(DataError, match=message):
-        read(records, SIZE, NAMES)
+def test_pandas_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ConfigError, match=r"ssdlib\[pandas\]"):
+        random_detections(1).to_frame()
 
 
 def test_coco_boxes_are_corner_and_size():
@@ -134,3 +128,14 @@ def test_supervision_without_class_or_score():
     ).scores.tolist() == [1.0]
     with pytest.raises(DataError, match="class_id"):
         Detections.from_supervision(sv.Detections(boxes), SIZE, NAMES, "field.jpg")
+
+
+def test_supervision_missing_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "supervision", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ssdlib\[supervision\]'"):
+        random_detections(1).to_supervision()
+
+
+def test_damaged_coco_results_are_refused():
+    with pytest.raises(DataError, match="bbox"):
+        Detections.from_coco([{"image_id": 1, "score": 0.5, "category_id": 1}], SIZE, NAMES)

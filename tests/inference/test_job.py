@@ -1,5 +1,7 @@
 """The job of `ssdlib detect`: everything it writes, images it cannot read, and stopping at any moment."""
 
+from __future__ import annotations
+
 import csv
 import io
 import json
@@ -16,9 +18,12 @@ from PIL import Image
 
 from ssdlib.__main__ import main
 from ssdlib.common.errors import ConfigError, SsdError
+from ssdlib.config import ModelConfig
 from ssdlib.data import source as bccd
 from ssdlib.data.images import read_image, write_image
 from ssdlib.data.smears import draw_smear
+from ssdlib.detector.model_file import save_model
+from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.inputs import find_images
 from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
@@ -292,7 +297,7 @@ def test_memory_stays_flat(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def smear_fields(tmp_path_factory, weights) -> tuple[Path, Path]:
+def smear_fields(tmp_path_factory) -> tuple[Path, Path]:
     """A folder with six small fields, a large and a damaged one, and the weights of a little network."""
     folder = tmp_path_factory.mktemp("killed")
     smear = draw_smear(3).image
@@ -300,7 +305,8 @@ def smear_fields(tmp_path_factory, weights) -> tuple[Path, Path]:
         write_image(folder / f"in/{number:02}.jpg", np.roll(smear, 40 * number, axis=1))
     write_image(folder / "in/02b.png", np.tile(smear, (1, 2, 1)))
     (folder / "in/03b.png").write_bytes(b"damaged")
-    return folder / "in", weights
+    save_model(build_model(ModelConfig(width=0.05), seed=1), folder / "w.safetensors")
+    return folder / "in", folder / "w.safetensors"
 
 
 def words(fields: Path, weights: Path, out: Path) -> list[str]:

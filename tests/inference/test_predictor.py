@@ -1,5 +1,7 @@
 """The predictor: the same results whatever the batch, the kind of input and the folding of BatchNorm."""
 
+from __future__ import annotations
+
 import numpy as np
 import pytest
 import torch

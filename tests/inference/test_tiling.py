@@ -1,5 +1,7 @@
 """Tiles: every pixel is looked at, and every cell is counted once, also at the seams."""
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import cv2

@@ -16,6 +16,14 @@ from ssdlib.runs.lookup import new_run_name
 from ssdlib.runs.overrides import apply_overrides, parse_override
 from ssdlib.training.checkpoints import load_state
 
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    return str(
+        write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=4, val=2, test=2, progress=False)
+    )
+
+
 SMALL = {
     "recipe.initial_weights": "scratch", "recipe.model.width": 0.05, "recipe.epochs": 1,
     "recipe.batch_size": 2, "train_images": 2, "val_images": 1,
@@ -27,7 +35,7 @@ def open_run(path, data, **options):
     return RunFolder.open(path, profile="smoke", data=data, progress=False, **options)
 
 
-def test_a_new_run_records_settings_environment_and_data_and_coming_back_changes_nothing(tmp_path, smears):
+def test_a_new_run_records_settings_environment_and_data(tmp_path, smears):
     run = open_run(tmp_path / "a", smears)
     config = json.loads((tmp_path / "a/config.json").read_text())
     environment = json.loads((tmp_path / "a/environment.json").read_text())
@@ -35,6 +43,10 @@ def test_a_new_run_records_settings_environment_and_data_and_coming_back_changes
     assert config["data"]["fingerprint"] == environment["data_fingerprint"] == run.source.fingerprint
     assert environment["packages"]["torch"] and environment["device"]
     assert run.profile.recipe.model.class_names == run.source.class_names
+
+
+def test_coming_back_changes_nothing(tmp_path, smears):
+    open_run(tmp_path / "a", smears)
     before = (tmp_path / "a/config.json").read_bytes()
     open_run(tmp_path / "a", smears)
     assert (tmp_path / "a/config.json").read_bytes() == before
@@ -162,6 +174,12 @@ def test_overrides_on_the_command_line(text, expected):
     assert parse_override(text) == expected
 
 
+@pytest.mark.parametrize("text", ["", "=3", "epochs"])
+def test_overrides_without_a_name_or_value(text):
+    with pytest.raises(ConfigError, match="NAME=VALUE"):
+        parse_override(text)
+
+
 def test_unknown_profile_lists_the_known(tmp_path, smears):
     with pytest.raises(ConfigError, match="smoke, quick, full"):
         RunFolder.open(tmp_path / "a", profile="fast", data=smears)
@@ -170,7 +188,16 @@ def test_unknown_profile_lists_the_known(tmp_path, smears):
 
 def test_smears_stand_beside_the_images_of_the_data(tmp_path, smears, monkeypatch):
     monkeypatch.setattr(paths, "data_folders", lambda: [tmp_path / "data"])
-    run = open_run(tmp_path / "a", smears, overrides={**SMALL, "recipe.smears": 2})
+    small = {
+        "recipe.initial_weights": "scratch",
+        "recipe.model.width": 0.05,
+        "recipe.epochs": 1,
+        "recipe.batch_size": 2,
+        "recipe.smears": 2,
+        "train_images": 2,
+        "val_images": 1,
+    }
+    run = open_run(tmp_path / "a", smears, overrides=small)
     run.train()
     assert load_state(run.path / "checkpoints")[0]["step"] == (2 + 2) // 2
 
@@ -181,5 +208,6 @@ def test_smears_are_not_mixed_with_other_classes(tmp_path, smears, monkeypatch):
     (other / "smears.json").unlink()
     for file in (other / "Annotations").glob("*.xml"):
         file.write_text(file.read_text().replace(">RBC<", ">Parasite<"))
-    run = open_run(tmp_path / "a", str(other), overrides={**SMALL, "recipe.smears": 2})
+    small = {**SMALL, "recipe.smears": 2}
+    run = open_run(tmp_path / "a", str(other), overrides=small)
     assert len(run.train().epochs) == 1

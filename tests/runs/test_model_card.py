@@ -97,3 +97,8 @@ def test_mistakes_are_one_message_and_write_nothing(
     printed = capsys.readouterr().err
     assert f"error: {message}" in printed and "Traceback" not in printed
     assert not shipped.exists() and list((tmp_path / "here").iterdir()) == []
+
+
+def test_help_and_wrong_usage(capsys):
+    assert ssdlib(["model-card", "--help"]) == 0 and "--smears" in capsys.readouterr().out
+    assert ssdlib(["model-card", "--nothing"]) == 2

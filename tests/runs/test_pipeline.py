@@ -8,13 +8,32 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, StageError
+from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import read_stages
 from ssdlib.runs.pipeline import StageRecord, find_stages, run_chain, select_stages, usable_cores
-from tests.runs.cases import write_notebook
+
+PARAMETERS = 'PROFILE = "smoke"\nDATA = "smears"\nRUN_DIR = ""'
+
+
+def write_notebook(path: Path, *sources: str, parameters: str = PARAMETERS) -> None:
+    cells = [new_markdown_cell(f"# {path.stem}")]
+    cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(source) for source in sources]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    return str(
+        write_dataset(tmp_path_factory.mktemp("data") / "tiny", train=2, val=1, test=1, progress=False)
+    )
 
 
 @pytest.fixture

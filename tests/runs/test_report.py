@@ -8,6 +8,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import RunFolder
 from ssdlib.runs.pipeline import StageRecord
 from ssdlib.runs.report import notebook_section, write_report
@@ -59,9 +60,10 @@ def lesson(number: int):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, smears):
+def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
-    run = RunFolder.open(folder / "run <one>", profile="smoke", data=smears, progress=False)
+    data = write_dataset(folder / "tiny", train=2, val=1, test=1, progress=False)
+    run = RunFolder.open(folder / "run <one>", profile="smoke", data=str(data), progress=False)
     (run.path / "notebooks").mkdir()
     names = [f"0{number}_{letter}" for number, letter in enumerate("abcdef", start=1)]
     record = StageRecord(run.path, names)

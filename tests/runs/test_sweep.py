@@ -13,6 +13,7 @@ from ssdlib.__main__ import main
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError
 from ssdlib.config import RECIPES, find_profile, flatten
+from ssdlib.data.smears import write_dataset
 from ssdlib.runs.comparison import (
     compare_runs,
     differing_settings,
@@ -32,11 +33,16 @@ from ssdlib.runs.sweep import (
     split_values,
 )
 from ssdlib.training.history import EpochRecord, History
-from tests.runs.cases import write_notebook
 
 SMOKE = find_profile("smoke")
 STAGES = [Path("04_train.ipynb"), Path("05_evaluate.ipynb")]
 NAMES = ("04_train", "05_evaluate")
+
+
+@pytest.fixture(scope="module")
+def smears(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    return str(write_dataset(folder, train=4, val=1, test=1, progress=False))
 
 
 def epochs(*values: float | None) -> dict:
@@ -83,6 +89,9 @@ class Chain:
 def sweep(folder, smears, axes, chain, **options):
     planned = plan_sweep(folder, axes, profile="smoke", data=smears, overrides=options.pop("overrides", None))
     return run_sweep(planned, STAGES, **options, progress=False, chain=chain)
+
+
+# ------------------------------------------------------------------------------------------------ asking
 
 
 @pytest.mark.parametrize(
@@ -215,6 +224,9 @@ def test_folder_names_are_safe_and_distinct():
     assert folder_name(long) != folder_name({**long, "setting19": "other"})
 
 
+# ----------------------------------------------------------------------------------------------- running
+
+
 def test_a_sweep_goes_on_past_a_failure_and_skips_what_is_done(tmp_path, smears, capsys):
     folder, axes = tmp_path / "my sweep", ["seed=0,1", "lr=1e-3,3e-3"]
     chain = Chain(
@@ -279,6 +291,9 @@ def test_other_settings_or_data_are_refused_before_anything_runs(tmp_path, smear
     assert [call[:2] for call in chain.calls] == [("seed=0", "04_train"), ("seed=1", "04_train")]
     with pytest.raises(ConfigError, match="single run"):
         plan_sweep(tmp_path / "s/seed=0", ["seed=0,1"], profile="smoke")
+
+
+# --------------------------------------------------------------------------------------------- comparing
 
 
 def test_comparing_needs_runs(tmp_path):
@@ -399,19 +414,29 @@ def test_a_page_without_results_says_so(tmp_path):
     assert "No run has been trained to its end yet" in text and "n/a" in text and "<img" not in text
 
 
+# ---------------------------------------------------------------------------------------- the real thing
+
+
 def write_stages(folder: Path) -> None:
     """Notebooks that leave what 04 and 05 leave, without torch, which takes seconds to load.
 
     The second fails where the seed is 1.
     """
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_notebook
+
     read = "import json, pathlib\nrun = pathlib.Path(RUN_DIR)\n"
     seed = "seed = json.loads((run / 'config.json').read_text())['profile']['seed']\n"
     bodies = {
         "04_train": f"(run / 'history.json').write_text({json.dumps(epochs(0.25))!r})",
         "05_evaluate": f"{seed}assert seed == 0, 'the reason'",
     }
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    parameters = 'PROFILE = ""\nDATA = ""\nRUN_DIR = ""'
     for name, body in bodies.items():
-        write_notebook(folder / f"{name}.ipynb", read + body)
+        given = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+        cells = [given, new_code_cell(read + body)]
+        nbformat.write(new_notebook(cells=cells, metadata=kernel), folder / f"{name}.ipynb")
 
 
 def test_a_sweep_from_the_command_line_runs_notebooks(tmp_path, smears, monkeypatch, capsys):

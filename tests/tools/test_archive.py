@@ -1,5 +1,7 @@
 """Archives cut into parts: the plan, the files of a part, and a worker; all without a cluster."""
 
+from __future__ import annotations
+
 import os
 import re
 import socket

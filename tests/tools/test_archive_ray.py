@@ -1,5 +1,7 @@
 """`ssdlib detect --engine-cluster ray` on a cluster of two one-core machines that all live in this one."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys

@@ -153,6 +153,9 @@ def test_as_many_predictions_as_images(tmp_path):
         find_label_issues(source.dataset("all"), [])
 
 
+# Folds -----------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("ids", "together", "folds", "sizes"),
     [
@@ -298,6 +301,9 @@ def test_predictions_that_cannot_be_used(tmp_path, records, message):
         read_predictions(tmp_path / "predictions", source.dataset("all"))
 
 
+# The measured test -----------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def predicted_smears(tmp_path_factory):
     """24 smears that the shipped weights never saw, and their detections on them."""
@@ -340,6 +346,9 @@ def test_measures_of_nothing_are_no_numbers():
         assert told_apart(rows)["average_precision"] == expected
     result = found_again([], {"field": []})
     assert (result["precision"], result["recall"], result["at_90"], result["curve"]) == (None, None, None, [])
+
+
+# Everything together ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["label-errors", "suspects"])

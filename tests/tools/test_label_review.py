@@ -170,6 +170,9 @@ def test_the_widget_finds_data_that_were_moved(decisions, source, tmp_path):
     assert "1 of 4" in ReviewWidget(decisions, bccd.open_folder(moved)).text.value
 
 
+# Corrections ----------------------------------------------------------------------------------------------
+
+
 def test_accepted_issues_are_put_right_in_a_copy(decisions, source, tmp_path):
     before = source.fingerprint
     session = ReviewSession(decisions)
@@ -228,6 +231,9 @@ def test_the_overlay_marks_what_is_proposed(issues, source, tmp_path):
     assert objects[3:] == [("Platelets", PROPOSED), ("RBC", PROPOSED), ("WBC", PROPOSED)]
     assert write_overlay([], source.dataset("all"), tmp_path / "overlay") == 0
     assert not list((tmp_path / "overlay/Annotations").iterdir())
+
+
+# Pictures -------------------------------------------------------------------------------------------------
 
 
 def test_crops_show_the_box_and_gray_beyond_the_image(issues, source):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ssdlib.common.errors import CheckpointError
+from ssdlib.training import checkpoints
 from ssdlib.training.checkpoints import check_same_run, digest, load_state, read_state, save_state
 
 
@@ -52,6 +53,10 @@ def test_round_trip_keeps_values_and_memory_format(tmp_path):
     assert complaints == [] and digest(loaded) == digest(state())
     assert loaded["model"]["conv.weight"].is_contiguous(memory_format=torch.channels_last)
     assert torch.load(tmp_path / "last.pt", weights_only=True)["state"]["step"] == 1
+
+
+def test_nothing_saved_is_no_error(tmp_path):
+    assert load_state(tmp_path / "missing") == (None, [])
 
 
 def test_the_one_before_is_kept(tmp_path):
@@ -109,6 +114,32 @@ def test_all_damaged_names_them_and_the_remedy(tmp_path):
         load_state(tmp_path)
 
 
+@pytest.mark.parametrize("renames", [0, 1])
+def test_killed_while_changing_places(tmp_path, monkeypatch, renames):
+    """After the new file is whole, a kill before or between the two renames loses nothing."""
+    save_state(tmp_path, state(1))
+
+    class Killed(BaseException):
+        pass
+
+    replace, done = checkpoints.Path.replace, []
+
+    def die(self, target):
+        if self.suffix == ".pt":  # not the temporary file that becomes next.pt
+            if len(done) == renames:
+                raise Killed
+            done.append(target)
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Path, "replace", die)
+        with pytest.raises(Killed):
+            save_state(tmp_path, state(2))
+    assert load_state(tmp_path)[0]["step"] == 2
+    save_state(tmp_path, state(3))
+    assert load_state(tmp_path)[0]["step"] == 3 and not (tmp_path / "next.pt").exists()
+
+
 def test_what_differs_is_listed():
     check_same_run({"classes": ["WBC"]}, {"classes": ("WBC",)})
     with pytest.raises(CheckpointError, match=r"recipe\.lr was 1, is 2; seed was 0, is None\. Use"):
@@ -129,3 +160,11 @@ def test_a_byte_changed_anywhere_is_found_or_changes_nothing(tmp_path):
         except CheckpointError:
             found += 1
     assert found > 100
+
+
+def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
+    save_state(tmp_path, state(1))
+    (tmp_path / ".next.pt.abc.tmp").write_bytes(b"half")
+    checkpoints.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
+    checkpoints.remove_leftovers(tmp_path / "missing")

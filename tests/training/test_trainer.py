@@ -1,5 +1,6 @@
 """The loop and its promises: learns, stops cleanly, goes on exactly, loses nothing."""
 
+import errno
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 import ssdlib.training.trainer
-from ssdlib.common.errors import CheckpointError, DataError, TrainingError
+from ssdlib.common.errors import CheckpointError, DataError, SsdError, TrainingError
 from ssdlib.config import NO_AUGMENTATION, RECIPES, ModelConfig, Recipe
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.images import write_image
@@ -90,12 +91,13 @@ def make_trainer(data, run_dir, recipe=RECIPE, *, val=True, model_seed=0, **opti
     return Trainer(model, recipe, data, data.subset(2) if val else None, **settings)
 
 
-def outcome(run_dir):
-    """A digest of the last state, and losses and mAP of each epoch."""
+def final_state(run_dir):
     state = checkpoints.read_state(run_dir / "checkpoints" / "last.pt")
-    kept = {key: state[key] for key in ("epoch", "step", "model", "average", "optimizer", "scheduler")}
-    epochs = json.loads((run_dir / "history.json").read_text())["epochs"]
-    return checkpoints.digest(kept), [(epoch["loss"], epoch["map_50"]) for epoch in epochs]
+    return {key: state[key] for key in ("epoch", "step", "model", "average", "optimizer", "scheduler")}
+
+
+def losses(run_dir):
+    return [(e["loss"], e["map_50"]) for e in json.loads((run_dir / "history.json").read_text())["epochs"]]
 
 
 def at_step(monkeypatch, step, action):
@@ -113,6 +115,9 @@ def at_step(monkeypatch, step, action):
 
 def stop_by(number):
     return lambda: os.kill(os.getpid(), number)
+
+
+# --- the parts -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,6 +237,9 @@ def test_first_signal_asks_second_one_acts(number, name):
     assert handlers() == before
 
 
+# --- a whole training ------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(data, tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("uninterrupted")
@@ -283,7 +291,8 @@ def test_interrupted_and_resumed_ends_in_the_same_bits(
     assert checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")["step"] == step
     # Another start, so that nothing but the saved state can lead to the same end.
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
-    assert outcome(tmp_path) == outcome(uninterrupted)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
 
 
 def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
@@ -300,8 +309,8 @@ def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
     monkeypatch.setattr(ssdlib.training.trainer, "multibox_loss", multibox_loss)
     make_trainer(data, tmp_path / "whole", recipe).fit()
     assert used == ["hard"] * 3 + ["ignore_confident"] * 3
-    end = outcome(tmp_path / "whole")
-    assert end[0] != outcome(uninterrupted)[0]
+    end = checkpoints.digest(final_state(tmp_path / "whole"))
+    assert end != checkpoints.digest(final_state(uninterrupted))
     used.clear()
     with monkeypatch.context() as patch:
         at_step(patch, 4, stop_by(signal.SIGTERM))
@@ -309,7 +318,7 @@ def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
             make_trainer(data, tmp_path / "stopped", recipe).fit()
     make_trainer(data, tmp_path / "stopped", recipe, model_seed=99).fit(resume=True)
     assert used == ["hard"] * 3 + ["ignore_confident"] * 3
-    assert outcome(tmp_path / "stopped") == end
+    assert checkpoints.digest(final_state(tmp_path / "stopped")) == end
 
 
 def test_a_state_from_before_a_setting_was_there_can_be_resumed(data, scores, uninterrupted, tmp_path):
@@ -317,7 +326,7 @@ def test_a_state_from_before_a_setting_was_there_can_be_resumed(data, scores, un
     del state["identity"]["recipe"]["background"]
     checkpoints.save_state(tmp_path / "checkpoints", state)
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
-    assert outcome(tmp_path) == outcome(uninterrupted)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
     checkpoints.save_state(tmp_path / "checkpoints", state)
     with pytest.raises(CheckpointError, match="background was 'hard', is 'ignore_confident'"):
         make_trainer(data, tmp_path, RECIPE.replace(background="ignore_confident")).fit(resume=True)
@@ -339,7 +348,8 @@ def test_killed_in_the_evaluation_with_the_last_state_damaged(
     last.write_bytes(last.read_bytes()[:1000])
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
     assert "last.pt is damaged" in capfd.readouterr().err
-    assert outcome(tmp_path) == outcome(uninterrupted)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)
 
 
 def test_workers_change_nothing(data, tmp_path):
@@ -347,7 +357,7 @@ def test_workers_change_nothing(data, tmp_path):
     first, second = tmp_path / "0", tmp_path / "2"
     make_trainer(data, first, recipe, val=False).fit()
     make_trainer(data, second, recipe, val=False, workers=2).fit()
-    assert outcome(first) == outcome(second)
+    assert checkpoints.digest(final_state(first)) == checkpoints.digest(final_state(second))
 
 
 def test_resuming_a_finished_run_trains_no_more(data, uninterrupted, monkeypatch):
@@ -367,10 +377,10 @@ def test_resuming_a_finished_run_trains_no_more(data, uninterrupted, monkeypatch
     ids=["recipe", "data", "seed", "model"],
 )
 def test_another_runs_state_is_refused(data, uninterrupted, changes, expected):
-    before = outcome(uninterrupted)
+    before = checkpoints.digest(final_state(uninterrupted))
     with pytest.raises(CheckpointError, match=expected):
         make_trainer(data, uninterrupted, **changes).fit(resume=True)
-    assert outcome(uninterrupted) == before
+    assert checkpoints.digest(final_state(uninterrupted)) == before
 
 
 def test_other_classes_and_no_images_are_refused(data, tmp_path):
@@ -409,6 +419,17 @@ def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypa
     state = checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")
     assert state["epoch"] == 1 and all(t.isfinite().all() for t in state["model"].values())
     assert load_model(tmp_path / "checkpoints" / "best.safetensors")
+
+
+def test_full_disk_says_so_and_leaves_the_last_epoch(data, scores, tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    at_step(monkeypatch, BATCHES + 1, lambda: monkeypatch.setattr("ssdlib.common.files.os.fsync", full))
+    with pytest.raises(SsdError, match="No space left on device"):
+        make_trainer(data, tmp_path).fit()
+    assert checkpoints.load_state(tmp_path / "checkpoints")[0]["epoch"] == 1
+    assert read_metadata(tmp_path / "checkpoints" / "best.safetensors")["epoch"] == 1
 
 
 def test_without_val_and_average_the_last_weights_are_kept(data, tmp_path, capfd):
@@ -460,4 +481,5 @@ def test_a_long_epoch_saves_in_between(data, scores, uninterrupted, tmp_path, mo
         make_trainer(data, tmp_path).fit()
     assert checkpoints.read_state(tmp_path / "checkpoints" / "last.pt")["step"] == 1
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
-    assert outcome(tmp_path) == outcome(uninterrupted)
+    assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
+    assert losses(tmp_path) == losses(uninterrupted)

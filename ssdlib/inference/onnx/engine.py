@@ -113,8 +113,8 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
         if names != BCCD_CLASSES:
             raise ConfigError(
                 "int8 is calibrated on images like those to come, and this network finds "
-                f"{', '.join(names)}. Say on which: ssdlib export --int8 --data FOLDER --weights ... --out model.onnx, then give "
-                "--weights model.onnx"
+                f"{', '.join(names)}. Say on which: ssdlib export --int8 --data FOLDER --weights ... --out "
+                "model.onnx, then give --weights model.onnx"
             )
         images = bccd.dataset("train") if bccd else extra_smears(IMAGES, progress=False)
         model = quantize(model, images, f"{on} train")
