@@ -187,7 +187,7 @@ def relative(path: Path, root: Path) -> str:
 
 def inner_path(name: str, file: Path) -> str:
     """The image name that a label file states, with forward slashes. Raises DataError if it leads outside."""
-    name = name.strip().replace("\\", "/")
+    name = name.replace("\\", "/")
     windows = PureWindowsPath(name)
     if windows.drive or windows.root or ".." in windows.parts:
         raise DataError(

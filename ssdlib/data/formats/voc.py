@@ -154,7 +154,7 @@ def read_voc(image: LabeledImage) -> None:
     folder.
     """
     tree = read_tree(image.label_file)
-    stated = image.path.parent / inner_path(tree.findtext("filename") or "", image.label_file)
+    stated = image.path.parent / inner_path((tree.findtext("filename") or "").strip(), image.label_file)
     if not image.path.is_file() and stated.suffix.lower() in IMAGE_SUFFIXES and stated.is_file():
         image.path = stated
     sides = (tree.findtext(f"size/{side}") or "0" for side in ("width", "height"))
