@@ -261,11 +261,11 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write the network as an ONNX file: any batch of (N, 3, 300, 300) uint8 RGB in."""
-    from ssdlib.inference.onnx.engine import Calibration, export_file
+    from ssdlib.inference.onnx.engine import export_file
 
-    calibration = Calibration(data, calibrate_on, images, method) if int8 else None
+    calibration = {"calibrate_on": (data, calibrate_on), "count": images, "method": method} if int8 else {}
     settings = {"score_threshold": score} if with_nms else None
-    export_file(_weights(weights), out, calibration=calibration, nms=settings, progress=not quiet)
+    export_file(_weights(weights), out, **calibration, nms=settings, progress=not quiet)
     print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 

@@ -174,26 +174,27 @@ def read_ahead(
 
     At most `ahead` wait at a time, and fewer where by `pixels` they hold more than `most_pixels` together.
     """
+
+    def attempt(source: Source) -> Loaded | DataError:
+        try:
+            return load(source)
+        except DataError as error:
+            return error
+
     pool = ThreadPoolExecutor(torch.get_num_threads(), "ssdlib-read")
-    waiting: deque[tuple[int, Future[Loaded]]] = deque()
-    held, remaining, end = 0, iter(sources), object()
+    waiting: deque[tuple[int, Future[Loaded | DataError]]] = deque()
+    held = 0
     try:
-        following = next(remaining, end)
-        while following is not end or waiting:
-            while following is not end and len(waiting) < ahead:
-                cost = pixels(following)
-                if waiting and held + cost > most_pixels:
-                    break
-                waiting.append((cost, pool.submit(load, following)))
-                held += cost
-                following = next(remaining, end)
-            cost, future = waiting.popleft()
-            held -= cost
-            try:
-                loaded = future.result()
-            except DataError as error:
-                loaded = error
-            yield loaded
+        for source in sources:
+            cost = pixels(source)
+            while waiting and (len(waiting) >= ahead or held + cost > most_pixels):
+                done, future = waiting.popleft()
+                held -= done
+                yield future.result()
+            waiting.append((cost, pool.submit(attempt, source)))
+            held += cost
+        while waiting:
+            yield waiting.popleft()[1].result()
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,38 +125,30 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     return path
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """The images to measure int8 ranges on: `images` of them from a split of the data, and how."""
-
-    data: str = "auto"
-    split: str = "train"
-    images: int = IMAGES
-    method: str = "minmax"
-
-
 def export_file(
     weights: str | Path,
     out: str | Path,
     *,
-    calibration: Calibration | None = None,
+    calibrate_on: tuple[str, str] | None = None,
     nms: Mapping[str, Any] | None = None,
     progress: bool = False,
+    **calibration: Any,
 ) -> None:
-    """Write weights as ONNX: fp32, or int8 where there is a calibration; with NMS inside where `nms`, the
-    settings of `ssdlib.inference.onnx.export.with_nms`, is given.
+    """Write weights as ONNX: in int8 where `calibrate_on`, data and split, is given; with NMS inside where
+    `nms`, the settings of `ssdlib.inference.onnx.export.with_nms`, is given.
 
-    Raises SsdError for what cannot be read or written.
+    `calibration` are settings of `ssdlib.inference.onnx.quantization.quantize`. Raises SsdError for what
+    cannot be read or written.
     """
     need_extra("onnx", "onnx", "onnxscript", "onnxruntime")
     out = Path(out)
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out} is to be an ONNX file: let its name end in .onnx")
-    source = resolve(calibration.data, progress=progress) if calibration else None
+    source = resolve(calibrate_on[0], progress=progress) if calibrate_on else None
     model = load_onnx(cached_onnx(weights))
-    if calibration and source:
-        dataset, name = source.dataset(calibration.split), f"{source.kind} {calibration.split}"
-        model = quantize(model, dataset, name, count=calibration.images, method=calibration.method)
+    if source:
+        split = calibrate_on[1]
+        model = quantize(model, source.dataset(split), f"{source.kind} {split}", **calibration)
     if nms is not None:
         model = with_nms(model, **nms)
     save_onnx(model, out)
