@@ -149,6 +149,46 @@ SMALL_PRIORS = PriorConfig(scales=(0.07, 0.15, 0.25, 0.4, 0.6, 0.85))
 """Scales with room for platelets: the median one is 0.06 x 0.08 of a BCCD field."""
 
 
+Interval = tuple[float, float]
+"""Lowest and highest value."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Appearance(Settings):
+    """What a network's training images looked like, to say of another image whether it is like them.
+
+    Intervals hold 98 % of the training images, widened by what augmentation adds. See
+    `ssdlib.inference.quality`.
+    """
+
+    background: tuple[Interval, Interval, Interval]
+    """Median of the background's R, G and B, 0 to 255."""
+    contrast: tuple[Interval, Interval, Interval]
+    """Optical density of the red cells above the background's, in R, G and B: log10(background / cell)."""
+    sharpness: Interval
+    """See `ssdlib.inference.quality.sharpness`."""
+
+
+@dataclass(frozen=True, config=STRICT)
+class Use(Settings):
+    """How a network looks at images and counts; written into its weights file, heeded by whatever runs it."""
+
+    view: tuple[PositiveInt, PositiveInt] = (640, 480)
+    """Width and height in pixels of the fields it was trained on, each squeezed to 300 x 300 as one view."""
+    reference: str = "RBC"
+    """The class whose size tells the scale of an image; empty: none of its classes does."""
+    reference_side: PositiveFloat = 104.0
+    """Median side, sqrt(width * height) in pixels, of the reference class in such fields, clear of the border."""
+    um_per_pixel: PositiveFloat | None = 0.072
+    """Micrometers per pixel of such fields. BCCD states none: red cells measure 7 to 8, hence 7.5 / 104."""
+    thresholds: dict[str, Fraction] | None = None
+    """Score of each class from which a detection counts as a cell; None: 0.5 for all."""
+    nms_iou: dict[str, Fraction] | None = None
+    """IoU of each class above which two detections are of one cell; None: 0.45 for all."""
+    appearance: Appearance | None = None
+    """What the training images looked like; None where it was not written down."""
+
+
 @dataclass(frozen=True, config=STRICT)
 class ModelConfig(Settings):
     """The network. Everything needed to rebuild it from a checkpoint's metadata."""
@@ -167,6 +207,8 @@ class ModelConfig(Settings):
     """RGB statistics (ImageNet's) taken off inside the network, images in [0, 1]."""
     l2norm_scale: float = 20.0
     """Initial scale of the normalized conv4_3 features. Liu et al. 2015 (ParseNet); SSD section 3.1."""
+    use: Use = Use()
+    """How it looks at images and counts."""
 
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != len(self.class_names):
@@ -198,6 +240,10 @@ class AugmentConfig(Settings):
     horizontal_flip: Fraction = 0.5
     vertical_flip: Fraction = 0.5
     """Cells have no up."""
+    stain: Fraction = 0.0
+    """Chance that lamp and stain become another laboratory's: see `ssdlib.data.transforms.Stain`."""
+    blur: Fraction = 0.0
+    """Chance of a Gaussian blur of up to 1.5 pixels of the 300, as out of focus or from few pixels."""
 
 
 NO_AUGMENTATION = AugmentConfig(

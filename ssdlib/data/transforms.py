@@ -152,6 +152,47 @@ class Photometric(v2.RandomPhotometricDistort):
         return {**super().make_params(flat_inputs), "channel_permutation": None}
 
 
+class Stain(v2.Transform):
+    """Another lamp and another stain: each channel's background moves, and its optical density is scaled.
+
+    Stain absorbs light exponentially (Beer and Lambert), so that with the background B of an image a channel
+    I becomes B' (I / B)^k: the same cells, paler or darker, in another color. The ranges reach well past what
+    the microscopes of BCCD and TXL-PBC differ by.
+    """
+
+    BACKGROUND = (115.0, 255.0)
+    """New background, the same for the three channels, which then differ by up to `TINT`."""
+    TINT = 1.3
+    DENSITY = 2.5
+    """Factor, either way, of all channels' density; each channel's own is up to `HUE` beside it."""
+    HUE = 1.9
+    _BRIGHT = 0.9
+    """Quantile of a channel's pixels that is its background, even in a crowded field."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        if torch.rand(()) >= self.p:
+            return {}
+        image = next(item for item in flat_inputs if isinstance(item, tv_tensors.Image)).as_subclass(Tensor)
+        sample = image[:, ::7, ::7].flatten(1).float()
+        before = sample.quantile(self._BRIGHT, dim=1, keepdim=True).clamp(min=1)  # (3, 1)
+        draw = 2 * torch.rand(2, 3, 1) - 1
+        low, high = self.BACKGROUND
+        after = ((low + (high - low) * torch.rand(())) * self.TINT ** draw[0]).clamp(max=255)
+        density = self.DENSITY ** (2 * torch.rand(()) - 1) * self.HUE ** draw[1]
+        levels = torch.arange(256.0)[None] / before  # (3, 256)
+        return {"table": (after * levels**density).round().clamp(0, 255).to(torch.uint8)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not params or not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        planes = [table[plane.int()] for table, plane in zip(params["table"], inpt.as_subclass(Tensor))]
+        return tv_tensors.wrap(torch.stack(planes), like=inpt)
+
+
 def train_transform(config: AugmentConfig, size: int = 300) -> v2.Transform:
     """The augmentation that `config` asks for, ending in a uint8 image (3, size, size).
 
@@ -173,6 +214,10 @@ def train_transform(config: AugmentConfig, size: int = 300) -> v2.Transform:
         steps.append(v2.RandomVerticalFlip(config.vertical_flip))
     if config.photometric > 0:
         steps.append(Photometric(p=config.photometric))
+    if config.stain > 0:
+        steps.append(Stain(config.stain))
+    if config.blur > 0:
+        steps.append(v2.RandomApply([v2.GaussianBlur(7, (0.3, 1.5))], config.blur))
     return v2.Compose(steps)
 
 

@@ -80,7 +80,8 @@ def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple
     path = find_weights(init)
     stored = ModelConfig.from_dict(read_metadata(path)["config"])
     settings["recipe.initial_weights"] = "shipped" if init == "shipped" else str(path.resolve())
-    if stored.replace(class_names=BCCD_CLASSES) != SHIPPED_MODEL.replace(mean=stored.mean, std=stored.std):
+    kept = {"mean": stored.mean, "std": stored.std, "use": stored.use}  # brought along by any weights
+    if stored.replace(class_names=BCCD_CLASSES) != SHIPPED_MODEL.replace(**kept):
         settings["recipe.model"] = stored.to_dict()
     heads = {
         "kept": [name for name in class_names if name in stored.class_names],
