@@ -259,6 +259,9 @@ class Recipe(Settings):
     initial_weights: str = "scratch"
     """scratch, imagenet, coco, shipped, or a file: see `ssdlib.detector.weights.build_model`."""
     model: ModelConfig = ModelConfig(batch_norm=True, priors=SMALL_PRIORS)
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 0
+    """The first stages of VGG16 that stay as the initial weights have them, with their BatchNorm's statistics:
+    to fine-tune in half the time. The first two take most of it and know only edges and colors."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     momentum: float = 0.9

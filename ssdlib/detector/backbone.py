@@ -91,6 +91,16 @@ class VGG16(nn.Module):
         conv4_3 = self.to_conv4_3(images)
         return conv4_3, self.to_conv7(conv4_3)
 
+    def freeze(self, stages: int) -> None:
+        """Keep the first `stages` of the five stages as they are: no gradients, BatchNorm's statistics fixed.
+
+        To be called after `train()`, which sets BatchNorm to learning again.
+        """
+        for name, layer in (*self.to_conv4_3.named_children(), *self.to_conv7.named_children()):
+            stage = name.removeprefix("conv").removeprefix("norm").partition("_")
+            if stage[1] and stage[0].isdecimal() and int(stage[0]) <= stages:
+                layer.eval().requires_grad_(False)
+
 
 class ExtraLayers(nn.Module):
     """conv8_1 to conv11_2: four more maps, each about half the last. 19 -> 10, 5, 3, 1."""

@@ -168,6 +168,7 @@ class Trainer:
         """The training loop: one pass over the images, or what is left of it, until asked to stop."""
         recipe, priors = self.recipe, self.network.priors
         self.model.train()
+        self.network.backbone.freeze(recipe.frozen_stages)
         set_epoch(self.loader, self.epoch, start=self.step - self.epoch * self.batches)
         with self._bar() as bar:
             for images, targets in self.loader:
