@@ -283,8 +283,19 @@ def detect(
     ],
     weights: Weights = "shipped",
     threshold: Annotated[
-        str, typer.Option(help="Score from which a detection counts: 0.4, or by class: WBC=0.4,RBC=0.6.")
-    ] = "0.5",
+        str | None,
+        typer.Option(
+            help="Score from which a detection counts: 0.4, or by class: WBC=0.4,RBC=0.6. Default: what the "
+            "weights count best with."
+        ),
+    ] = None,
+    border: Annotated[
+        str,
+        typer.Option(
+            help="Cells cut by the image's border: all are counted, or, two-sides, those at the left and the "
+            "upper side."
+        ),
+    ] = "all",
     out: Annotated[
         Path | None, typer.Option(help="Folder for results; called again it goes on where it stopped.")
     ] = None,
@@ -302,7 +313,7 @@ def detect(
     ] = "auto",
     um_per_pixel: Annotated[
         float | None,
-        typer.Option(help="Scale of the images in micrometers (training: 0.072)."),
+        typer.Option(help="Scale of the images. Default: by their files' tags, else by their red cells."),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Detect in all images again.")] = False,
     engine: Engine = "torch",
@@ -328,24 +339,26 @@ def detect(
     Ends with 3 if some could not be read.
     """
     from ssdlib.common.files import sha256_of
-    from ssdlib.inference.engines import class_names_of, open_predictor
+    from ssdlib.inference.engines import config_of, open_predictor
+    from ssdlib.inference.fields import PROBE_SCORE
     from ssdlib.inference.inputs import find_images, listed_paths
     from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
     from ssdlib.inference.tiling import Tiling
 
     chosen = _detect_formats(formats, out, json_file, cluster, workers)
     path = _weights(weights)
-    thresholds = parse_thresholds(threshold, class_names_of(path))
-    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel)
+    config = config_of(path)
+    thresholds = parse_thresholds(threshold, config)
+    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel, config.use)
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
     tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
-    job = DetectJob(tasks, thresholds, tiling, out, chosen, json_file, identity)
+    job = DetectJob(tasks, thresholds, tiling, border, out, chosen, json_file, identity)
     settings = {
         "device": device,
         "precision": precision,
         "batch_size": batch,
-        "score_threshold": min(thresholds.values()),
+        "score_threshold": min(PROBE_SCORE, *thresholds.values()),
     }
     if cluster:
         from ssdlib.tools.cluster.cluster import run_archive
@@ -386,8 +399,8 @@ def _say_detected(summary: Summary, written: Iterable[Path | None]) -> None:
         print(f"written: {path}")
     if summary.resumed:
         print(f"{summary.resumed:,} images had been done before", file=sys.stderr)
-    if summary.scale_warning:
-        print(f"note: {summary.scale_warning}", file=sys.stderr)
+    if summary.scale_note:
+        print(f"note: {summary.scale_note}", file=sys.stderr)
     if summary.unreadable:
         print(failures_text(summary), file=sys.stderr)
         raise typer.Exit(UNREADABLE_IMAGES)

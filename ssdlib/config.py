@@ -28,6 +28,9 @@ from ssdlib.common.errors import ConfigError
 BCCD_CLASSES = ("WBC", "RBC", "Platelets")
 """Class names in label order: background is 0, WBC 1, RBC 2, Platelets 3."""
 
+DEFAULT_THRESHOLD = 0.5
+"""The score from which a detection counts as a cell, unless weights or user say otherwise."""
+
 Background = Literal["hard", "ignore_confident"]
 BACKGROUNDS: tuple[str, ...] = typing.get_args(Background)
 """Ways to learn background where labels have gaps: see `ssdlib.detector.loss.ignored_background`."""
@@ -178,7 +181,7 @@ class Use(Settings):
     reference: str = "RBC"
     """The class whose size tells the scale of an image; empty: none of its classes does."""
     reference_side: PositiveFloat = 104.0
-    """Median side, sqrt(width * height) in pixels, of the reference class in such fields, clear of the border."""
+    """Median side, sqrt(width * height) in pixels, of the reference class there, clear of the border."""
     um_per_pixel: PositiveFloat | None = 0.072
     """Micrometers per pixel of such fields. BCCD states none: red cells measure 7 to 8, hence 7.5 / 104."""
     thresholds: dict[str, Fraction] | None = None
@@ -213,6 +216,12 @@ class ModelConfig(Settings):
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class names must be distinct: {', '.join(self.class_names)}")
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """The score of each class from which a detection is a cell; 0.5 where the weights say nothing."""
+        chosen = self.use.thresholds or {}
+        return {name: chosen.get(name, DEFAULT_THRESHOLD) for name in self.class_names}
 
     @property
     def num_classes(self) -> int:
@@ -260,8 +269,8 @@ class Recipe(Settings):
     """scratch, imagenet, coco, shipped, or a file: see `ssdlib.detector.weights.build_model`."""
     model: ModelConfig = ModelConfig(batch_norm=True, priors=SMALL_PRIORS)
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 0
-    """The first stages of VGG16 that stay as the initial weights have them, with their BatchNorm's statistics:
-    to fine-tune in half the time. The first two take most of it and know only edges and colors."""
+    """The first stages of VGG16 that stay as the initial weights have them, with BatchNorm's statistics: to
+    fine-tune in half the time. The first two take most of it, and know only edges and colors."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 1e-3
     momentum: float = 0.9

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ssdlib.common.errors import DataError
 from ssdlib.common.runtime import available_cores
 from ssdlib.data.formats.records import LabeledObject
-from ssdlib.data.images import read_image
+from ssdlib.data.images import crop, read_image
 
 CACHE_BYTES = 2 * 1024**3
 """Decoded images kept in memory, at most; all of BCCD takes 0.34 GB. Beyond it, images are read anew."""
@@ -39,6 +39,9 @@ class Sample:
     objects: tuple[LabeledObject, ...] = ()
     """Every object of the label file, in its order, those dropped for want of an area included."""
     label_file: Path | None = None
+    window: tuple[int, int, int, int] | None = None
+    """xyxy pixels of the part of the image that this sample is, whose size width, height and boxes are of; it
+    may reach beyond the right and lower border. None: the whole image."""
 
     @property
     def repairs(self) -> tuple[str, ...]:
@@ -96,11 +99,16 @@ class DetectionDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[tv_tensors.Image, dict[str, Any]]:
-        pixels = torch.from_numpy(self._cache.get(self.samples[index].image_path))
+        pixels = torch.from_numpy(self._pixels(index))
         # A copy, because a transform may work in place; it stays channels-last, which resizes fastest.
         image = tv_tensors.Image(pixels.permute(2, 0, 1).clone())
         target = self.target(index)
         return (image, target) if self.transform is None else self.transform(image, target)
+
+    def _pixels(self, index: int) -> np.ndarray:
+        sample = self.samples[index]
+        image = self._cache.get(sample.image_path)
+        return image if sample.window is None else crop(image, sample.window)
 
     def target(self, index: int) -> dict[str, Any]:
         """Ground truth of one image in its own pixels, without decoding it."""
@@ -136,18 +144,22 @@ class DetectionDataset(Dataset):
 
     def image(self, index: int) -> np.ndarray:
         """The image as it is, (H, W, 3) uint8 RGB; a copy, yours to draw on."""
-        return self._cache.get(self.samples[index].image_path).copy()
+        return self._pixels(index).copy()
 
     def with_transform(self, transform: Callable[[Any, dict], tuple[Any, dict]] | None) -> Self:
         """The same images, sharing the cache, under another transform."""
         return type(self)(self.samples, self.class_names, transform, cache=self._cache)
+
+    def with_samples(self, samples: Sequence[Sample]) -> Self:
+        """Other samples of the same classes, sharing the cache, under the same transform."""
+        return type(self)(samples, self.class_names, self.transform, cache=self._cache)
 
     def subset(self, count: int | None) -> Self:
         """The first `count` images (all if None), sharing the cache. Raises DataError if none is left."""
         samples = self.samples[:count]
         if count is not None and not samples:
             raise DataError(f"a subset of {count} images is empty; ask for at least 1.")
-        return type(self)(samples, self.class_names, self.transform, cache=self._cache)
+        return self.with_samples(samples)
 
     def joined(self, other: DetectionDataset) -> Self:
         """The images of both, this one's first, under this one's transform. DataError for other classes."""
@@ -156,9 +168,7 @@ class DetectionDataset(Dataset):
                 f"images with the classes {', '.join(self.class_names)} and {', '.join(other.class_names)} "
                 "cannot be one data set; give both the same classes in the same order."
             )
-        return type(self)(
-            [*self.samples, *other.samples], self.class_names, self.transform, cache=self._cache
-        )
+        return self.with_samples([*self.samples, *other.samples])
 
     def preload(self, *, progress: bool = False) -> Self:
         """Decode every image into the cache now, so that workers forked later share it. Returns self."""

@@ -7,9 +7,12 @@ with a gray lower half. Both decode JPEG with libjpeg-turbo, bit for bit alike.
 from __future__ import annotations
 
 import io
+import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -61,6 +64,45 @@ def is_turned(path: str | Path) -> bool:
     return _header(Path(path))[1] in range(2, 9)
 
 
+_MICRONS = {"m": 1e6, "cm": 1e4, "mm": 1e3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0,
+            "nm": 1e-3, "\\u00b5m": 1.0}  # fmt: skip
+"""Micrometers of the units that ImageJ and OME name; ImageJ writes the sign in two ways."""
+
+
+def read_um_per_pixel(file: str | Path | io.BytesIO) -> float | None:
+    """Micrometers per pixel by a TIFF's tags: OME's, ImageJ's or its resolution; None without plausible ones.
+
+    OME: PhysicalSizeX and its unit, um by default. ImageJ: XResolution with the unit of its description. Else
+    XResolution by inch or cm. Programs that know nothing write 72 or 300 dots an inch, 0 or 1, which are no
+    scale of a smear under a microscope (0.01 to 0.5) and are passed over.
+    """
+    if not isinstance(file, io.BytesIO) and Path(file).suffix.lower() not in (".tif", ".tiff"):
+        return None
+    try:
+        with Image.open(file, formats=["TIFF"]) as image:
+            tags = getattr(image, "tag_v2", {})
+            about, across, unit = str(tags.get(270, "")), tags.get(282), tags.get(296, 2)
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None  # `read_image` says what is wrong with it
+    um = None
+    if match := re.search(r'PhysicalSizeX="([0-9.eE+-]+)"', about):
+        named = re.search(r'PhysicalSizeXUnit="([^"]+)"', about)
+        um = _number(match[1]) * _MICRONS.get(named[1] if named else "um", math.nan)
+    elif across and _number(across) > 0:
+        named = re.search(r"^unit=(\S+)", about, re.MULTILINE)
+        units = {2: 25_400.0, 3: 10_000.0}
+        um = (_MICRONS.get(named[1], math.nan) if named else units.get(unit, math.nan)) / _number(across)
+    return um if um is not None and 0.01 <= um <= 0.5 else None
+
+
+def _number(value: Any) -> float:
+    """The value as a float; NaN where it is none."""
+    try:
+        return float(value)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
+
+
 def _header(path: Path) -> tuple[tuple[int, int], int]:
     """Width and height as stored, and the EXIF orientation."""
     with _file_named_in_errors(path), path.open("rb") as stream, _open(stream, path) as image:
@@ -102,6 +144,19 @@ def write_image(path: str | Path, rgb: np.ndarray, *, quality: int = 95) -> None
 def list_images(folder: str | Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name."""
     return sorted(file for file in Path(folder).iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def crop(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:
+    """The pixels of a window, xyxy, (H, W, 3) uint8; beyond the image, the median color of its border."""
+    left, top, right, bottom = window
+    inside = image[top:bottom, left:right]
+    if inside.shape[:2] == (bottom - top, right - left):
+        return inside
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    canvas = np.empty((bottom - top, right - left, 3), np.uint8)
+    canvas[:] = np.median(border, axis=0)
+    canvas[: inside.shape[0], : inside.shape[1]] = inside
+    return canvas
 
 
 def _open(source: bytes | io.BufferedReader, path: Path) -> Image.Image:

@@ -189,7 +189,9 @@ class Stain(v2.Transform):
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         if not params or not isinstance(inpt, tv_tensors.Image):
             return inpt
-        planes = [table[plane.int()] for table, plane in zip(params["table"], inpt.as_subclass(Tensor))]
+        planes = [
+            table[plane.int()] for table, plane in zip(params["table"], inpt.as_subclass(Tensor), strict=True)
+        ]
         return tv_tensors.wrap(torch.stack(planes), like=inpt)
 
 

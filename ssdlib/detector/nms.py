@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,7 @@ def nms_reference(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> T
     return torch.stack(kept) if kept else queue
 
 
-def _suppress(boxes_xyxy: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+def _suppress(boxes_xyxy: Tensor, valid: Tensor, iou_threshold: float | Tensor) -> Tensor:
     """NMS of B lists at once, each sorted by score: boxes (B, K, 4), valid (B, K) -> kept (B, K) bool.
 
     A box is kept if no better kept box overlaps it. Assume that all are kept, apply this rule to all of them
@@ -49,19 +51,22 @@ def _suppress(boxes_xyxy: Tensor, valid: Tensor, iou_threshold: float) -> Tensor
         kept = now
 
 
-def batched_nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
+def batched_nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float | Tensor) -> Tensor:
     """NMS within each of B independent lists (one for each image and class).
 
     boxes (B, K, 4) and scores (B, K) -> (B, K) bool, True where kept. A score of -inf marks padding. The
-    same boxes are kept as by `nms_reference` and `torchvision.ops.nms`.
+    IoU threshold is one for all or (B,). The same boxes are kept as by `nms_reference` and
+    `torchvision.ops.nms`.
     """
+    thresholds = torch.as_tensor(iou_threshold, dtype=boxes_xyxy.dtype, device=boxes_xyxy.device)
+    thresholds = thresholds.expand(len(scores))[:, None, None]
     order = scores.argsort(dim=1, descending=True, stable=True)  # (B, K)
     ordered = boxes_xyxy.gather(1, order[..., None].expand(-1, -1, 4))
     valid = scores.gather(1, order) > -torch.inf
     table = CACHED_TABLE if scores.device.type == "cpu" else LARGEST_TABLE
     lists = max(1, table // max(1, scores.shape[1] ** 2))
     parts = [
-        _suppress(ordered[i : i + lists], valid[i : i + lists], iou_threshold)
+        _suppress(ordered[i : i + lists], valid[i : i + lists], thresholds[i : i + lists])
         for i in range(0, len(scores), lists)
     ]
     kept = torch.cat(parts) if parts else valid
@@ -76,15 +81,17 @@ def detect_objects(
     *,
     variances: tuple[float, float] = (0.1, 0.2),
     score_threshold: float = 0.01,
-    iou_threshold: float = 0.45,
-    top_k: int = 200,
-    candidates: int = 400,
+    iou_threshold: float | Sequence[float] = 0.45,
+    top_k: int | None = None,
+    candidates: int = 1000,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Decode a batch of raw outputs into detections. Liu et al. 2016, section 3 and 3.7.
 
     locs (N, P, 4), logits (N, P, C), priors (P, 4) cxcywh -> for each image (boxes (D, 4) fractional xyxy
     clipped to the image, scores (D,), labels (D,) int64 in 1..C-1), best first. For each class: scores above
-    the threshold, the best `candidates` of them, NMS; then the best `top_k` of the image.
+    the threshold, the best `candidates` of them, NMS (one IoU threshold for all classes or one for each);
+    then the best `top_k` of the image, or all. The paper has 400 candidates and a `top_k` of 200, which is
+    fewer than a crowded field has cells.
     """
     images, priors, classes = logits.shape
     if images == 0:
@@ -103,10 +110,11 @@ def detect_objects(
     scores = scores.where(boxes.isfinite().all(dim=-1).view_as(scores), -torch.inf)
 
     lists = images * (classes - 1)  # spelt out: -1 is ambiguous where no score passes and length is 0
-    kept = batched_nms(boxes.view(lists, length, 4), scores.reshape(lists, length), iou_threshold)
+    limits = torch.as_tensor(iou_threshold, dtype=boxes.dtype, device=boxes.device).expand(classes - 1)
+    kept = batched_nms(boxes.view(lists, length, 4), scores.reshape(lists, length), limits.repeat(images))
     scores = scores.flatten(1).where(kept.view(images, -1), -torch.inf)  # (N, (C-1)*K)
     labels = torch.arange(1, classes, device=scores.device).repeat_interleave(length)  # ((C-1)*K,)
-    scores, best = scores.topk(min(top_k, scores.shape[1]), dim=1)  # (N, T)
+    scores, best = scores.topk(min(top_k or scores.shape[1], scores.shape[1]), dim=1)  # (N, T)
     boxes = boxes.gather(1, best[..., None].expand(-1, -1, 4))
     counts = (scores > -torch.inf).sum(dim=1).tolist()
     return [(boxes[i, :n], scores[i, :n], labels[best[i, :n]]) for i, n in enumerate(counts)]

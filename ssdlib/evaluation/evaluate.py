@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from ssdlib.common.distributed import gather, rank_and_count
 from ssdlib.common.errors import CheckpointError
+from ssdlib.data.images import read_um_per_pixel
 from ssdlib.evaluation.bootstrap import bootstrap_map
 from ssdlib.evaluation.calibration import calibration_report
 from ssdlib.evaluation.counting import count_report, count_thresholds
@@ -17,6 +18,8 @@ from ssdlib.evaluation.matching import DetectedImages
 from ssdlib.evaluation.metrics import Metrics, evaluate_detections
 from ssdlib.evaluation.tide import tide_errors
 from ssdlib.inference.detections import Detections
+from ssdlib.inference.fields import detect_fields
+from ssdlib.inference.tiling import Tiling
 
 if TYPE_CHECKING:
     from ssdlib.data.dataset import DetectionDataset
@@ -88,10 +91,13 @@ def evaluate_model(
     score_threshold: float | Mapping[str, float] = 0.5,
     progress: bool = False,
     shared: bool = False,
+    tilings: Mapping[tuple[int, int], Tiling] | None = None,
 ) -> tuple[Metrics, list[Detections]]:
     """The metrics and the detections of a network on every image of `dataset`, whose transform is not used.
 
-    The detections carry the image ids and come in the dataset's order. With `shared` each process of a
+    The images are looked at as `ssdlib detect` does, or, by their width and height, as `tilings` says, so
+    that their scale need not be found. The detections carry the image ids
+    and come in the dataset's order. With `shared` each process of a
     distributed training detects on its share of the images; all must call it, and all get the whole result.
     Raises CheckpointError if the network was made for other classes.
     """
@@ -104,9 +110,10 @@ def evaluate_model(
     rank, processes = rank_and_count() if shared else (0, 1)
     # Whole batches are dealt out, as one process would make them, so that not even rounding differs.
     own = [k for k in range(len(dataset)) if k // predictor.batch_size % processes == rank]
-    images = (dataset.image(index) for index in own)
-    found = list(tqdm(predictor.stream(images), "evaluate", len(own), unit="img", disable=not progress))
-    pairs = list(zip(own, found, strict=True))
+    fields = ((dataset.image(index), read_um_per_pixel(dataset.image_path(index))) for index in own)
+    seen = detect_fields(predictor, fields, tilings or Tiling(use=predictor.config.use))
+    found = list(tqdm(seen, "evaluate", len(own), unit="img", disable=not progress))
+    pairs = [(k, one.found) for k, one in zip(own, found, strict=True)]
     parts = gather(pairs) if shared else [pairs]
     by_index = dict(pair for part in parts for pair in part)
     detections = [replace(by_index[k], image=target["image_id"]) for k, target in enumerate(targets)]

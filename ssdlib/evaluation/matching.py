@@ -33,7 +33,8 @@ class MatchingRule:
     any_free_object: bool
     """Whether a detection may match any object that is still free, or only the one that it overlaps most."""
     per_class_limit: int | None
-    """How many detections of a class count in one image, highest score first; None for all."""
+    """How many detections of a class count in one image, highest score first; None for all. An image that
+    holds more objects of the class than this has no limit, or a perfect detector could not find them."""
     float32_sides: bool
     """Whether widths and heights of boxes are rounded to float32, as COCO's tools do."""
 
@@ -43,12 +44,18 @@ class MatchingRule:
             a_xyxy, b_xyxy = _with_float32_sides(a_xyxy), _with_float32_sides(b_xyxy)
         return iou_matrix(a_xyxy, b_xyxy)
 
+    def limit(self, objects: int) -> int | None:
+        """How many detections of a class count in an image with so many objects of it; None for all."""
+        return (
+            None if self.per_class_limit is None or objects > self.per_class_limit else self.per_class_limit
+        )
+
 
 VOC = MatchingRule(any_free_object=False, per_class_limit=None, float32_sides=False)
 """The rule of the VOC devkit, except that it adds 1 to widths and heights. Everingham et al. 2010."""
 
 COCO = MatchingRule(any_free_object=True, per_class_limit=100, float32_sides=True)
-"""The rule of COCO's evaluation code. Lin et al. 2014."""
+"""The rule of COCO's evaluation code (Lin et al. 2014), save in images of over 100 objects of a class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,8 +162,9 @@ def match_class(
     check_pairs(detections, targets)
     scores, found, objects = [np.empty(0)], [np.empty((len(iou_thresholds), 0), bool)], []
     for image, target in zip(detections, targets, strict=True):
-        own = np.flatnonzero(image.labels.numpy() == label)[: rule.per_class_limit]
         boxes, labels = ground_truth(target)
+        limit = rule.limit(np.count_nonzero(labels == label))
+        own = np.flatnonzero(image.labels.numpy() == label)[:limit]
         overlap = rule.iou(image.boxes.numpy()[own], boxes[labels == label])
         found.append(match(overlap, iou_thresholds, any_free_object=rule.any_free_object) >= 0)
         scores.append(image.scores.numpy()[own])

@@ -111,7 +111,7 @@ def classify(detections: Detections, target: Target) -> ImageErrors:
     detected = detections.labels.numpy()
     overlap = COCO.iou(detections.boxes.numpy(), boxes)
     same = detected[:, None] == labels
-    counted = _within_limit(detected)
+    counted = _within_limit(detected, labels)
     matched = match(np.where(same & counted[:, None], overlap, -1.0), [FOREGROUND_IOU])[0]
     # One more column, of an object that overlaps nothing, makes the best of no object at all defined.
     every, own, other = (
@@ -149,11 +149,13 @@ def classify(detections: Detections, target: Target) -> ImageErrors:
     return ImageErrors(kinds, objects, fixes, found, missed)
 
 
-def _within_limit(labels: np.ndarray) -> np.ndarray:
-    """(D,) bool: the 100 detections of each class that COCO looks at."""
-    within = np.ones(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        within[np.flatnonzero(labels == label)[COCO.per_class_limit :]] = False
+def _within_limit(detected: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(D,) bool: the detections of each class that COCO's rule looks at; `labels` (G,) are the objects'."""
+    within = np.ones(len(detected), dtype=bool)
+    for label in np.unique(detected):
+        limit = COCO.limit(np.count_nonzero(labels == label))
+        if limit is not None:
+            within[np.flatnonzero(detected == label)[limit:]] = False
     return within
 
 

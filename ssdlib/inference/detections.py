@@ -14,14 +14,12 @@ from torchvision.ops import box_convert
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.runtime import need_extra
+from ssdlib.config import DEFAULT_THRESHOLD, ModelConfig
 from ssdlib.inference.interop import FRAME_COLUMNS, from_cell, valid
 
 if TYPE_CHECKING:
     import pandas
     import supervision
-
-DEFAULT_THRESHOLD = 0.5
-"""The score from which a detection counts as a cell, unless another is given."""
 
 ImageLike = str | Path | np.ndarray
 """A file, or (H, W, 3) uint8 RGB."""
@@ -319,6 +317,8 @@ def _corners(xywh: list[Any]) -> Tensor:
 class Detector(Protocol):
     """What finds the cells of an image: any predictor of `ssdlib.inference.engines.open_predictor`."""
 
+    config: ModelConfig
+    """The network's settings, which say how it looks at images and counts (`ModelConfig.use`)."""
     class_names: tuple[str, ...]
     """Without background."""
     batch_size: int

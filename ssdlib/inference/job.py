@@ -17,19 +17,17 @@ import numpy as np
 from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, DataError
-from ssdlib.data.images import read_image
-from ssdlib.inference.detections import DEFAULT_THRESHOLD, Detections, Detector, class_thresholds
+from ssdlib.config import ModelConfig
+from ssdlib.data.images import read_image, read_um_per_pixel
+from ssdlib.inference.detections import Detections, Detector, class_thresholds
+from ssdlib.inference.fields import detect_fields
 from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
 from ssdlib.inference.results import DONE, UNREADABLE, Record, save_pictures, write_json_list, write_tables
-from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, detect_image
+from ssdlib.inference.tiling import RED_CELL_UM, Tiling
 
 MAX_ROWS = 100
 """The most images that a `Summary` holds one by one; all are in the tables."""
-RED_CELL_UM = 7.5
-"""Diameter of a red cell on a dried smear, in micrometers: 7 to 8."""
-_ENOUGH_CELLS = 20
-_PLAUSIBLE = (0.7, 1.4)
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class DetectJob:
     thresholds: Mapping[str, float]
     """Score threshold of each class; other names than the predictor's are refused."""
     tiling: Tiling = field(default_factory=Tiling)
+    border: str = "all"
+    """Which cells cut by the border are counted: one of `BORDERS`."""
     out: Path | None = None
     """Folder for everything `formats` name, and for the journal; without it nothing is kept."""
     formats: Sequence[str] = ()
@@ -55,6 +55,7 @@ class DetectJob:
             "threshold": dict(self.thresholds),
             "tile": self.tiling.mode,
             "um_per_pixel": self.tiling.um_per_pixel,
+            "border": self.border,
             "files": [name for name in self.formats if name in ("pictures", "coco", "voc")],
         }
 
@@ -75,7 +76,29 @@ class Summary:
     """The reasons for the first `MAX_ROWS` of them."""
     resumed: int = 0
     """The number of images that an earlier call had done."""
-    scale_warning: str = ""
+    scales: dict[str, int] = field(default_factory=dict)
+    """The number of images for each source of the scale, one of `ssdlib.inference.fields.SCALES`."""
+    um_per_pixel: list[float] = field(default_factory=list)
+    """The least and the greatest scale found by cells or in files; empty if there was none."""
+
+    def add_scale(self, scale: str, um_per_pixel: float | None) -> None:
+        """Count where the scale of an image is from."""
+        self.scales[scale] = self.scales.get(scale, 0) + 1
+        if scale in ("cells", "file") and um_per_pixel:
+            known = [*self.um_per_pixel, um_per_pixel]
+            self.um_per_pixel = [min(known), max(known)]
+
+    @property
+    def scale_note(self) -> str:
+        """What scales were found, and where; empty if all images have the given one, or fit training's."""
+        said = {"cells": f"by their red cells, taken for {RED_CELL_UM} um", "file": "in their files"}
+        parts = [f"of {self.scales[name]:,} {words}" for name, words in said.items() if name in self.scales]
+        if not parts or not self.um_per_pixel:
+            return ""
+        low, high = self.um_per_pixel
+        span = f"{low:.3f}" if round(low, 3) == round(high, 3) else f"{low:.3f} to {high:.3f}"
+        found = f"scales found: {', '.join(parts)} images, {span} um per pixel"
+        return f"{found}. If that is wrong, give --um-per-pixel."
 
     def add(self, image: str, counts: Sequence[int]) -> None:
         """Count an image that could be read."""
@@ -91,13 +114,13 @@ class Summary:
             self.failures.append(message)
 
 
-def parse_thresholds(text: str, class_names: Sequence[str]) -> dict[str, float]:
-    """The threshold of each class, from `0.5`, `WBC=0.4,RBC=0.6` (others have the default) or `0.3,WBC=0.4`.
+def parse_thresholds(text: str | None, config: ModelConfig) -> dict[str, float]:
+    """The threshold of each class, from `0.5`, `WBC=0.4,RBC=0.6` or `0.3,WBC=0.4`; for others the weights'.
 
     Raises ConfigError for anything else, for other classes, and for numbers outside 0 to 1.
     """
     given: dict[str, float] = {}
-    for part in text.split(","):
+    for part in text.split(",") if text is not None else ():
         name, equals, number = (word.strip() for word in part.rpartition("="))
         try:
             if bool(name) != bool(equals) or name in given:
@@ -107,8 +130,26 @@ def parse_thresholds(text: str, class_names: Sequence[str]) -> dict[str, float]:
             raise ConfigError(
                 f"--threshold takes 0.5 or WBC=0.4,RBC=0.6, numbers from 0 to 1, not {text!r}"
             ) from error
-    general = given.pop("", DEFAULT_THRESHOLD)
-    return class_thresholds({**dict.fromkeys(class_names, general), **given}, class_names)
+    names, general = config.class_names, given.pop("", None)
+    others = config.thresholds if general is None else dict.fromkeys(names, general)
+    return class_thresholds({**others, **given}, names)
+
+
+BORDERS = ("all", "two-sides")
+"""Which cells that the image's border cuts are counted: all; or, as in a counting chamber, those at the left
+and the upper side alone, so that a cell cut in two between neighboring fields counts once."""
+
+_TOUCHES = 1.0
+"""Pixels: a box nearer to the border is of a cell that the border cuts."""
+
+
+def apply_border(found: Detections, border: str) -> Detections:
+    """The detections that the border rule, one of `BORDERS`, counts."""
+    if border == "all":
+        return found
+    width, height = found.image_size
+    inside = (found.boxes[:, 2] < width - _TOUCHES) & (found.boxes[:, 3] < height - _TOUCHES)
+    return replace(found, boxes=found.boxes[inside], scores=found.scores[inside], labels=found.labels[inside])
 
 
 def run_detection(
@@ -126,8 +167,7 @@ def run_detection(
 
             records = partial(journal.read, job.tasks)
             if job.out is not None:
-                um = job.tiling.um_per_pixel
-                write_tables(job.out, records, predictor.class_names, job.formats, um)
+                write_tables(job.out, records, predictor.class_names, job.formats)
             if job.json_file is not None:
                 write_json_list(job.json_file, records())
             return _summary(records(), predictor.class_names, resumed)
@@ -167,79 +207,47 @@ def detect_images(
 ) -> Iterator[DetectedImage]:
     """Each image with its detections above the job's thresholds, those of a group in any order.
 
-    Images of a group that are not tiled are computed in one batch, tiled ones by themselves.
+    Each is looked at as `ssdlib.inference.fields.detect_fields` says.
     """
-    tiling = job.tiling
-
-    def detected(task: ImageTask, image: np.ndarray, found: Detections) -> DetectedImage:
-        sure = replace(found, image=task.shown).above(job.thresholds)
-        tiles = tiling.tiles(*found.image_size)
-        left, top, right, bottom = tiles[0]
-        more = {"tiles": len(tiles), "view": [right - left, bottom - top], "copy": None}
-        return DetectedImage(task, {"state": DONE, **sure.to_dict(), **more}, image, sure)
-
     paths = (task.path for group in groups for task in group)
-    images = read_ahead(read_image, paths, ahead=2 * predictor.batch_size, pixels=pixels_of)
+    images = read_ahead(_read_field, paths, ahead=2 * predictor.batch_size, pixels=pixels_of)
     for group in groups:
-        whole: list[tuple[ImageTask, np.ndarray]] = []
+        readable: list[tuple[ImageTask, np.ndarray, float | None]] = []
         for task in group:
-            image = next(images)
-            if isinstance(image, DataError):
-                record = {"image": task.shown, "state": UNREADABLE, "message": str(image)}
+            field = next(images)
+            if isinstance(field, DataError):
+                record = {"image": task.shown, "state": UNREADABLE, "message": str(field)}
                 yield DetectedImage(task, record)
-            elif tiling.is_one_tile(image.shape[1], image.shape[0]):
-                whole.append((task, image))
             else:
-                yield detected(task, image, detect_image(predictor, image, tiling))
-        results = predictor.stream([image for _, image in whole])
-        for (task, image), found in zip(whole, results, strict=True):
-            yield detected(task, image, found)
+                readable.append((task, *field))
+        fields = ((image, um) for _, image, um in readable)
+        results = detect_fields(predictor, fields, job.tiling)
+        for (task, image, _), seen in zip(readable, results, strict=True):
+            sure = apply_border(replace(seen.found, image=task.shown).above(job.thresholds), job.border)
+            record = {
+                "state": DONE,
+                **sure.to_dict(),
+                "tiles": seen.tiles,
+                "view": list(seen.view),
+                "scale": seen.scale,
+                "um_per_pixel": seen.um_per_pixel,
+                "measured_um": seen.measured_um,
+                "copy": None,
+            }
+            yield DetectedImage(task, record, image, sure)
+
+
+def _read_field(path: Path) -> tuple[np.ndarray, float | None]:
+    """The image (H, W, 3), and its micrometers per pixel where the file says so."""
+    return read_image(path), read_um_per_pixel(path)
 
 
 def _summary(records: Iterator[Record], class_names: tuple[str, ...], resumed: int) -> Summary:
     summary = Summary(class_names, resumed=resumed)
-    sizes = RedCellSizes()
     for record in records:
         if record["state"] == DONE:
             summary.add(record["image"], [record["counts"][name] for name in class_names])
-            boxes = [cell["box"] for cell in record["detections"] if cell["label"] == "RBC"]
-            xmin, ymin, xmax, ymax = np.reshape(boxes, (-1, 4)).T
-            sizes.add(np.sqrt((xmax - xmin) * (ymax - ymin)), record["view"])
+            summary.add_scale(record["scale"], record["um_per_pixel"])
         else:
             summary.add_failure(record["message"])
-    summary.scale_warning = sizes.warning()
     return summary
-
-
-class RedCellSizes:
-    """Histograms of the sizes of red cells, to see whether they are those of training."""
-
-    def __init__(self) -> None:
-        self._histograms = np.zeros((2, 4000), np.int64)
-        """Sides in pixels of the image, and in pixels of the training field as the network sees them."""
-
-    @property
-    def count(self) -> int:
-        """The number of red cells so far."""
-        return int(self._histograms[0].sum())
-
-    def add(self, sides: np.ndarray, tile: tuple[int, int]) -> None:
-        """Count cells with these sides, in pixels, of an image with tiles of this width and height."""
-        across, down = (training / side for training, side in zip(TRAINING_FIELD, tile, strict=True))
-        for histogram, scaled in zip(self._histograms, (sides, sides * (across * down) ** 0.5), strict=True):
-            np.add.at(histogram, np.minimum(scaled.astype(int), len(histogram) - 1), 1)
-
-    def warning(self) -> str:
-        """A warning of implausible sizes; empty for plausible ones and for too few cells."""
-        original, seen = (
-            float(np.searchsorted(histogram.cumsum(), histogram.sum() / 2)) + 0.5
-            for histogram in self._histograms
-        )
-        low, high = (share * TRAINING_RED_CELL for share in _PLAUSIBLE)
-        if self.count < _ENOUGH_CELLS or low <= seen <= high:
-            return ""
-        return (
-            f"red cells measure {seen:.0f} pixels as the network sees them, {TRAINING_RED_CELL} in training, "
-            "so that many may be missed. Give the images' scale: --um-per-pixel, "
-            f"{RED_CELL_UM / original:.3f} if these are {RED_CELL_UM} micrometers."
-        )

@@ -28,6 +28,9 @@ from ssdlib.detector.nms import detect_objects
 from ssdlib.inference.detections import Detections, ImageLike
 from ssdlib.inference.inputs import read_ahead
 
+NMS_IOU = 0.45
+"""IoU above which two detections are of one object, unless the weights know better. Liu et al. 2016."""
+
 
 @dataclass(frozen=True)
 class _Loaded:
@@ -42,8 +45,9 @@ class ImageDetector(ABC):
     """A base of predictors: images of any size in, `Detections` out; `raw` runs the network.
 
     The settings are those of `ssdlib.detector.nms.detect_objects`; `priors` (P, 4) are the network's. The
-    default `score_threshold` keeps what an evaluation's precision-recall curve needs: to count cells, give
-    0.5 or take what is `Detections.above(0.5)`. Raises ConfigError for impossible settings.
+    default `score_threshold` keeps what an evaluation's precision-recall curve needs: to count cells, take
+    what is `Detections.above(config.thresholds)`. `iou_threshold` is by default what the weights say for
+    each class (`Use.nms_iou`). Raises ConfigError for impossible settings.
     """
 
     def __init__(
@@ -52,18 +56,22 @@ class ImageDetector(ABC):
         priors: Tensor,
         *,
         score_threshold: float = 0.01,
-        iou_threshold: float = 0.45,
-        top_k: int = 200,
+        iou_threshold: float | None = None,
+        top_k: int | None = None,
         batch_size: int = 8,
     ) -> None:
         for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-            if not 0 <= value <= 1:
+            if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], not {value}")
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigError(f"{name} must be at least 1, not {value}")
         self.score_threshold = score_threshold
-        self.iou_threshold = iou_threshold
+        of_class = config.use.nms_iou or {}
+        self.iou_threshold = [
+            of_class.get(name, NMS_IOU) if iou_threshold is None else iou_threshold
+            for name in config.class_names
+        ]
         self.top_k = top_k
         self.batch_size = batch_size
         self.config = config

@@ -34,8 +34,9 @@ DATABASE = "found by ssdlib, not checked"
 
 Record = dict[str, Any]
 """Plain values about one image. If it could be read: `Detections.to_dict()` with state, tiles (their number),
-view (width and height of a tile in pixels) and copy (its name in coco/ and voc/, or None); else: image, state
-and message."""
+view (width and height of a tile in pixels), scale (where it is from: `ssdlib.inference.fields.SCALES`),
+um_per_pixel, measured_um (the same, but None where it was derived from the cells) and copy (its name in coco/
+and voc/, or None); else: image, state and message."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -101,24 +102,24 @@ def write_tables(
     records: Callable[[], Iterator[Record]],
     class_names: Sequence[str],
     formats: Sequence[str],
-    um_per_pixel: float | None,
 ) -> None:
     """Write cells.csv, images.csv, cells.json and coco/labels.json, those that `formats` name.
 
     `records` reads all records anew, in the order of the images.
     """
     if "csv" in formats:
-        _write_csv(out / "cells.csv", cell_rows(records(), um_per_pixel))
-        _write_csv(out / "images.csv", image_rows(records(), class_names, um_per_pixel))
+        _write_csv(out / "cells.csv", cell_rows(records()))
+        _write_csv(out / "images.csv", image_rows(records(), class_names))
     if "json" in formats:
         write_json_list(out / "cells.json", records())
     if "coco" in formats:
         _write_coco(out / "coco" / "labels.json", records, class_names)
 
 
-def cells_csv(detections: Iterable[Detections], um_per_pixel: float | None) -> str:
-    """The text of a cells.csv with the detections of these images."""
-    return "".join(_csv_lines(cell_rows((found.to_dict() for found in detections), um_per_pixel)))
+def cells_csv(seen: Iterable[tuple[Detections, float | None]]) -> str:
+    """The text of a cells.csv with the detections of these images, each with its measured um per pixel."""
+    records = ({**found.to_dict(), "measured_um": um} for found, um in seen)
+    return "".join(_csv_lines(cell_rows(records)))
 
 
 def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -134,10 +135,11 @@ def _csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
         yield line.getvalue()
 
 
-def cell_rows(records: Iterable[Record], um_per_pixel: float | None) -> Iterator[Sequence[Any]]:
+def cell_rows(records: Iterable[Record]) -> Iterator[Sequence[Any]]:
     """The names of the columns, then a row for each cell; None where there is no value."""
     yield (*FRAME_COLUMNS, "width_um", "height_um")
     for record in _readable(records):
+        um_per_pixel = record["measured_um"]
         for cell in record["detections"]:
             xmin, ymin, xmax, ymax = cell["box"]
             sides = [round(xmax - xmin, 2), round(ymax - ymin, 2)]
@@ -145,15 +147,15 @@ def cell_rows(records: Iterable[Record], um_per_pixel: float | None) -> Iterator
             yield [record["image"], cell["label"], cell["score"], xmin, ymin, xmax, ymax, *sides, *um]
 
 
-def image_rows(
-    records: Iterable[Record], class_names: Sequence[str], um_per_pixel: float | None
-) -> Iterator[Sequence[Any]]:
+def image_rows(records: Iterable[Record], class_names: Sequence[str]) -> Iterator[Sequence[Any]]:
     """The names of the columns, then a row for each image; None where there is no value."""
-    yield ("image", "state", "width", "height", "um_per_pixel", "tiles", *class_names, "message")
+    yield ("image", "state", "width", "height", "um_per_pixel", "scale", "tiles", *class_names, "message")
     for record in records:
-        known = [None] * (4 + len(class_names))
+        known = [None] * (5 + len(class_names))
         if record["state"] == DONE:
-            size = [record["width"], record["height"], um_per_pixel, record["tiles"]]
+            um = record["um_per_pixel"]
+            scale = [None if um is None else round(um, 5), record["scale"]]
+            size = [record["width"], record["height"], *scale, record["tiles"]]
             known = [*size, *(record["counts"][name] for name in class_names)]
         yield [record["image"], record["state"], *known, record.get("message")]
 

@@ -1,44 +1,44 @@
 """Tiling: fields larger than those in training are cut into overlapping tiles, and every cell counts once.
 
-A tile covers what a training image covers and is then squeezed to 300 x 300 as a training image is, so cells
-come at the size the network knows. Every cell smaller than the overlap lies whole in at least one tile.
+A tile covers what a training image covers (`Use.view`) and is then squeezed to 300 x 300 as a training image
+is, so cells come at the size the network knows. Every cell smaller than the overlap lies whole in at least
+one tile. Training cuts its images by the same rule (`ssdlib.training.views`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.inference.detections import Detections, Detector
+from ssdlib.config import Use
+from ssdlib.inference.detections import Detections
 
-TRAINING_FIELD = (640, 480)
-"""Width and height in pixels of BCCD's images, of which every one is one tile."""
+RED_CELL_UM = 7.5
+"""Diameter of a red cell on a dried smear, in micrometers: 7 to 8."""
 
-TRAINING_RED_CELL = 104
-"""Median side, sqrt(width * height) in pixels, of the 1,785 red cells of BCCD's train clear of the border."""
+OVERLAP = 0.25
+"""Share of a tile's width that neighboring tiles share at least; 95 % of BCCD's red cells are at most a fifth
+of a view wide."""
 
-TRAINING_UM_PER_PIXEL = 0.072
-"""Micrometers per pixel of BCCD, which states none: red cells on smears measure 7 to 8, hence 7.5 / 104."""
-
-OVERLAP = 160
-"""Training pixels that neighboring tiles share at least; 95 % of BCCD's red cells are at most 129 wide."""
-
-MARGIN = 16
-"""Training pixels: a box nearer to a tile's edge may be of a cut cell; clearances so near count as equal."""
+MARGIN = 0.025
+"""Share of a tile's width: a box nearer to a tile's edge may be of a cut cell; clearances so near count as
+equal."""
 
 MERGE_IOU = 0.45
 """Boxes of two tiles that overlap more are of one cell."""
 
-_TOLERANCE = {"known": 1.1, "guessed": 1.4}
-"""A field at most so many times the training field is one tile: all but exact where the scale is known, and
-generous where it is only guessed."""
+GUESSED_TOLERANCE = 1.4
+"""A field at most so many times the view is one tile where its scale is only guessed: it may be a closer
+look."""
+KNOWN_TOLERANCE = (0.74, 1.35)
+"""The same where the scale is known, and how much smaller than the view a field may be: the network finds
+cells of so many times their usual size as well as others."""
 
 Tile = tuple[int, int, int, int]
 """xyxy in pixels of the original; it may reach beyond the right and lower border of a small image."""
@@ -49,25 +49,40 @@ class Tiling:
     """When and how images are cut into tiles. Raises ConfigError for impossible settings."""
 
     mode: str | int = "auto"
-    """auto; off: every image is one tile; N: tiles N pixels wide and 3/4 N high, whatever the scale."""
+    """auto; off: every image is one tile; N: tiles N pixels wide, of the view's shape, whatever the scale."""
     um_per_pixel: float | None = None
     """Micrometers per pixel of the images; None if unknown, which auto takes for the training scale."""
+    use: Use = field(default_factory=Use)
+    """The view that the network was trained on."""
+    enlarge: float | None = None
+    """How many times as large as in training cells are in the images, in pixels, where that was found out
+    otherwise than by `um_per_pixel`."""
 
     def __post_init__(self) -> None:
         if self.mode not in ("auto", "off") and not (isinstance(self.mode, int) and 32 <= self.mode <= 16384):
             raise ConfigError(f"tiles must be auto, off or 32 to 16384 pixels wide, not {self.mode!r}")
-        if self.um_per_pixel is not None and not 0.01 <= self.um_per_pixel <= 0.5:
+        if self.um_per_pixel is not None and not plausible_scale(self.um_per_pixel):
+            trained = self.use.um_per_pixel
+            known = f"in training a pixel is {trained:g}, and " if trained else ""
             raise ConfigError(
                 f"{self.um_per_pixel:g} micrometers per pixel is not the scale of a blood smear: give 0.01 "
-                f"to 0.5 (in training a pixel is {TRAINING_UM_PER_PIXEL}, and a red cell 7 to 8 micrometers)"
+                f"to 0.5 ({known}a red cell measures 7 to 8 micrometers)"
             )
+
+    @property
+    def known(self) -> float | None:
+        """How many times as large as in training cells are in pixels; None where it is not known."""
+        if self.um_per_pixel and self.use.um_per_pixel:
+            return self.use.um_per_pixel / self.um_per_pixel
+        return self.enlarge
 
     def tile_size(self) -> tuple[int, int]:
         """(width, height) of a tile in pixels of the original."""
+        width, height = self.use.view
         if isinstance(self.mode, int):
-            return self.mode, round(self.mode * 0.75)
-        shrink = TRAINING_UM_PER_PIXEL / (self.um_per_pixel or TRAINING_UM_PER_PIXEL)
-        return round(TRAINING_FIELD[0] * shrink), round(TRAINING_FIELD[1] * shrink)
+            return self.mode, max(1, round(self.mode * height / width))
+        times = self.known or 1.0
+        return max(1, round(width * times)), max(1, round(height * times))
 
     def tiles(self, width: int, height: int) -> list[Tile]:
         """The tiles of an image, row by row; a single one, the whole image, where that will do."""
@@ -75,8 +90,8 @@ class Tiling:
         if self.mode == "off" or self._near_enough(width / tile[0], height / tile[1]):
             return [(0, 0, width, height)]
         lefts, tops = (
-            _starts(length, side, math.ceil(side * OVERLAP / training))
-            for length, side, training in zip((width, height), tile, TRAINING_FIELD, strict=True)
+            _starts(length, side, math.ceil(tile[0] * OVERLAP))
+            for length, side in zip((width, height), tile, strict=True)
         )
         return [(left, top, left + tile[0], top + tile[1]) for top in tops for left in lefts]
 
@@ -86,10 +101,16 @@ class Tiling:
 
     def _near_enough(self, across: float, down: float) -> bool:
         """Whether a whole image, so many tiles wide and high, may be squeezed into one tile."""
-        if self.mode == "auto" and self.um_per_pixel is None:
-            return max(across, down) <= _TOLERANCE["guessed"]  # a smaller image may be a closer look
-        most = _TOLERANCE["known"]
-        return max(across, down) <= most and min(across, down) >= 1 / most
+        if self.mode == "auto" and self.known is None:
+            return max(across, down) <= GUESSED_TOLERANCE
+        low, high = KNOWN_TOLERANCE
+        # Squeezing evens out what is too wide against what is too low, but only so far.
+        return low <= math.sqrt(across * down) <= high and max(across, down) <= GUESSED_TOLERANCE
+
+
+def plausible_scale(um_per_pixel: float) -> bool:
+    """Whether so many micrometers per pixel can be those of a blood smear under a microscope."""
+    return 0.01 <= um_per_pixel <= 0.5
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:
@@ -98,19 +119,6 @@ def _starts(length: int, tile: int, overlap: int) -> list[int]:
         return [0]
     last = math.ceil((length - overlap) / (tile - overlap)) - 1
     return [round(number * (length - tile) / last) for number in range(last + 1)]
-
-
-def crop(image: np.ndarray, tile: Tile) -> np.ndarray:
-    """The pixels of a tile, (H, W, 3) uint8; beyond the image, the median color of the image's border."""
-    left, top, right, bottom = tile
-    inside = image[top:bottom, left:right]
-    if inside.shape[:2] == (bottom - top, right - left):
-        return inside
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
-    canvas = np.empty((bottom - top, right - left, 3), np.uint8)
-    canvas[:] = np.median(border, axis=0)
-    canvas[: inside.shape[0], : inside.shape[1]] = inside
-    return canvas
 
 
 def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[int, int]) -> Detections:
@@ -122,7 +130,7 @@ def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[
     """
     width, height = image_size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
-    margin = MARGIN * (tiles[0][2] - tiles[0][0]) / TRAINING_FIELD[0]
+    margin = MARGIN * (tiles[0][2] - tiles[0][0])
     frames = torch.tensor(tiles, dtype=torch.float32)  # (T, 4)
     kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for number, one in enumerate(found):
@@ -137,29 +145,6 @@ def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[
     boxes, scores, labels = _join_parts(boxes, scores, labels, frames[owner], limits, margin)
     best = batched_nms(boxes, scores, labels, MERGE_IOU)
     return Detections(boxes[best], scores[best], labels[best], image_size, found[0].class_names)
-
-
-def detect_image(
-    predictor: Detector,
-    image: np.ndarray,
-    tiling: Tiling,
-    *,
-    on_tiles: Callable[[int, int], None] = lambda done, tiles: None,
-) -> Detections:
-    """The detections of an (H, W, 3) uint8 RGB image, found tile by tile in a large field.
-
-    `on_tiles` is called with the number of tiles done and of all, first with 0, and ends the work if it
-    raises.
-    """
-    size = image.shape[1], image.shape[0]
-    tiles = tiling.tiles(*size)
-    found: list[Detections] = []
-    on_tiles(0, len(tiles))
-    while len(found) < len(tiles):
-        batch = tiles[len(found) : len(found) + predictor.batch_size]
-        found += predictor.stream(crop(image, tile) for tile in batch)
-        on_tiles(len(found), len(tiles))
-    return found[0] if tiling.is_one_tile(*size) else merge(found, tiles, size)
 
 
 def _gaps(boxes: Tensor, tiles: Tensor, limits: Tensor) -> Tensor:

@@ -137,8 +137,11 @@ class RunFolder:
         from ssdlib.data.source import extra_smears
         from ssdlib.detector.weights import build_model
         from ssdlib.training.trainer import Trainer
+        from ssdlib.training.views import use_for
 
         recipe, data = self.profile.recipe, self.dataset("train")
+        use = use_for(data, recipe.model.use)
+        recipe = recipe.replace(model=recipe.model.replace(use=use))
         model = build_model(recipe.model, recipe.initial_weights, seed=self.seed)
         if recipe.smears and data.class_names == BCCD_CLASSES:
             data = data.joined(extra_smears(recipe.smears))

@@ -47,6 +47,7 @@ from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
 from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, make_optimizer
+from ssdlib.training.views import cut_to_views, tilings
 
 SAVE_SECONDS = 600.0
 """A long epoch saves its state in between, when the last one saved is older than this."""
@@ -124,7 +125,10 @@ class Trainer:
         torch.manual_seed(seed)
         device = choose_device(device)
         self.recipe, self.seed, self.progress = recipe, seed, progress
-        self.train_data, self.val_data = train_data, val_data
+        use = model.config.use
+        self.train_data, self.val_data = cut_to_views(train_data, use), val_data
+        # By the labels: a network that has learned little yet cannot find the scale.
+        self.val_tilings = tilings(val_data, use) if val_data is not None else {}
         self.run_dir = Path(run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
         self.snapshot_every = snapshot_every
@@ -136,7 +140,7 @@ class Trainer:
         processes = self.accelerator.num_processes
         self.device = device if processes == 1 else self.accelerator.device
         self.loader = make_loader(
-            train_data.with_transform(train_transform(recipe.augment, IMAGE_SIZE)),
+            self.train_data.with_transform(train_transform(recipe.augment, IMAGE_SIZE)),
             recipe.batch_size,
             shuffle=True,
             seed=seed,
@@ -315,7 +319,9 @@ class Trainer:
         if due and self.val_data is not None:
             predictor = Predictor(self.weights, device=self.device, precision=self.precision)
             progress = self.progress and self._is_main
-            measured, _ = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
+            measured, _ = evaluate_model(
+                predictor, self.val_data, progress=progress, shared=True, tilings=self.val_tilings
+            )
             metrics = asdict(measured)
         record = EpochRecord(
             self.epoch,

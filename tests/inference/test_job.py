@@ -18,7 +18,7 @@ from PIL import Image
 
 from ssdlib.__main__ import main
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.config import ModelConfig
+from ssdlib.config import ModelConfig, Use
 from ssdlib.data import source as bccd
 from ssdlib.data.images import read_image, write_image
 from ssdlib.data.smears import draw_smear
@@ -39,6 +39,7 @@ SURE = dict.fromkeys(NAMES, 0.5)
 class Blobs:
     """Stands in for a network: each dark block on a light ground is a red cell."""
 
+    config = ModelConfig()
     class_names = NAMES
     batch_size = 3
     score_threshold = 0.0
@@ -172,7 +173,7 @@ def test_large_fields_are_tiled_and_the_others_are_not(tmp_path):
     write_image(tmp_path / "in/large.png", field(40, (1600, 1200)))
     write_image(tmp_path / "in/small.png", field(3))
     _, seen = run(tmp_path / "in", tmp_path / "out", "csv")
-    assert seen == 1 + 12
+    assert seen == 1 + 4 + 1 + 12, "of the small one, too, an octave closer and one further away"
     assert [(row["tiles"], row["RBC"]) for row in rows(tmp_path / "out/images.csv")] == [
         ("12", "40"),
         ("1", "3"),
@@ -196,7 +197,14 @@ def test_thresholds_are_those_of_the_class(tmp_path):
     ],
 )
 def test_thresholds_as_written(text, expected):
-    assert parse_thresholds(text, NAMES) == dict(zip(NAMES, expected, strict=True))
+    assert parse_thresholds(text, ModelConfig()) == dict(zip(NAMES, expected, strict=True))
+
+
+def test_without_a_threshold_the_weights_say_it():
+    config = ModelConfig(use=Use(thresholds={"WBC": 0.6, "RBC": 0.31, "Platelets": 0.4}))
+    assert parse_thresholds(None, config) == {"WBC": 0.6, "RBC": 0.31, "Platelets": 0.4}
+    assert parse_thresholds("RBC=0.5", config) == {"WBC": 0.6, "RBC": 0.5, "Platelets": 0.4}
+    assert parse_thresholds(None, ModelConfig()) == SURE
 
 
 @pytest.mark.parametrize(
@@ -209,7 +217,7 @@ def test_thresholds_as_written(text, expected):
 )
 def test_thresholds_that_cannot_be(text, message):
     with pytest.raises(ConfigError, match=message):
-        parse_thresholds(text, NAMES)
+        parse_thresholds(text, ModelConfig())
 
 
 @pytest.mark.parametrize("text", ["", ",", "csv,pdf"])
@@ -237,6 +245,7 @@ def test_going_on_does_only_what_is_left(fields, tmp_path):
         ({"identity": {"weights": "b"}}, "weights was 'a', is 'b'"),
         ({"tiling": Tiling(um_per_pixel=0.1)}, "um_per_pixel was None, is 0.1"),
         ({"tiling": Tiling("off")}, "tile was 'auto', is 'off'"),
+        ({"border": "two-sides"}, "border was 'all', is 'two-sides'"),
     ],
 )
 def test_other_settings_are_refused_until_told_to_start_anew(fields, tmp_path, change, what):
@@ -271,15 +280,32 @@ def test_where_nothing_can_be_written_it_is_said(fields, tmp_path):
         run(fields, tmp_path / "out")
 
 
-def test_a_wrong_scale_is_noticed(tmp_path):
+def test_another_scale_is_found_and_said(tmp_path):
     for name, side in (("right", 100), ("small", 40)):
         write_image(tmp_path / name / "a.png", field(20, (800, 600), side))
     notes = {}
     for name in ("right", "small"):
         job = DetectJob(find_images([tmp_path / name]), SURE)
-        notes[name] = run_detection(Blobs(), job, progress=False).scale_warning
+        notes[name] = run_detection(Blobs(), job, progress=False).scale_note
     assert notes["right"] == ""
-    assert "measure 32 pixels" in notes["small"] and "--um-per-pixel, 0.18" in notes["small"]
+    assert "of 1 by their red cells" in notes["small"] and "0.187 um per pixel" in notes["small"]
+
+
+def test_cells_cut_by_the_border_are_counted_by_the_rule(tmp_path):
+    image = np.full((480, 640, 3), 230, np.uint8)
+    for x, y in ((-40, 100), (250, -50), (590, 300), (300, 430), (-30, 440), (300, 200)):
+        image[max(y, 0) : y + 90, max(x, 0) : x + 90] = 30
+    write_image(tmp_path / "a.png", image)
+    tasks = find_images([tmp_path / "a.png"])
+    for border, count in (("all", 6), ("two-sides", 3)):
+        summary = run_detection(Blobs(), DetectJob(tasks, SURE, border=border), progress=False)
+        assert summary.counts == [0, count, 0]
+
+
+def test_a_crowded_field_is_counted_whole(tmp_path):
+    write_image(tmp_path / "a.png", field(420, (1400, 1400), 55))
+    job = DetectJob(find_images([tmp_path / "a.png"]), SURE)
+    assert run_detection(Blobs(), job, progress=False).counts == [0, 420, 0]
 
 
 def test_memory_stays_flat(tmp_path):

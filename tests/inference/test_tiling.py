@@ -10,14 +10,17 @@ import pytest
 import torch
 
 from ssdlib.common.errors import ConfigError
+from ssdlib.config import Use
+from ssdlib.data.images import crop
 from ssdlib.data.smears import draw_smear
 from ssdlib.detector.boxes import iou
 from ssdlib.detector.model_file import SHIPPED
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
-from ssdlib.inference.tiling import OVERLAP, TRAINING_UM_PER_PIXEL, Tiling, crop, merge
+from ssdlib.inference.tiling import OVERLAP, Tiling, merge
 
 NAMES = ("WBC", "RBC")
+UM = Use().um_per_pixel
 
 
 @pytest.mark.parametrize(
@@ -35,11 +38,15 @@ NAMES = ("WBC", "RBC")
         (Tiling(640), (640, 480), 1),
         (Tiling(320), (640, 480), 9),
         (Tiling(1280), (1280, 960), 1),
-        (Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL), (640, 480), 1),
-        (Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL / 2), (1280, 960), 1),  # a closer look at the same field
-        (Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL * 2), (320, 240), 1),
-        (Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL * 2), (640, 480), 9),
-        (Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL), (480, 640), 2),
+        (Tiling(um_per_pixel=UM), (640, 480), 1),
+        (Tiling(um_per_pixel=UM / 2), (1280, 960), 1),  # a closer look at the same field
+        (Tiling(um_per_pixel=UM * 2), (320, 240), 1),
+        (Tiling(um_per_pixel=UM * 2), (640, 480), 9),
+        (Tiling(um_per_pixel=UM), (480, 640), 1),  # upright, squeezed as the other way round
+        (Tiling(um_per_pixel=UM), (400, 800), 2),
+        (Tiling(use=Use(view=(1280, 960))), (1280, 960), 1),  # trained on such fields
+        (Tiling(use=Use(view=(320, 240))), (640, 480), 9),
+        (Tiling(enlarge=2.0), (1280, 960), 1),
     ],
 )
 def test_how_many_views(tiling, size, count):
@@ -50,7 +57,7 @@ def test_how_many_views(tiling, size, count):
 
 
 def test_a_small_field_of_known_scale_is_padded_instead_of_enlarged():
-    views = Tiling(um_per_pixel=TRAINING_UM_PER_PIXEL).tiles(300, 200)
+    views = Tiling(um_per_pixel=UM).tiles(300, 200)
     assert views == [(0, 0, 640, 480)]
     image = np.full((200, 300, 3), (10, 20, 30), np.uint8)
     image[50:60, 50:60] = 255
@@ -68,7 +75,7 @@ def test_views_cover_every_pixel_and_overlap_enough(tiling, size):
         assert left >= 0 and top >= 0 and (right - left, bottom - top) == tiling.tile_size()
         seen[top:bottom, left:right] = True
     assert seen.all()
-    needed = OVERLAP * tiling.tile_size()[0] / 640
+    needed = OVERLAP * tiling.tile_size()[0]
     for axis in (0, 1):
         starts, tile = sorted({view[axis] for view in views}), tiling.tile_size()[axis]
         assert all(tile - (after - before) >= needed - 1 for before, after in pairwise(starts))

@@ -13,31 +13,41 @@ import numpy as np
 import pytest
 
 from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.config import ModelConfig
 from ssdlib.data.images import encode_image
 from ssdlib.inference.detections import Detections
-from ssdlib.inference.tiling import Tiling, detect_image
+from ssdlib.inference.fields import Seen, detect_image
+from ssdlib.inference.tiling import Tiling
 from ssdlib.tools.app import launch, markup
 from ssdlib.tools.app.session import Session
 from ssdlib.tools.app.uploads import Limits
 from ssdlib.tools.app.visitors import Sessions, SharedPredictor
 
 NAMES = ("WBC", "RBC")
+CONFIG = ModelConfig(class_names=NAMES)
 BOXES = [[10, 10, 30, 50], [40, 40, 60, 60], [5, 60, 25, 70]]
 
 
-def three(image, tiling=None, on_tiles=None):
+def seen(found, tiling=None):
+    """The detections as of an image that is one tile."""
+    um = tiling.um_per_pixel if tiling else None
+    return Seen(found, 1, found.image_size, "given" if um else "assumed", um)
+
+
+def three(image, tiling=None, um_in_file=None, on_tiles=None):
     """Stands for `detect_image`: a sure WBC, a doubtful RBC and one below what is kept."""
     height, width = image.shape[:2]
-    return Detections(BOXES, [0.9, 0.3, 0.04], [1, 2, 2], (width, height), NAMES)
+    return seen(Detections(BOXES, [0.9, 0.3, 0.04], [1, 2, 2], (width, height), NAMES), tiling)
 
 
-def nothing(image, tiling=None, on_tiles=None):
-    return Detections.empty((image.shape[1], image.shape[0]), NAMES)
+def nothing(image, tiling=None, um_in_file=None, on_tiles=None):
+    return seen(Detections.empty((image.shape[1], image.shape[0]), NAMES))
 
 
 class OneEach:
     """A predictor that finds one cell in each tile, and keeps how many it was given at a time."""
 
+    config = CONFIG
     class_names = NAMES
     batch_size = 8
 
@@ -76,7 +86,7 @@ def large(tmp_path):
 
 @pytest.fixture
 def session(photograph):
-    session = Session(NAMES)
+    session = Session(CONFIG)
     add(session, photograph, three)
     return session
 
@@ -86,14 +96,14 @@ def names_of(session):
 
 
 def test_no_more_than_the_limits(photograph):
-    session = Session(NAMES, Limits(fields=2))
+    session = Session(CONFIG, Limits(fields=2))
     for _ in range(2):
         add(session, photograph, nothing)
     with pytest.raises(DataError, match="2 images are on the page"):
         add(session, photograph, nothing)
     session.clear()
     add(session, photograph, nothing)
-    session = Session(NAMES, Limits(total_bytes=2 * photograph.stat().st_size - 1))
+    session = Session(CONFIG, Limits(total_bytes=2 * photograph.stat().st_size - 1))
     session.add(photograph)
     for _ in range(2):  # while the first waits, and later
         with pytest.raises(DataError, match="all images together"):
@@ -102,7 +112,7 @@ def test_no_more_than_the_limits(photograph):
 
 def test_damaged_files_are_named_and_the_rest_is_done(photograph, tmp_path):
     (tmp_path / "half.png").write_bytes(photograph.read_bytes()[:60])
-    session = Session(NAMES)
+    session = Session(CONFIG)
     for name in ("half.png", "gone.png", "field.png"):
         session.add(tmp_path / name)
     session.run(nothing)
@@ -128,12 +138,13 @@ def test_impossible_thresholds(session, wrong):
 
 def test_sizes_in_pixels_and_micrometers(session):
     session.set_thresholds({"WBC": 0.05, "RBC": 0.05})
-    assert session.unit == "px" and session.sizes(0)["WBC"].tolist() == [30]
+    assert session.unit(0) == "px" and session.sizes(0)["WBC"].tolist() == [30]
     assert session.sizes(0)["RBC"].tolist() == [20]
     session.set_scale(0.1)
-    assert session.unit == "µm" and session.sizes(0)["WBC"] == pytest.approx([3])
-    session.set_scale(0)
-    assert session.unit == "px"
+    assert session.unit(0) == "px", "until the detector has looked again"
+    session.waiting += session.outdated
+    session.run(three)
+    assert session.unit(0) == "µm" and session.sizes(0)["WBC"] == pytest.approx([3])
     with pytest.raises(ConfigError, match="micrometers per pixel"):
         session.set_scale(-1)
 
@@ -141,7 +152,7 @@ def test_sizes_in_pixels_and_micrometers(session):
 @pytest.mark.parametrize("scale", [None, 0.1])
 def test_csv_is_read_as_that_of_the_command_line(photograph, scale):
     pandas = pytest.importorskip("pandas")
-    session = Session(NAMES)
+    session = Session(CONFIG)
     session.set_scale(scale)
     for name, detect in [("none.png", nothing), ("=HYPERLINK(1).png", three), ("field.png", three)]:
         add(session, photograph, detect, name)
@@ -159,11 +170,11 @@ def test_json_is_what_detect_writes(session, photograph):
     read = Detections.from_dict(records[0])
     assert read.boxes.tolist() == [BOXES[0]] and read.image == "field.png"
     assert records[1]["counts"] == {"WBC": 0, "RBC": 0} and records[1]["thresholds"]["RBC"] == 0.5
-    assert json.loads(Session(NAMES).to_json()) == []
+    assert json.loads(Session(CONFIG).to_json()) == []
 
 
 def test_large_fields_are_shown_small_and_saved_whole(large):
-    session = Session(NAMES)
+    session = Session(CONFIG)
     add(session, large, three)
     assert session.preview(0).shape == (600, 1600, 3)
     saved = cv2.imdecode(np.frombuffer(session.picture(0), np.uint8), cv2.IMREAD_COLOR)
@@ -173,15 +184,15 @@ def test_large_fields_are_shown_small_and_saved_whole(large):
 
 
 def test_large_fields_are_seen_in_tiles_a_batch_at_a_time(photograph, large):
-    predictor, session, heard = OneEach(), Session(NAMES), []
+    predictor, session, heard = OneEach(), Session(CONFIG), []
     session.add(large)
     session.add(photograph)
     session.run(partial(detect_image, predictor), lambda *progress: heard.append(progress))
-    tiles = session.fields[0].tiles
+    tiles = session.fields[0].seen.tiles
     assert sum(predictor.batches) == tiles + 1 > 2 * predictor.batch_size
     assert max(predictor.batches) == predictor.batch_size
     assert heard[0] == ("large.jpg", 0, 0, tiles) and ("large.jpg", 0, tiles, tiles) in heard
-    assert heard[-1] == ("field.png", 1, 1, 1) and session.fields[1].tiles == 1
+    assert heard[-1] == ("field.png", 1, 1, 1) and session.fields[1].seen.tiles == 1
 
 
 def test_a_run_can_be_stopped_at_a_tile(session, photograph):
@@ -189,7 +200,7 @@ def test_a_run_can_be_stopped_at_a_tile(session, photograph):
     for name in ("a.png", "b.png", "c.png"):
         session.add(photograph, name)
 
-    def slow(image, tiling, on_tiles):
+    def slow(image, tiling, um_in_file, on_tiles):
         for done in range(4):
             on_tiles(done, 4)
             heard.append(done)
@@ -205,9 +216,9 @@ def test_a_run_can_be_stopped_at_a_tile(session, photograph):
 
 
 def test_clearing_while_a_field_is_detected(photograph):
-    session = Session(NAMES)
+    session = Session(CONFIG)
 
-    def cleared(image, tiling, on_tiles):
+    def cleared(image, tiling, um_in_file, on_tiles):
         session.clear()
         return nothing(image)
 
@@ -217,10 +228,10 @@ def test_clearing_while_a_field_is_detected(photograph):
 
 def test_one_run_does_all(photograph):
     """A second drop while the first is under way: its images are done, too, and not twice."""
-    session, done = Session(NAMES), []
+    session, done = Session(CONFIG), []
     session.add(photograph, "first.png")
 
-    def second(image, tiling, on_tiles):
+    def second(image, tiling, um_in_file, on_tiles):
         if not done:
             session.add(photograph, "second.png")
             session.run(second)  # as another thread would
@@ -232,18 +243,17 @@ def test_one_run_does_all(photograph):
 
 
 def test_detected_again_at_another_scale(large):
-    session = Session(NAMES)
+    session = Session(CONFIG)
     detect = partial(detect_image, OneEach())
     add(session, large, detect)
     add(session, large, detect, "other.jpg")
-    assert session.outdated == [] and session.fields[0].tiles > 8
-    assert "scale of this image is not known" in markup.picture(session, 0)
+    assert session.outdated == [] and session.fields[0].seen.tiles > 8
     session.set_scale(0.014)
     session.waiting += session.outdated
     assert len(session.waiting) == 2 and session.outdated == []  # a double click adds nothing
     session.run(detect)
     assert session.outdated == [] and names_of(session) == ["large.jpg", "other.jpg"]
-    assert session.fields[0].tiles == 1 and "not known" not in markup.picture(session, 0)
+    assert session.fields[0].seen.tiles == 1
     session.set_scale(None)
     session.waiting += session.outdated
     session.stop()
@@ -251,7 +261,7 @@ def test_detected_again_at_another_scale(large):
 
 
 def test_visitors_are_apart_and_the_oldest_is_forgotten(photograph):
-    sessions = Sessions(lambda: Session(NAMES), capacity=2)
+    sessions = Sessions(lambda: Session(CONFIG), capacity=2)
     for visitor in ("a", "b"):
         add(sessions[visitor], photograph, three, f"{visitor}.png")
     first, second = sessions["a"], sessions["b"]
@@ -303,12 +313,12 @@ def test_an_error_in_a_batch_is_the_callers_and_the_next_is_served():
 
 def test_markup_escapes_what_visitors_send(photograph):
     names = ("<b>", "RBC")
-    session = Session(names)
+    session = Session(ModelConfig(class_names=names))
     for _ in range(2):
         add(
             session,
             photograph,
-            lambda *_, **__: Detections.empty((100, 80), names),
+            lambda *_, **__: seen(Detections.empty((100, 80), names)),
             "<img src=x onerror=1>.png",
         )
     parts = [markup.picture(session, 0), markup.counts(session, 0), markup.all_images(session)]

@@ -16,10 +16,9 @@ from ssdlib.common.errors import ConfigError, SsdError
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
-from ssdlib.inference.engines import class_names_of, file_for
+from ssdlib.inference.engines import config_of, file_for
 from ssdlib.inference.inputs import find_images
 from ssdlib.inference.job import DetectJob
-from ssdlib.inference.tiling import Tiling
 from ssdlib.tools.cluster.cluster import WorkerPool, choose_pool, noted_address, reach
 from ssdlib.tools.cluster.parts import CELLS, IMAGES, finished, part_file, summarize, tidy, write_part
 from ssdlib.tools.cluster.plan import PLAN, Plan, make_plan
@@ -131,7 +130,8 @@ def record(name: str, cells: int = 0) -> dict:
     one = {"box": [1.5, 2.0, 11.5, 42.0], "label": "RBC", "score": 0.75}
     counts = {"WBC": 0, "RBC": cells, "Platelets": 0}
     size = {"width": 640, "height": 480, "tiles": 1, "view": [640, 480], "copy": None}
-    return {"image": name, "state": "done", **size, "detections": [one] * cells, "counts": counts}
+    scale = {"scale": "assumed", "um_per_pixel": None, "measured_um": None}
+    return {"image": name, "state": "done", **size, **scale, "detections": [one] * cells, "counts": counts}
 
 
 def unreadable(name: str) -> dict:
@@ -150,14 +150,14 @@ def unreadable(name: str) -> dict:
 )
 @pytest.mark.parametrize("um", [None, 0.1])
 def test_the_tables_of_a_part(tmp_path, records, um):
-    write_part(tmp_path, 7, records, NAMES, um)
+    write_part(tmp_path, 7, [{**r, "measured_um": um} for r in records], NAMES)
     cells, images = (pd.read_parquet(part_file(tmp_path, table, 7)) for table in (CELLS, IMAGES))
     found = [r for r in records if r["state"] == "done"]
     assert list(images["image"]) == [r["image"] for r in records]
     assert list(images["RBC"].dropna()) == [r["counts"]["RBC"] for r in found]
     assert list(cells["image"]) == [r["image"] for r in found for _ in r["detections"]]
     assert (cells["width_um"].isna() if um is None else cells["width_um"] == 1.0).all()
-    summary = summarize(tmp_path, [7], NAMES, Tiling())
+    summary = summarize(tmp_path, [7], NAMES)
     assert (summary.images, summary.unreadable) == (len(found), len(records) - len(found))
     assert sum(summary.counts) == len(cells) and summary.failures == [
         r["message"] for r in records if r["state"] != "done"
@@ -165,14 +165,14 @@ def test_the_tables_of_a_part(tmp_path, records, um):
 
 
 def test_an_archive_at_another_scale_is_told(tmp_path):
-    small = record("a", 30)  # of 20 pixels a side, a fifth of what training had
-    write_part(tmp_path, 0, [small], NAMES, None)
-    assert "--um-per-pixel" in summarize(tmp_path, [0], NAMES, Tiling()).scale_warning
+    small = {**record("a", 30), "scale": "cells", "um_per_pixel": 0.2}
+    write_part(tmp_path, 0, [small], NAMES)
+    assert "--um-per-pixel" in summarize(tmp_path, [0], NAMES).scale_note
 
 
 def test_what_was_killed_or_left_the_plan_is_tidied_away(tmp_path):
     for number in (0, 1, 2):
-        write_part(tmp_path, number, [record("a", 1)], NAMES, None)
+        write_part(tmp_path, number, [record("a", 1)], NAMES)
     part_file(tmp_path, IMAGES, 1).unlink()  # killed between its two files
     (tmp_path / CELLS / ".part-000003.parquet.xyz.tmp").touch()  # killed in a file
     tidy(tmp_path, [0, 1, 3])
@@ -231,7 +231,7 @@ def test_the_onnx_engines_are_handed_on_as_onnx_files(engine, weights):
     name, file = engine
     assert file.suffix == {"torch": ".safetensors", "onnx": ".onnx"}[name] and file.is_file()
     assert file_for("onnx-int8", "ready.onnx") == Path("ready.onnx")
-    assert class_names_of(file) == NAMES
+    assert config_of(file).class_names == NAMES
 
 
 def test_relative_paths_are_meant_from_where_the_command_was_given(
@@ -314,7 +314,7 @@ def test_a_cluster_that_does_not_answer_is_told_at_once(
         other.bind(("127.0.0.1", 0))  # taken, but nobody listens
         address = f"{before}127.0.0.1:{other.getsockname()[1]}"
         monkeypatch.setenv("RAY_ADDRESS", address)
-        write_part(tmp_path / "out", 0, [record("a")], NAMES, None)
+        write_part(tmp_path / "out", 0, [record("a")], NAMES)
         command = ["detect", str(fields), "--weights", str(weights), "--out", str(tmp_path / "out")]
         assert main([*command, "--engine-cluster", "ray", "--restart"]) == 1
     assert f"RAY_ADDRESS={address}" in capsys.readouterr().err

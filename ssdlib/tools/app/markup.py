@@ -12,7 +12,7 @@ from ssdlib.common.pages import render
 from ssdlib.common.tables import Table
 from ssdlib.data.images import encode_image
 from ssdlib.inference.draw import color_of
-from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL
+from ssdlib.inference.tiling import RED_CELL_UM
 from ssdlib.tools.app.session import Session
 
 MOST_BARS = 18
@@ -45,8 +45,7 @@ def picture(session: Session, number: int) -> str:
         counted=", ".join(f"{count} {name}" for name, count in found.counts().items()),
         size=found.image_size,
         shrink=preview.shape[1] / found.image_size[0],
-        tile=TRAINING_FIELD,
-        red_cell=TRAINING_RED_CELL,
+        red_cell_um=RED_CELL_UM,
         image=encode_image(preview, ".jpg", quality=88),
     )
 
@@ -58,7 +57,7 @@ def counts(session: Session, number: int) -> str:
         (name, numbers[name], float(np.median(values)) if len(values) else None, color_of(label))
         for label, (name, values) in enumerate(sizes.items(), start=1)
     ]
-    return render("tools/app/counts.html", tiles=tiles, unit=session.unit)
+    return render("tools/app/counts.html", tiles=tiles, unit=session.unit(number))
 
 
 def histogram(session: Session, number: int) -> str:
@@ -68,7 +67,7 @@ def histogram(session: Session, number: int) -> str:
     stacked = np.array([np.histogram(values, edges)[0] for values in sizes.values()])  # (classes, bars)
     return render(
         "tools/app/sizes.html",
-        unit=session.unit,
+        unit=session.unit(number),
         edges=edges.tolist(),
         bars=[{name: n for name, n in zip(sizes, bar, strict=True) if n} for bar in stacked.T.tolist()],
         tallest=int(stacked.sum(axis=0).max()),

@@ -16,9 +16,9 @@ from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import project_root
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images, read_image
 from ssdlib.inference.detections import Detector
-from ssdlib.inference.tiling import detect_image
+from ssdlib.inference.fields import detect_image
 from ssdlib.tools.app import markup
-from ssdlib.tools.app.session import FIRST_THRESHOLD, LEAST_SCORE, Session
+from ssdlib.tools.app.session import LEAST_SCORE, Session
 from ssdlib.tools.app.uploads import Limits
 from ssdlib.tools.app.visitors import Sessions, SharedPredictor
 
@@ -77,7 +77,8 @@ class _Page:
 
     def __init__(self, predictor: Detector, limits: Limits, local: bool) -> None:
         names = predictor.class_names
-        self.sessions = Sessions(lambda: Session(names, limits))
+        self.config = predictor.config
+        self.sessions = Sessions(lambda: Session(self.config, limits))
         self.detect = partial(detect_image, SharedPredictor(predictor))
         # What Gradio keeps by itself (an upload whose page was closed meanwhile) goes after five minutes.
         with gr.Blocks(
@@ -110,10 +111,10 @@ class _Page:
                 self.again = gr.Button(look, size="sm", visible=False, elem_id="ssd-again")
             with gr.Column(scale=2, min_width=300):
                 self.counts = gr.HTML()
-                slider = partial(gr.Slider, LEAST_SCORE, 1, FIRST_THRESHOLD, step=0.01, buttons=[])
+                slider = partial(gr.Slider, LEAST_SCORE, 1, step=0.01, buttons=[])
                 self.sliders = [
-                    slider(label=f"{name}: least score", elem_id=f"ssd-threshold-{number}")
-                    for number, name in enumerate(names, start=1)
+                    slider(value=first, label=f"{name}: least score", elem_id=f"ssd-threshold-{number}")
+                    for number, (name, first) in enumerate(self.config.thresholds.items(), start=1)
                 ]
                 self.sizes = gr.HTML()
                 with gr.Row(elem_id="ssd-downloads"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,17 +15,17 @@ import cv2
 import numpy as np
 
 from ssdlib.common.errors import ConfigError, DataError, SsdError
-from ssdlib.data.images import encode_image
+from ssdlib.config import ModelConfig
+from ssdlib.data.images import encode_image, read_um_per_pixel
 from ssdlib.inference.detections import Detections, class_thresholds
 from ssdlib.inference.draw import annotate
+from ssdlib.inference.fields import Seen
 from ssdlib.inference.results import cells_csv
 from ssdlib.inference.tiling import Tiling
 from ssdlib.tools.app.uploads import Limits, Upload, decode_upload, read_upload, safe_name
 
 LEAST_SCORE = 0.05
 """Detections below are not kept, so a threshold cannot go lower."""
-
-FIRST_THRESHOLD = 0.5
 
 PREVIEW_SIDE = 1600
 """Pixels of the longer side on screen; the download has all of them."""
@@ -39,9 +40,9 @@ class Field:
     detections: Detections
     """With score >= `LEAST_SCORE`, in pixels of the upload."""
     um_per_pixel: float | None
-    """The scale at which the detector ran."""
-    tiles: int
-    """How many there were."""
+    """The scale that the visitor had given."""
+    seen: Seen
+    """How the detector looked at it."""
 
 
 class Stopped(Exception):
@@ -51,14 +52,15 @@ class Stopped(Exception):
 class Session:
     """The fields of one visitor, in the order of their uploads."""
 
-    def __init__(self, class_names: Sequence[str], limits: Limits | None = None) -> None:
-        self.class_names = tuple(class_names)
+    def __init__(self, config: ModelConfig, limits: Limits | None = None) -> None:
+        self.class_names = config.class_names
+        self.use = config.use
         self.limits = limits or Limits()
         self.waiting: list[Upload] = []
         """Uploads that the detector has still to see; what it has seen before keeps its field meanwhile."""
         self.refused: list[str] = []
         """What could not be taken, in words, until `next_refused`."""
-        self.thresholds = dict.fromkeys(self.class_names, FIRST_THRESHOLD)
+        self.thresholds = {name: max(value, LEAST_SCORE) for name, value in config.thresholds.items()}
         self.um_per_pixel: float | None = None
         self._fields: dict[Upload, Field] = {}
         self._running = threading.Lock()
@@ -95,12 +97,12 @@ class Session:
 
     def run(
         self,
-        detect: Callable[..., Detections],
+        detect: Callable[..., Seen],
         on_progress: Callable[[str, int, int, int], None] = lambda *_: None,
     ) -> None:
         """Detect the cells in all that waits, in order; what goes wrong goes to `refused`.
 
-        `detect` is `ssdlib.inference.tiling.detect_image` with its predictor. `on_progress` is called with an
+        `detect` is `ssdlib.inference.fields.detect_image` with its predictor. `on_progress` is called with an
         image's name, how many were done before it, its tiles done and all its tiles. Where a run is under way
         already, that one does all, and this one returns.
         """
@@ -115,7 +117,7 @@ class Session:
                 self._running.release()
 
     def _detect(
-        self, upload: Upload, detect: Callable[..., Detections], on_progress: Callable[[int, int], None]
+        self, upload: Upload, detect: Callable[..., Seen], on_progress: Callable[[int, int], None]
     ) -> None:
         def on_tiles(tiles_done: int, tiles: int) -> None:
             if upload not in self.waiting:
@@ -124,10 +126,11 @@ class Session:
 
         try:
             image = decode_upload(upload, self.limits)
-            tiling = Tiling(um_per_pixel=self.um_per_pixel)
-            found = detect(image, tiling, on_tiles=on_tiles).above(LEAST_SCORE)
-            tiles = len(tiling.tiles(*found.image_size))
-            field = Field(_reduced(image), replace(found, image=upload.name), tiling.um_per_pixel, tiles)
+            tiling = Tiling(um_per_pixel=self.um_per_pixel, use=self.use)
+            um = read_um_per_pixel(io.BytesIO(upload.content))
+            seen = detect(image, tiling, um_in_file=um, on_tiles=on_tiles)
+            found = replace(seen.found.above(LEAST_SCORE), image=upload.name)
+            field = Field(_reduced(image), found, tiling.um_per_pixel, seen)
             if upload in self.waiting:
                 self._fields[upload] = field
         except SsdError as error:
@@ -164,7 +167,8 @@ class Session:
 
     def set_scale(self, um_per_pixel: float | None) -> None:
         """Take the micrometers per pixel; None or 0: unknown. Raises ConfigError for no scale of a smear."""
-        self.um_per_pixel = Tiling(um_per_pixel=float(um_per_pixel) if um_per_pixel else None).um_per_pixel
+        scale = float(um_per_pixel) if um_per_pixel else None
+        self.um_per_pixel = Tiling(um_per_pixel=scale, use=self.use).um_per_pixel
 
     @property
     def shown(self) -> list[Detections]:
@@ -183,27 +187,34 @@ class Session:
         image = decode_upload(list(self._fields)[number], self.limits)
         return encode_image(annotate(image, self.shown[number]), ".jpg", quality=92)
 
-    @property
-    def unit(self) -> str:
-        """The unit of `sizes`: µm where the scale is known, else px."""
-        return "µm" if self.um_per_pixel else "px"
+    def unit(self, number: int) -> str:
+        """The unit of `sizes`: µm where the scale of a field was given or stands in its file, else px."""
+        return "µm" if self.fields[number].seen.measured_um else "px"
 
     def sizes(self, number: int) -> dict[str, np.ndarray]:
         """The sizes of the cells of each class in a field, in `unit`: the mean of a box's width and height,
         which for what is round is the diameter."""
-        found = self.shown[number]
-        sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(dim=1).numpy() * (self.um_per_pixel or 1.0)
+        found, um = self.shown[number], self.fields[number].seen.measured_um
+        sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(dim=1).numpy() * (um or 1.0)
         labels = found.labels.numpy()
         return {name: sizes[labels == label] for label, name in enumerate(self.class_names, start=1)}
 
     def to_csv(self) -> str:
         """The cells.csv of `ssdlib detect`: a row for each cell of all fields."""
-        return cells_csv(self.shown, self.um_per_pixel)
+        scales = (field.seen.measured_um for field in self.fields)
+        return cells_csv(zip(self.shown, scales, strict=True))
 
     def to_json(self) -> str:
         """The list that `ssdlib detect --json` writes, each image with the thresholds and the scale, too."""
-        extra = {"thresholds": self.thresholds, "um_per_pixel": self.um_per_pixel}
-        records = [{**found.to_dict(), **extra} for found in self.shown]
+        records = [
+            {
+                **found.to_dict(),
+                "thresholds": self.thresholds,
+                "um_per_pixel": field.seen.um_per_pixel,
+                "scale": field.seen.scale,
+            }
+            for found, field in zip(self.shown, self.fields, strict=True)
+        ]
         return json.dumps(records, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -44,6 +44,7 @@ class SharedPredictor:
     """
 
     def __init__(self, predictor: Detector) -> None:
+        self.class_names, self.config = predictor.class_names, predictor.config
         self.batch_size = predictor.batch_size
         self._predictor = predictor
         self._thread = ThreadPoolExecutor(1, "ssdlib-network")

@@ -68,7 +68,7 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     plan = make_plan(out / PLAN, job.detect.tasks, job.part_images)
     tidy(out, plan.numbers)
     resumed = _finish(job, plan, out, progress)
-    summary = summarize(out, plan.numbers, tuple(job.detect.thresholds), job.detect.tiling)
+    summary = summarize(out, plan.numbers, tuple(job.detect.thresholds))
     summary.resumed = resumed
     return summary
 

@@ -10,20 +10,13 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ssdlib.common.files import atomic_open
-from ssdlib.inference.job import RedCellSizes, Summary
+from ssdlib.inference.job import Summary
 from ssdlib.inference.results import DONE, Record, cell_rows, image_rows
-from ssdlib.inference.tiling import Tiling
 
 CELLS, IMAGES = "cells", "images"
-ENOUGH_RED_CELLS = 10_000
-"""Red cells that suffice to judge the scale of an archive."""
-
-_MEASURED = ["image", "class", "width", "height"]
 _TYPES = {
-    "image": "string", "class": "string", "state": "string", "message": "string",
+    "image": "string", "class": "string", "state": "string", "message": "string", "scale": "string",
     "score": "double", "xmin": "double", "ymin": "double", "xmax": "double", "ymax": "double",
     "width_um": "double", "height_um": "double", "um_per_pixel": "double",
 }  # fmt: skip
@@ -34,11 +27,9 @@ def part_file(out: Path, table: str, number: int) -> Path:
     return out / table / f"part-{number:06d}.parquet"
 
 
-def write_part(
-    out: Path, number: int, records: Sequence[Record], class_names: Sequence[str], um_per_pixel: float | None
-) -> None:
+def write_part(out: Path, number: int, records: Sequence[Record], class_names: Sequence[str]) -> None:
     """Write both files of a part, each whole or not at all."""
-    cells, images = cell_rows(records, um_per_pixel), image_rows(records, class_names, um_per_pixel)
+    cells, images = cell_rows(records), image_rows(records, class_names)
     # Sizes of images are whole pixels, those of cells are not.
     _write_table(part_file(out, CELLS, number), cells, {**_TYPES, "width": "double", "height": "double"})
     _write_table(part_file(out, IMAGES, number), images, _TYPES)
@@ -75,25 +66,16 @@ def _numbered(folder: Path) -> dict[int, Path]:
     return {int(path.stem.removeprefix("part-")): path for path in sorted(folder.glob("part-*.parquet"))}
 
 
-def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...], tiling: Tiling) -> Summary:
+def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...]) -> Summary:
     """The summary of these parts, read one at a time."""
     from pyarrow import parquet
 
-    summary, sizes = Summary(class_names), RedCellSizes()
+    summary = Summary(class_names)
     for number in numbers:
-        images = parquet.read_table(part_file(out, IMAGES, number)).to_pylist()
-        for row in images:
+        for row in parquet.read_table(part_file(out, IMAGES, number)).to_pylist():
             if row["state"] == DONE:
                 summary.add(row["image"], [row[name] for name in class_names])
+                summary.add_scale(row["scale"], row["um_per_pixel"])
             else:
                 summary.add_failure(row["message"])
-        if sizes.count < ENOUGH_RED_CELLS:
-            cells = parquet.read_table(part_file(out, CELLS, number))
-            image, kind, width, height = map(np.asarray, cells.select(_MEASURED).columns)
-            for row in images:
-                if row["state"] == DONE:
-                    left, top, right, bottom = tiling.tiles(row["width"], row["height"])[0]
-                    own = (kind == "RBC") & (image == row["image"])
-                    sizes.add(np.sqrt(width[own] * height[own]), (right - left, bottom - top))
-    summary.scale_warning = sizes.warning()
     return summary

@@ -98,7 +98,7 @@ class Worker:
         images = detect_images(predictor, in_groups(tasks, predictor.batch_size), job)
         records = {seen.task: seen.record for seen in images}
         in_order = [records[task] for task in tasks]
-        write_part(job.out, number, in_order, predictor.class_names, job.tiling.um_per_pixel)
+        write_part(job.out, number, in_order, predictor.class_names)
 
 
 def _begin(path: Path) -> int:
