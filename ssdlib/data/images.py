@@ -91,7 +91,8 @@ def read_um_per_pixel(file: str | Path | io.BytesIO) -> float | None:
     elif across and _number(across) > 0:
         named = re.search(r"^unit=(\S+)", about, re.MULTILINE)
         units = {2: 25_400.0, 3: 10_000.0}
-        um = (_MICRONS.get(named[1], math.nan) if named else units.get(unit, math.nan)) / _number(across)
+        length = _MICRONS.get(named[1].lower(), math.nan) if named else units.get(unit, math.nan)
+        um = length / _number(across)
     return um if um is not None and 0.01 <= um <= 0.5 else None
 
 

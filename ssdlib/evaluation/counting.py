@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ssdlib.config import DEFAULT_THRESHOLD
 from ssdlib.evaluation.bootstrap import percentile_interval, resample_images
 from ssdlib.evaluation.matching import Target, as_array, check_pairs
 from ssdlib.evaluation.metrics import quotient
@@ -19,7 +20,6 @@ from ssdlib.evaluation.tables import LEVEL, Interval
 from ssdlib.inference.detections import Detections, class_thresholds
 
 CANDIDATES = np.arange(1, 100) / 100
-DEFAULT_THRESHOLD = 0.5
 _SPREAD = 1.96
 """Standard deviations that hold 95 % of a normal distribution."""
 
@@ -48,6 +48,16 @@ class CountCurve:
         # Sums of whole numbers over the same number of images: equal ones may differ in the last bit.
         keys = (np.abs(self.thresholds - DEFAULT_THRESHOLD), np.abs(self.bias).round(9), self.mae.round(9))
         return float(self.thresholds[np.lexsort(keys)[0]])
+
+
+    def unbiased(self) -> float:
+        """The threshold of least |bias|, of those the one of least MAE: totals come out right with it.
+
+        Where the split has no object of the class, 0.5.
+        """
+        if not self.objects:
+            return DEFAULT_THRESHOLD
+        return float(self.thresholds[np.lexsort((self.mae.round(9), np.abs(self.bias).round(9)))[0]])
 
 
 @dataclass(frozen=True)
@@ -112,16 +122,19 @@ def count_curve(detections: Sequence[Detections], targets: Sequence[Target], lab
 
 
 def count_thresholds(
-    detections: Sequence[Detections], targets: Sequence[Target], class_names: Sequence[str]
+    detections: Sequence[Detections],
+    targets: Sequence[Target],
+    class_names: Sequence[str],
+    *,
+    unbiased: bool = False,
 ) -> dict[str, float]:
     """The score threshold of each class that counts best on these images (val), of 0.01, 0.02, ... 0.99.
 
-    See `CountCurve.best` for ties and for classes without objects.
+    By default the one that misses least image by image (`CountCurve.best`); `unbiased`: that whose totals are
+    right (`CountCurve.unbiased`), which is what weights are to carry.
     """
-    return {
-        name: count_curve(detections, targets, label).best()
-        for label, name in enumerate(class_names, start=1)
-    }
+    curves = {name: count_curve(detections, targets, k) for k, name in enumerate(class_names, start=1)}
+    return {name: curve.unbiased() if unbiased else curve.best() for name, curve in curves.items()}
 
 
 def count_report(

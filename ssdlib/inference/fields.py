@@ -13,6 +13,7 @@ from itertools import islice
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssdlib.data.images import crop
 from ssdlib.inference.detections import Detections, Detector
@@ -127,9 +128,10 @@ def _look(
     while tried:
         tiles = tiling.tiles(*size)
         found = _detect_tiles(predictor, image, tiles, found, _spread(tiles), on_tiles)
-        times = _times_training(found, tiles, tiling)
+        sizes = _sizes(found, tiles, tiling)
+        times = float(sizes.median()) if len(sizes) >= _ENOUGH else None
         if times is None and tried == _ROUNDS:
-            times = _climb(predictor, image, tiling, _sure(found))
+            times = _climb(predictor, image, tiling, len(sizes))
         if times is None or _FITS[0] <= times <= _FITS[1]:
             break
         now = _enlargement(tiles[0], tiling)
@@ -177,8 +179,8 @@ def _enlargement(tile: Tile, tiling: Tiling) -> float:
     return math.sqrt((tile[2] - tile[0]) * (tile[3] - tile[1]) / (width * height))
 
 
-def _times_training(found: dict[int, Detections], tiles: Sequence[Tile], tiling: Tiling) -> float | None:
-    """How many times as large as in training the cells look in these tiles; None where too few tell."""
+def _sizes(found: dict[int, Detections], tiles: Sequence[Tile], tiling: Tiling) -> Tensor:
+    """How many times as large as in training each whole cell in these tiles looks: (K,)."""
     use, sides = tiling.use, [torch.empty(0)]
     for number, one in found.items():
         width, height = tiles[number][2] - tiles[number][0], tiles[number][3] - tiles[number][1]
@@ -188,16 +190,8 @@ def _times_training(found: dict[int, Detections], tiles: Sequence[Tile], tiling:
         clear = (boxes[:, :2] > edge).all(dim=1) & (boxes[:, 2:] < 99 * edge).all(dim=1)
         shares = (boxes[clear, 2:] - boxes[clear, :2]) / torch.tensor([width, height])
         sides.append(shares.prod(dim=1).sqrt())
-    joined = torch.cat(sides)
-    if len(joined) < _ENOUGH:
-        return None
     usual = use.reference_side / math.sqrt(use.view[0] * use.view[1])
-    return float(joined.median()) / usual
-
-
-def _sure(found: dict[int, Detections]) -> int:
-    """How many cells of any class were found that tell the size of cells."""
-    return sum(int((one.scores >= PROBE_SCORE).sum()) for one in found.values())
+    return torch.cat(sides) / usual
 
 
 def _climb(predictor: Detector, image: np.ndarray, tiling: Tiling, known: int) -> float | None:
@@ -211,7 +205,7 @@ def _climb(predictor: Detector, image: np.ndarray, tiling: Tiling, known: int) -
         other = replace(tiling, um_per_pixel=None, enlarge=now * step)
         tiles = other.tiles(*_size(image))
         found = _detect_tiles(predictor, image, tiles, {}, _spread(tiles))
-        times = _times_training(found, tiles, other)
-        if times is not None and 0.5 <= times <= 2 and _sure(found) >= most:
-            best, most = step * times, _sure(found) + 1
+        sizes = _sizes(found, tiles, other)
+        if len(sizes) >= most:
+            best, most = _enlargement(tiles[0], tiling) / now * float(sizes.median()), len(sizes) + 1
     return best

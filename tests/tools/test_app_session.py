@@ -301,7 +301,7 @@ def test_a_small_image_is_served_between_the_batches_of_a_large_one():
     go.set()
     for thread in threads:
         thread.join(60)
-    assert predictor.batches[:3] == [8, 1, 8]
+    assert predictor.batches[:3] == [4, 1, 8], "four tiles tell the scale, and then come all"
 
 
 def test_an_error_in_a_batch_is_the_callers_and_the_next_is_served():
