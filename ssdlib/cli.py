@@ -49,7 +49,8 @@ Sweep = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Go on in a run made with other settings, with these.")]
 WEIGHTS_HELP = (
     "A checkpoint; a run's name or folder (its best one); newest (the newest run's best one); or "
-    "shipped: the weights that come with the project, trained on BCCD."
+    "shipped: the weights that come with the project, of several microscopes; or bccd: those of BCCD's "
+    "official figures."
 )
 Weights = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]

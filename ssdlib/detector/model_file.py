@@ -17,20 +17,27 @@ from ssdlib.common.files import write_bytes
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model import SSD300
 
-SHIPPED = Path(__file__).resolve().parents[2] / "data" / "weights" / "ssd300-bccd.safetensors"
-"""The trained detector that comes with the project; its model card lies beside it (.md)."""
+_WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
+SHIPPED = _WEIGHTS / "ssd300-blood.safetensors"
+"""The detector that comes with the project, trained on several microscopes; its card lies beside it (.md)."""
+BENCHMARK = _WEIGHTS / "ssd300-bccd.safetensors"
+"""The detector of BCCD's official figures, trained to find what BCCD labels; its card lies beside it, too."""
+BY_NAME = {"shipped": SHIPPED, "blood": SHIPPED, "bccd": BENCHMARK}
+"""What `--weights` and `--init` call the files of the project."""
 
 
-def shipped_weights() -> Path:
-    """The path of the shipped weights. Raises CheckpointError with the remedies if they are missing."""
-    if not SHIPPED.is_file():
+def shipped_weights(name: str = "shipped") -> Path:
+    """The path of weights of the project, by a name of `BY_NAME`. Raises CheckpointError with the remedies if
+    they are missing."""
+    path = BY_NAME[name]
+    if not path.is_file():
         raise CheckpointError(
-            f"the shipped weights are missing: {SHIPPED}. They are part of the repository, not of the "
+            f"the shipped weights are missing: {path}. They are part of the repository, not of the "
             "installed package: restore the file (git restore data/weights), install from a checkout "
             "(pip install --editable .), name others (--weights), or train without them "
             "(--set recipe.initial_weights=scratch)."
         )
-    return SHIPPED
+    return path
 
 
 FORMAT = "ssdlib-1"

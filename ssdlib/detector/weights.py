@@ -15,7 +15,7 @@ from torchvision.models.detection import SSD300_VGG16_Weights
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model import SSD300
-from ssdlib.detector.model_file import load_model, shipped_weights
+from ssdlib.detector.model_file import BY_NAME, load_model, shipped_weights
 
 StateDict = Mapping[str, Tensor]
 
@@ -31,16 +31,16 @@ def build_model(
 
     initial_weights: `scratch`; `imagenet` (torchvision's VGG16 in the backbone); `coco` (torchvision's
     SSD300, all but the class heads); or a checkpoint file of this project, whose heads are kept where they
-    fit the priors, those of the classes by name (see `remake_class_heads`); `shipped` is such a file. The
-    rest is initialized from `seed`. All but the first two bring their own normalization of the images,
-    which replaces the config's.
+    fit the priors, those of the classes by name (see `remake_class_heads`); `shipped` and `bccd` are such
+    files. The rest is initialized from `seed`. All but the first two bring their own normalization of the
+    images, which replaces the config's.
     Raises ConfigError where config and weights cannot go together, CheckpointError for a bad file.
     """
     config, stored = config or ModelConfig(), None
     if initial_weights == "coco":
         config = config.replace(mean=COCO_MEAN, std=COCO_STD)
     elif initial_weights not in ("scratch", "imagenet"):
-        path = shipped_weights() if initial_weights == "shipped" else initial_weights
+        path = shipped_weights(str(initial_weights)) if initial_weights in BY_NAME else initial_weights
         stored = load_model(path)
         config = config.replace(mean=stored.config.mean, std=stored.config.std)
     model = SSD300(config)

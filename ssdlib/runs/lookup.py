@@ -45,14 +45,15 @@ def run_folder(run: str, *, profile: str, data: str) -> Path:
 def find_weights(asked: str | Path | None = None) -> Path:
     """The path of the checkpoint that `--weights` names.
 
-    None or "shipped" is the one that comes with the project; "newest" the best one of the newest run; else
-    a file, a run's folder or a run's name under `runs/`, whose best one is meant. Raises CheckpointError
-    that lists these if there is nothing of the kind, StageError if no run has any weights.
+    None, "shipped" or "blood" is the one that comes with the project, "bccd" the one of BCCD's official
+    figures; "newest" the best one of the newest run; else a file, a run's folder or a run's name under
+    `runs/`, whose best one is meant. Raises CheckpointError that lists these if there is nothing of the kind,
+    StageError if no run has any weights.
     """
-    from ssdlib.detector.model_file import shipped_weights
+    from ssdlib.detector.model_file import BY_NAME, shipped_weights
 
-    if asked is None or str(asked) == "shipped":
-        return shipped_weights()
+    if asked is None or str(asked) in BY_NAME:
+        return shipped_weights(str(asked or "shipped"))
     if str(asked) == "newest":
         found = list(paths.runs_folder().glob("*/checkpoints/best.safetensors"))
         if not found:
@@ -72,6 +73,6 @@ def find_weights(asked: str | Path | None = None) -> Path:
             raise CheckpointError(f"{folder} holds no {best.relative_to(folder)}: train that run to an end")
     raise CheckpointError(
         f"no weights at {path}: there is no such file, and no such run under {paths.runs_folder()}. Give a "
-        "file, a run's name or folder, `newest` for the newest run or `shipped` for those of the project; or "
-        "train some: python -m ssdlib run --profile quick"
+        "file, a run's name or folder, `newest` for the newest run, `shipped` or `bccd` for those of the "
+        "project; or train some: python -m ssdlib run --profile quick"
     )

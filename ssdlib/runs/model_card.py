@@ -10,27 +10,72 @@ metadata `training`, which --notes gives.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.files import sha256_of, write_text
+from ssdlib.config import DEFAULT_THRESHOLD
 from ssdlib.evaluation.tables import results_text
 
 if TYPE_CHECKING:
+    from ssdlib.config import Use
+    from ssdlib.data.dataset import DetectionDataset
     from ssdlib.data.source import DataSource
+    from ssdlib.detector.model import SSD300
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
+_ENOUGH_OBJECTS = 20
 _TRAINING_UNKNOWN = "The file does not say by which command, on what machine and how long."
 
 
-def ship_weights(checkpoint: Path, training: str = "") -> Path:
-    """Put a checkpoint, in fp16, in the place of the shipped weights and return their path.
+NMS_CHOICES = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+"""IoU thresholds of NMS among which counts choose."""
 
-    Its metadata are kept; `training` says by which command, on what hardware and how long it was made.
-    Raises CheckpointError for a bad checkpoint, SsdError where the disk refuses.
+
+def choose_use(model: SSD300, data: DetectionDataset, *, device: str, progress: bool = False) -> Use:
+    """The network's `Use` with the thresholds and the NMS with which it counts these images best.
+
+    For each class: the IoU of NMS with the least mean absolute difference of an image's count, where the
+    score threshold is the one whose total is right. `data` must be completely labeled, and not trained on. A
+    class with fewer than 20 objects keeps the defaults, for it would choose by chance.
+    """
+    from ssdlib.evaluation.counting import count_curve
+    from ssdlib.evaluation.evaluate import evaluate_model
+    from ssdlib.inference.predictor import NMS_IOU, Predictor
+
+    names, best = data.class_names, {}
+    for iou in NMS_CHOICES:
+        predictor = Predictor(model, device=device, precision="fp32", iou_threshold=iou)
+        _, detections = evaluate_model(predictor, data, progress=progress)
+        for label, name in enumerate(names, start=1):
+            curve = count_curve(detections, data.targets(), label)
+            threshold = curve.unbiased()
+            error = float(curve.mae[np.searchsorted(curve.thresholds, threshold)])
+            # Of equal ones the usual IoU, then the lower.
+            key = (round(error, 9), abs(iou - NMS_IOU))
+            if curve.objects >= _ENOUGH_OBJECTS and key < best.get(name, ((math.inf,),))[0]:
+                best[name] = key, threshold, iou
+    chosen = {name: best.get(name, (None, DEFAULT_THRESHOLD, NMS_IOU)) for name in names}
+    return model.config.use.replace(
+        thresholds={name: round(threshold, 2) for name, (_, threshold, _) in chosen.items()},
+        nms_iou={name: iou for name, (_, _, iou) in chosen.items()},
+    )
+
+
+def ship_weights(
+    checkpoint: Path, target: Path, training: str = "", choose: Callable[[SSD300], Use] | None = None
+) -> Path:
+    """Put a checkpoint, in fp16, in the place of the shipped weights `target` and return that path.
+
+    Its metadata are kept; `training` says by which command, on what hardware and how long it was made;
+    `choose` gives the `Use` that the file is to carry, by default the network's own. Raises CheckpointError
+    for a bad checkpoint, SsdError where the disk refuses.
     """
     from ssdlib.detector import model_file
 
@@ -40,8 +85,12 @@ def ship_weights(checkpoint: Path, training: str = "") -> Path:
     about["data"] = {key: value for key, value in (about.get("data") or {}).items() if key != "root"}
     if training:
         about["training"] = training
-    model_file.save_model(model_file.load_model(checkpoint), model_file.SHIPPED, half=True, **about)
-    return model_file.SHIPPED
+    model = model_file.load_model(checkpoint)
+    if choose is not None:
+        model.half().float()  # the weights that are chosen for are those that the file holds
+        model.config = model.config.replace(use=choose(model))
+    model_file.save_model(model, target, half=True, **about)
+    return target
 
 
 def write_card(

@@ -20,7 +20,7 @@ from ssdlib.data import download
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.duplicates import same_fields
 from ssdlib.data.source import EXTRA_SMEARS_SEED, DataSource, extra_smears
-from ssdlib.detector.model_file import read_metadata
+from ssdlib.detector.model_file import BY_NAME, read_metadata
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
@@ -129,7 +129,7 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
 def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None:
     """Raise ConfigError if the weights `init` were trained on these labels, as far as can be known."""
     learned = ""
-    if init == "shipped":
+    if init in BY_NAME:
         bccd_ids = {Path(name).stem for name in download.manifest()}
         marker = source.folder / "smears.json"
         if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
