@@ -39,6 +39,8 @@ class Sample:
     objects: tuple[LabeledObject, ...] = ()
     """Every object of the label file, in its order, those dropped for want of an area included."""
     label_file: Path | None = None
+    source: str = ""
+    """The name of the source it comes from, where several are joined; else empty."""
 
     @property
     def repairs(self) -> tuple[str, ...]:

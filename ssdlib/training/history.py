@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic.dataclasses import dataclass
 
+from ssdlib.common.tables import number
 from ssdlib.config import STRICT, Settings
 
 
@@ -25,7 +26,10 @@ class EpochRecord(Settings):
     seconds: float
     """Training and evaluation."""
     map_50: float | None = None
-    """mAP@0.5 on val; None where this epoch was not evaluated."""
+    """mAP@0.5 on val, the mean over the sources where there are several; None where this epoch was not
+    evaluated."""
+    map_50_by_source: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """That of each source, where there are several; None where none of its val images has objects."""
 
     def line(self, epochs: int) -> str:
         """One line of text about the epoch."""
@@ -35,6 +39,10 @@ class EpochRecord(Settings):
         )
         if self.map_50 is not None:
             text += f"  val mAP@0.5 {self.map_50:.3f}"
+        if self.map_50_by_source:
+            text += (
+                f" ({', '.join(f'{name} {number(value)}' for name, value in self.map_50_by_source.items())})"
+            )
         return f"{text}  {self.images_per_second:.1f} img/s"
 
 
