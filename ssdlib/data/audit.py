@@ -102,7 +102,7 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
             findings += _label_findings(source, image)
     split_of = {image_id: split for split in PARTS for image_id in splits[split]}
     findings += _split_findings(splits)
-    source_of = {image.image_id: f" of {image.source}" if image.source else "" for image in images}
+    source_of = {image.image_id: image.source for image in images}
     findings += _copies(pictures, split_of, source_of, progress)
     for part in source.parts.values() or [source]:
         if part.kind in _PUBLISHED:
@@ -167,7 +167,9 @@ def _copies(
     """Images that show the same cells; a warning where they are in different splits, of whatever source."""
     for (a, b), (kind, what) in find_pairs(pictures, progress=progress).items():
         first, second = split_of.get(a, "no split"), split_of.get(b, "no split")
-        message = f"{a} ({first}{source_of[a]}) and {b} ({second}{source_of[b]}) show {what}"
+        message = f"{a} ({first}) and {b} ({second}) show {what}"
+        if source_of[a] != source_of[b]:
+            message += f", in {source_of[a]} and {source_of[b]}"
         if first != second and "no split" not in (first, second):
             remedy = "Put both into one split for an honest score."
             yield Finding(kind, "warning", a, f"{message}: a leak between splits.", remedy)

@@ -75,11 +75,12 @@ def by_source(detections: Sequence[Detections], dataset: DetectionDataset) -> di
     The detections come in the dataset's order, as from `evaluate_model`.
     """
     parts: dict[str, DetectedImages] = {}
+    if not any(sample.source for sample in dataset.samples):
+        return parts
     for sample, found, target in zip(dataset.samples, detections, dataset.targets(), strict=True):
-        if sample.source:
-            of_source = parts.setdefault(sample.source, ([], []))
-            of_source[0].append(found)
-            of_source[1].append(target)
+        detected, truth = parts.setdefault(sample.source, ([], []))
+        detected.append(found)
+        truth.append(target)
     return parts
 
 

@@ -131,10 +131,10 @@ def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None
     learned = ""
     if init == "shipped":
         bccd_ids = {Path(name).stem for name in download.BCCD.manifest()}
-        marker = source.folder / "smears.json"
+        markers = [part.folder / "smears.json" for part in source.parts.values() or [source]]
         if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
             learned = "BCCD's train split"
-        elif marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
+        elif any(m.is_file() and read_json(m).get("seed") == EXTRA_SMEARS_SEED for m in markers):
             learned = "smears drawn with this very seed"
     elif Path(init).is_file():
         known = _fingerprints(read_metadata(init).get("data") or {})
