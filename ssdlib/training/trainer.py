@@ -310,23 +310,20 @@ class Trainer:
         """Evaluate, record and save what the epoch just trained."""
         self.epoch += 1
         began = time.perf_counter()
-        metrics, map_50, by_source = None, None, {}
+        metrics, by_source = None, {}
         due = self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs
         if due and self.val_data is not None:
             predictor = Predictor(self.weights, device=self.device, precision=self.precision)
             progress = self.progress and self._is_main
             measured, found = evaluate_model(predictor, self.val_data, progress=progress, shared=True)
-            metrics, map_50 = asdict(measured), measured.map_50
-            by_source = map_by_source(found, self.val_data)
-            if values := [value for value in by_source.values() if value is not None]:
-                map_50 = sum(values) / len(values)
+            metrics, by_source = asdict(measured), map_by_source(found, self.val_data)
         record = EpochRecord(
             self.epoch,
             *(total / self.batches for total in self.watch.sums),
             learning_rate=self._rate(self.step - 1),
             images_per_second=self.images / self.seconds,
             seconds=self.seconds + time.perf_counter() - began,
-            map_50=map_50,
+            map_50=metrics["map_50"] if metrics else None,
             map_50_by_source=by_source,
         )
         self.history.epochs.append(record)
