@@ -32,7 +32,11 @@ app.add_typer(data_app, name="data")
 
 Profile = Annotated[str, typer.Option(help="smoke, quick or full.")]
 Data = Annotated[
-    str, typer.Option(help="auto, bccd, smears, or a folder of yours: Pascal VOC, COCO or YOLO layout.")
+    str,
+    typer.Option(
+        help="auto, bccd, txl-pbc, smears, or a folder of yours (Pascal VOC, COCO or YOLO layout); several "
+        "with commas between: bccd,txl-pbc,my_cells/"
+    ),
 ]
 Run = Annotated[str, typer.Option("--run", help="Name under runs/, or a path. Default: time, profile, data.")]
 Settings = Annotated[
@@ -209,7 +213,8 @@ def evaluate(
         progress=not quiet,
     )
     report |= {"weights": str(path), "engine": engine}
-    print(results_text({split: report, "data": report["data"]}))
+    sources = {f"{split} of {name}": section for name, section in report.get("sources", {}).items()}
+    print(results_text({**sources, split: report, "data": report["data"]}))
     if analysis:
         print(analysis_text(report["analysis"], split))
     _write_json(json_file, report)
@@ -456,11 +461,18 @@ def app_page(
     serve(predictor, host=host, port=port, share=share, browser=browser, limits=limits, ready=ready)
 
 
-@data_app.command("fetch", epilog="Example: python -m ssdlib data fetch")
-def data_fetch(quiet: Quiet = False) -> None:
-    """Find BCCD, or download its pinned commit into data/BCCD, every file checked."""
-    source = _source("bccd", quiet)
-    print(f"BCCD: {source.folder}\nfingerprint: {source.fingerprint}")
+@data_app.command("fetch", epilog="Example: python -m ssdlib data fetch txl-pbc")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="bccd or txl-pbc.")] = "bccd", quiet: Quiet = False
+) -> None:
+    """Find a published data set, or download its pinned commit into data/, every file checked."""
+    from ssdlib.common.errors import ConfigError
+
+    titles = {"bccd": "BCCD", "txl-pbc": "TXL-PBC"}
+    if name not in titles:
+        raise ConfigError(f"{name} cannot be fetched; choose one of: {', '.join(titles)}")
+    source = _source(name, quiet)
+    print(f"{titles[name]}: {source.folder}\nfingerprint: {source.fingerprint}")
 
 
 @data_app.command("check", epilog="Example: python -m ssdlib data check --data my_cells/ --json audit.json")
@@ -476,7 +488,8 @@ def data_check(
     result = audit(source, progress=not quiet)
     if source.notice:
         print(source.notice)
-    print(f"{source.kind}: {source.folder}")
+    for part in source.parts.values() or [source]:
+        print(f"{part.kind}: {part.folder}")
     print(result.to_text())
     print(f"{len(result.findings)} findings, {len(result.errors)} of them errors")
     if result.findings:

@@ -33,7 +33,8 @@ def smears_copy(smears_root, tmp_path) -> Path:
 @pytest.fixture
 def no_data(monkeypatch, tmp_path) -> Path:
     """A machine without BCCD and without a network: an empty folder to work in."""
-    monkeypatch.delenv("BCCD_ROOT", raising=False)
+    for variable in ("BCCD_ROOT", "TXL_PBC_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SSDLIB_OFFLINE", "1")
     monkeypatch.setattr(paths, "data_folders", lambda: [tmp_path / "data"])
     bccd._say_once.cache_clear()

@@ -241,6 +241,40 @@ def test_fine_tuning_on_classes_of_ones_own(smears, tmp_path, capsys):
     assert "finds WBC, RBC, Platelets, but the data holds Burr cell" in capsys.readouterr().err
 
 
+def test_several_sources_are_trained_on_and_judged_each(smears, tmp_path, capsys):
+    mine, run, report = tmp_path / "mine", tmp_path / "run", tmp_path / "results.json"
+    write_dataset(mine, train=2, val=2, test=2, seed=9, progress=False)
+    settings = ("model.width=0.05", "model.batch_norm=false", "epochs=1", "batch_size=2")
+    changes = [word for setting in settings for word in ("--set", f"recipe.{setting}")]
+    given = ["--data", f"{smears},{mine}"]
+    assert main(["train", "--profile", "smoke", "--run", str(run), "--device", "cpu", *given, *changes]) == 0
+    (epoch,) = json.loads((run / "history.json").read_text())["epochs"]
+    assert list(epoch["map_50_by_source"]) == ["smears", "smears-2"]
+    assert all(0 <= value <= 1 for value in epoch["map_50_by_source"].values())
+    stored = json.loads((run / "config.json").read_text())["data"]
+    assert [one["root"] for one in stored["sources"]] == [str(smears), str(mine)]
+
+    assert main(["evaluate", "--quiet", *given, "--json", str(report)]) == 0
+    printed, together = capsys.readouterr().out, json.loads(report.read_text())
+    assert together["images"] == 5
+    for folder, name, images in ((smears, "smears", 3), (mine, "smears-2", 2)):
+        assert f"test of {name} ({images} images)" in printed
+        assert main(["evaluate", "--quiet", "--data", str(folder), "--json", str(report)]) == 0
+        alone, part = json.loads(report.read_text()), together["sources"][name]
+        assert {key: alone[key] for key in part} == part
+
+
+def test_what_can_be_fetched(smears, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BCCD_ROOT", str(smears))
+    assert main(["data", "fetch", "--quiet"]) == 0
+    assert f"BCCD: {smears}" in capsys.readouterr().out
+    monkeypatch.setenv("TXL_PBC_ROOT", str(smears))
+    assert main(["data", "fetch", "txl-pbc", "--quiet"]) == 1
+    assert "which is not TXL-PBC" in capsys.readouterr().err
+    assert main(["data", "fetch", "coco"]) == 1
+    assert "coco cannot be fetched; choose one of: bccd, txl-pbc" in capsys.readouterr().err
+
+
 def test_data_commands(tmp_path, capsys):
     folder = tmp_path / "new"
     assert main(["data", "smears", str(folder), "--train", "1", "--val", "1", "--test", "1", "--quiet"]) == 0

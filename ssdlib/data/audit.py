@@ -14,7 +14,7 @@ import torch
 from torchvision.ops import box_iou
 
 from ssdlib.common.tables import Table
-from ssdlib.data import download, duplicates
+from ssdlib.data import download, duplicates, txl_pbc
 from ssdlib.data.duplicates import Picture, find_pairs, read_pictures
 from ssdlib.data.formats.records import Finding, LabeledImage
 from ssdlib.data.source import DataSource
@@ -26,6 +26,9 @@ DUPLICATE_BOX_IOU = 0.9
 
 _UNLABELED = {"damaged_annotation", "image_without_annotation", "missing_file", "missing_image"}
 """Findings of images of whose labels nothing can be said."""
+
+_PUBLISHED = {"bccd": download.BCCD.differences, "txl-pbc": txl_pbc.differences}
+"""What differs from the published files, of the sources that are published."""
 
 _SEVERITIES = ("error", "warning", "info")
 
@@ -99,13 +102,15 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
             findings += _label_findings(source, image)
     split_of = {image_id: split for split in PARTS for image_id in splits[split]}
     findings += _split_findings(splits)
-    findings += _copies(pictures, split_of, progress)
-    if source.kind == "bccd":
-        remedy = "Download BCCD anew to compare results."
-        findings += [
-            Finding("differs_from_published", "info", "", f"{line}.", remedy)
-            for line in download.differences(source.folder)
-        ]
+    source_of = {image.image_id: image.source for image in images}
+    findings += _copies(pictures, split_of, source_of, progress)
+    for part in source.parts.values() or [source]:
+        if part.kind in _PUBLISHED:
+            remedy = "Download the published files anew to compare results."
+            findings += [
+                Finding("differs_from_published", "info", "", f"{line}.", remedy)
+                for line in _PUBLISHED[part.kind](part.folder)
+            ]
     groups = {**{split: splits[split] for split in SPLITS}, "all": list(labeled)}
     classes = {split: _count(ids, labeled, source.class_names) for split, ids in groups.items()}
     findings += _class_findings(classes)
@@ -156,11 +161,15 @@ def _class_findings(classes: dict[str, dict[str, int]]) -> Iterator[Finding]:
             yield Finding("class_not_in_train", "warning", "", message, remedy)
 
 
-def _copies(pictures: dict[str, Picture], split_of: dict[str, str], progress: bool) -> Iterator[Finding]:
-    """Images that show the same cells; a warning where they are in different splits."""
+def _copies(
+    pictures: dict[str, Picture], split_of: dict[str, str], source_of: dict[str, str], progress: bool
+) -> Iterator[Finding]:
+    """Images that show the same cells; a warning where they are in different splits, of whatever source."""
     for (a, b), (kind, what) in find_pairs(pictures, progress=progress).items():
         first, second = split_of.get(a, "no split"), split_of.get(b, "no split")
         message = f"{a} ({first}) and {b} ({second}) show {what}"
+        if source_of[a] != source_of[b]:
+            message += f", in {source_of[a]} and {source_of[b]}"
         if first != second and "no split" not in (first, second):
             remedy = "Put both into one split for an honest score."
             yield Finding(kind, "warning", a, f"{message}: a leak between splits.", remedy)

@@ -42,6 +42,8 @@ class Sample:
     window: tuple[int, int, int, int] | None = None
     """xyxy pixels of the part of the image that this sample is, whose size width, height and boxes are of; it
     may reach beyond the right and lower border. None: the whole image."""
+    source: str = ""
+    """The name of the source it comes from, where several are joined; else empty."""
 
     @property
     def repairs(self) -> tuple[str, ...]:

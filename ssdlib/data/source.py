@@ -1,15 +1,16 @@
-"""Where the data comes from: the one place that chooses BCCD, a folder of yours or synthetic smears."""
+"""Where the data comes from: the one place that chooses published data, folders of yours or drawn smears."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,18 @@ from ssdlib.common import paths
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import sha256_of
 from ssdlib.config import BCCD_CLASSES
-from ssdlib.data import download
+from ssdlib.data import download, txl_pbc
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats import coco, voc, yolo
+from ssdlib.data.formats.joined import join_folders
 from ssdlib.data.formats.layouts import read_folder
-from ssdlib.data.formats.records import Finding, LabeledFolder, LabeledImage
+from ssdlib.data.formats.records import Finding, LabeledFolder, LabeledImage, relative
 from ssdlib.data.splits import SPLITS
 
 OTHER_LAYOUTS = f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}) or XML files beside their images"
+
+NAMED = ("bccd", "txl-pbc", "smears")
+"""The sources that go by a name."""
 
 EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"
@@ -35,10 +40,10 @@ _SMEAR_NOTICE = (
 
 @dataclass(frozen=True)
 class DataSource:
-    """A folder of labeled images, read once when it was opened, and what is known about it."""
+    """A folder of labeled images, or several joined, read once when opened, and what is known about it."""
 
     kind: str
-    """bccd, smears, voc, coco or yolo."""
+    """bccd, txl-pbc, smears, voc, coco or yolo; of several, theirs with commas between."""
     labels: LabeledFolder = field(repr=False)
     """Images with their objects and findings, and the splits, whatever layout the folder has."""
     class_names: tuple[str, ...]
@@ -46,11 +51,18 @@ class DataSource:
     synthetic: bool = False
     notice: str = ""
     """What everyone who reads a result must know; empty for real data with splits of its own."""
+    parts: Mapping[str, DataSource] = field(default_factory=dict, repr=False, hash=False)
+    """The sources that are joined here, by name; empty for a single one."""
 
     @property
     def folder(self) -> Path:
-        """The folder as its owner knows it."""
+        """The folder as its owner knows it; of several, theirs with commas between, for messages."""
         return self.labels.root
+
+    @property
+    def name(self) -> str:
+        """bccd, txl-pbc or smears, else the folder's name; of several, theirs with commas between."""
+        return ",".join(self.parts) or (self.kind if self.kind in NAMED else self.folder.name)
 
     @property
     def fingerprint(self) -> str:
@@ -58,13 +70,20 @@ class DataSource:
 
         It is the sum of the list that `sha256sum` prints of them in sorted order, so two copies with the
         same content agree wherever they lie. Computed once in a process while sizes and times stay the same.
+        Of several sources it is the sum of theirs, in their order.
         """
-        files = sorted(set(self.labels.files), key=lambda file: file.relative_to(self.folder).as_posix())
+        if self.parts:
+            lines = "".join(f"{part.fingerprint}\n" for part in self.parts.values())
+            return hashlib.sha256(lines.encode()).hexdigest()
+        names = {
+            file: self.labels.names.get(file) or relative(file, self.folder) for file in self.labels.files
+        }
+        files = sorted(names, key=names.__getitem__)
         try:
             stamp = tuple((file.stat().st_size, file.stat().st_mtime_ns) for file in files)
         except FileNotFoundError as error:
             raise DataError(f"{error.filename} is gone since {self.folder} was read. Run again.") from error
-        return _fingerprint(self.folder, tuple(files), stamp)
+        return _fingerprint(tuple((file, names[file]) for file in files), stamp)
 
     def split_ids(self, split: str) -> list[str]:
         """Image ids of train, val, test or trainval, in the file's order. Raises DataError if empty.
@@ -99,10 +118,15 @@ class DataSource:
     ) -> DetectionDataset:
         """The images of a split (the first `limit` of them) with their ground truth; pixels are read later.
 
-        Raises DataError for a missing or damaged file or an unknown class.
+        Of several sources, `limit` takes the first of each in turn. Raises DataError for a missing or damaged
+        file or an unknown class.
         """
-        images = [self.labels.by_id[image_id] for image_id in self.split_ids(split)[:limit]]
-        samples = [self._sample(image) for image in images]
+        images = [self.labels.by_id[image_id] for image_id in self.split_ids(split)]
+        if limit is not None and self.parts:
+            by_source = [[image for image in images if image.source == name] for name in self.parts]
+            in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_source))
+            images = [image for image in in_turn if image is not None]
+        samples = [self._sample(image) for image in images[:limit]]
         return DetectionDataset(samples, self.class_names, transform).subset(limit)
 
     def _sample(self, image: LabeledImage) -> Sample:
@@ -118,6 +142,7 @@ class DataSource:
             labels=image.labels(self.class_names),
             objects=tuple(image.objects),
             label_file=image.label_file,
+            source=image.source,
         )
 
     def unknown_classes(self, image: LabeledImage) -> Iterator[Finding]:
@@ -132,14 +157,17 @@ class DataSource:
     def describe(self, *, root: bool = True) -> dict[str, Any]:
         """Plain values for a run's files: source, root, synthetic, notice, fingerprint.
 
-        Without `root`, which only means something on this machine, for files that leave it.
+        Several sources add `sources`, the list of theirs. Without `root`, which only means something on this
+        machine, for files that leave it.
         """
+        several = {"sources": [part.describe(root=root) for part in self.parts.values()]}
         return {
             "source": self.kind,
             **({"root": str(self.folder)} if root else {}),
             "synthetic": self.synthetic,
             "notice": self.notice,
             "fingerprint": self.fingerprint,
+            **(several if self.parts else {}),
         }
 
 
@@ -147,36 +175,119 @@ def resolve(data: str | Path = "auto", *, progress: bool = True, download: bool 
     """Find the data that `data` asks for.
 
     - "bccd": the folder in $BCCD_ROOT; else data/BCCD; else the published commit is downloaded there.
+    - "txl-pbc": the same with $TXL_PBC_ROOT and data/TXL-PBC: the part of it that may be trained on.
     - "smears": synthetic smears, drawn once into data/cache.
     - "auto": BCCD, or, where it cannot be had, the smears, with a notice on stderr.
+    - several of these but "auto", with commas between: joined, see `join`.
     - anything else: a folder with any classes, as for `open_folder`.
 
     SSDLIB_OFFLINE=1 or `download=False` keeps off the network. Raises DataError saying what to do.
     """
-    if str(data) not in ("auto", "bccd", "smears"):
-        return open_folder(data)
-    if str(data) == "smears":
-        return _smears(progress, "You asked for them with DATA=smears.")
+    requests = split_request(data)
+    if len(requests) > 1:
+        opened: dict[str, DataSource] = {}
+        for request in sorted(requests, key=_is_txl_pbc):  # after BCCD, whose pictures it needs
+            bccd = next((source for source in opened.values() if source.kind == "bccd"), None)
+            opened[request] = _open(request, progress, download, bccd)
+        return join([opened[request] for request in requests])
+    if str(data) != "auto":
+        return _open(str(data), progress, download)
     try:
         return _bccd(progress, download)
     except DataError as error:
-        if str(data) == "bccd" or os.environ.get("BCCD_ROOT"):
+        if os.environ.get("BCCD_ROOT"):
             raise
         return _smears(progress, f"BCCD cannot be had: {error}")
 
 
-def open_folder(path: str | Path) -> DataSource:
+def split_request(data: str | Path) -> list[str]:
+    """The sources that `data` asks for, one or more. Raises DataError for a list that cannot be joined.
+
+    A folder whose name has a comma is one source.
+    """
+    if "," not in str(data) or Path(data).expanduser().exists():
+        return [str(data)]
+    requests = [part.strip() for part in str(data).split(",")]
+    if "auto" in requests or "" in requests or len(set(requests)) < len(requests):
+        raise DataError(
+            f"{data} is not a list of data sources: give each once, by its name ({', '.join(NAMED)}) or as a "
+            "folder, with commas between. auto may stand alone only."
+        )
+    return requests
+
+
+def _is_txl_pbc(request: str) -> bool:
+    return request == "txl-pbc" or (
+        request not in NAMED and bool(txl_pbc.find_root(Path(request).expanduser()))
+    )
+
+
+def _open(request: str, progress: bool, may_download: bool, bccd: DataSource | None = None) -> DataSource:
+    """One source; `bccd` is BCCD, where it was opened before, for the pictures that TXL-PBC takes from it."""
+    if request == "bccd":
+        return _bccd(progress, may_download)
+    if request == "txl-pbc":
+        return _txl_pbc(progress, may_download, bccd)
+    if request == "smears":
+        return _smears(progress, "You asked for them with DATA=smears.")
+    return open_folder(request, bccd)
+
+
+def join(sources: Sequence[DataSource]) -> DataSource:
+    """Several sources as one: the images of all, each split that of all, see `join_folders`.
+
+    The classes are those of the source that has most of them; the others may lack some, which is a finding,
+    but have no further ones. Raises DataError where they have.
+    """
+    named: dict[str, DataSource] = {}
+    for source in sources:
+        if any(source.folder == other.folder for other in named.values()):
+            raise DataError(f"{source.folder} is given twice. Give each source once.")
+        numbers = (f"{source.name}-{number}" for number in itertools.count(2))
+        name = next(name for name in itertools.chain([source.name], numbers) if name not in named)
+        named[name] = source
+    class_names = max((source.class_names for source in sources), key=len)
+    for name, source in named.items():
+        if more := sorted(set(source.class_names) - set(class_names)):
+            raise DataError(
+                f"{name} has the classes {', '.join(more)}, which {', '.join(class_names)} do not include: "
+                "one of the sources must have the classes of all. Rename them there, or leave the source out."
+            )
+    parts = {name: replace(source, class_names=class_names) for name, source in named.items()}
+    labels = join_folders({name: part.labels for name, part in parts.items()})
+    labels.class_names = class_names
+    for name, part in parts.items():
+        if lacking := sorted(
+            set(class_names) - {o.name for image in part.labels.images for o in image.objects}
+        ):
+            message = f"{name} labels no {', '.join(lacking)}: those in its images are taught as background."
+            labels.report("class_not_in_source", "warning", message, "Label them there, or leave it out.")
+    return DataSource(
+        ",".join(source.kind for source in sources),
+        labels,
+        class_names,
+        synthetic=any(source.synthetic for source in sources),
+        notice="\n".join(dict.fromkeys(source.notice for source in sources if source.notice)),
+        parts=parts,
+    )
+
+
+def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
     """A folder of yours as a data source, in any layout that `read_folder` knows; it is never written to.
 
     Its classes are BCCD's if it has no others, else its own: in the folder's order where the layout has one
     (COCO, YOLO), else by name. A folder in the layout of VOC may also be given by its parent, if it is named
-    BCCD. Raises DataError for a folder without labels of use.
+    BCCD. TXL-PBC is known by its files; `bccd` is where its pictures from BCCD are taken, if not from the
+    source of that name. Raises DataError for a folder without labels of use.
     """
+    if txl_pbc.find_root(Path(path).expanduser()):
+        labels = txl_pbc.read_txl_pbc(Path(path).expanduser(), _pictures_of_bccd(bccd))
+        return _with_notice(DataSource("txl-pbc", labels, BCCD_CLASSES, notice=labels.notice))
     labels = read_folder(Path(path).expanduser())
     if labels is None:
         raise DataError(
             f"{path} is not a dataset: there must be {voc.LAYOUT}. Give the folder that holds them, one that "
-            f"is {OTHER_LAYOUTS}, or one of auto, bccd, smears."
+            f"is {OTHER_LAYOUTS}, or one of auto, {', '.join(NAMED)}."
         )
     if not labels.class_names:
         why = next((image.error for image in labels.images if image.error), "Label some images first.")
@@ -186,13 +297,18 @@ def open_folder(path: str | Path) -> DataSource:
         image.image_id.startswith(_SMEAR_PREFIX) for image in labels.images
     ):
         return DataSource("smears", labels, names, synthetic=True, notice=_SMEAR_NOTICE)
-    if labels.notice:
-        _say_once(labels.notice)
     annotations = {file.stem for file in labels.files if file.suffix == ".xml"}
-    published = {Path(name).stem for name in download.manifest() if name.endswith(".xml")}
+    published = {Path(name).stem for name in download.BCCD.manifest() if name.endswith(".xml")}
     if annotations == published and voc.find_root(labels.root):
-        return DataSource("bccd", labels, BCCD_CLASSES, notice=labels.notice)
-    return DataSource(labels.kind, labels, names, notice=labels.notice)
+        return _with_notice(DataSource("bccd", labels, BCCD_CLASSES, notice=labels.notice))
+    return _with_notice(DataSource(labels.kind, labels, names, notice=labels.notice))
+
+
+def _with_notice(source: DataSource) -> DataSource:
+    """The source, once its notice has been said."""
+    if source.notice:
+        _say_once(source.notice)
+    return source
 
 
 def extra_smears(count: int, *, progress: bool = True) -> DetectionDataset:
@@ -208,31 +324,61 @@ def extra_smears(count: int, *, progress: bool = True) -> DetectionDataset:
 
 
 def _bccd(progress: bool, may_download: bool) -> DataSource:
-    variable = os.environ.get("BCCD_ROOT")
-    places = [Path(variable).expanduser()] if variable else [f / "BCCD" for f in paths.data_folders()]
+    labels = _published(download.BCCD, voc.read_voc_folder, progress, may_download)
+    return DataSource("bccd", labels, BCCD_CLASSES, notice=labels.notice)
+
+
+def _txl_pbc(progress: bool, may_download: bool, bccd: DataSource | None) -> DataSource:
+    labels = _published(
+        txl_pbc.TXL_PBC,
+        lambda path: txl_pbc.read_txl_pbc(path, _pictures_of_bccd(bccd)),
+        progress,
+        may_download,
+    )
+    return _with_notice(DataSource("txl-pbc", labels, BCCD_CLASSES, notice=labels.notice))
+
+
+def _pictures_of_bccd(bccd: DataSource | None) -> dict[str, Path]:
+    """BCCD's images by name, of the source that is given, else of BCCD where it is at hand."""
+    try:
+        bccd = bccd or _bccd(progress=False, may_download=False)
+    except DataError:
+        return {}
+    return {image.image_id: image.path for image in bccd.labels.images if image.complete}
+
+
+def _published(
+    data: download.Published,
+    read: Callable[[Path], LabeledFolder | None],
+    progress: bool,
+    may_download: bool,
+) -> LabeledFolder:
+    """A published data set: from the folder that its variable names, else from data/, else downloaded."""
+    variable = os.environ.get(data.variable)
+    places = [Path(variable).expanduser()] if variable else [f / data.name for f in paths.data_folders()]
     for place in places:
-        if labels := voc.read_voc_folder(place):
-            return DataSource("bccd", labels, BCCD_CLASSES, notice=labels.notice)
+        if labels := read(place):
+            return labels
     if variable:
         raise DataError(
-            f"BCCD_ROOT is {variable}, which is not BCCD: there must be {voc.LAYOUT}. "
+            f"{data.variable} is {variable}, which is not {data.name}: there must be {data.layout}. "
             "Correct the variable, or unset it."
         )
-    remedy = f"Put Annotations, JPEGImages and ImageSets into {places[0]}, or set BCCD_ROOT to them."
+    remedy = f"Put {data.layout} into {places[0]}, or set {data.variable} to a folder that has them."
     if not may_download or os.environ.get("SSDLIB_OFFLINE", "") not in ("", "0"):
-        raise DataError(f"it is not on this machine, and downloading is switched off. {remedy}")
+        raise DataError(f"{data.name} is not on this machine, and downloading is switched off. {remedy}")
     try:
-        return DataSource("bccd", voc.read_voc_folder(_download_once(places[0], progress)), BCCD_CLASSES)
+        return read(_download_once(data, places[0], progress))
     except DataError as error:
         raise DataError(f"{error}. {remedy}") from error
 
 
-def _download_once(target: Path, progress: bool) -> Path:
+def _download_once(data: download.Published, target: Path, progress: bool) -> Path:
     """Download; a failure is remembered, so that being offline costs its seconds once in a process."""
     if message := _failures.get(target):
         raise DataError(message)
     try:
-        return download.download_bccd(target, progress=progress)
+        return data.download(target, progress=progress)
     except DataError as error:
         _failures[target] = str(error).rstrip(".")
         raise DataError(_failures[target]) from error
@@ -251,13 +397,10 @@ def _smears(progress: bool, reason: str) -> DataSource:
 
 
 @functools.lru_cache(maxsize=32)
-def _fingerprint(root: Path, files: tuple[Path, ...], stamp: tuple[tuple[int, int], ...]) -> str:
+def _fingerprint(files: tuple[tuple[Path, str], ...], stamp: tuple[tuple[int, int], ...]) -> str:
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256_of, files))
-    lines = (
-        f"{digest}  {file.relative_to(root).as_posix()}\n"
-        for digest, file in zip(digests, files, strict=True)
-    )
+        digests = list(pool.map(sha256_of, (file for file, _ in files)))
+    lines = (f"{digest}  {name}\n" for digest, (_, name) in zip(digests, files, strict=True))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -39,9 +39,9 @@ def evaluate_split(
 ) -> dict[str, Any]:
     """Plain values of `Metrics`, `intervals` over the images, and which data these were.
 
-    `limit` takes the split's first images only. `analysis` adds the section of that name (see
-    `analysis_section`), for which the network detects on val as well. Raises what `evaluate_model` and
-    `DataSource.dataset` raise.
+    Where the source joins several, `sources` has the same values for the images of each. `limit` takes the
+    split's first images only. `analysis` adds the section of that name (see `analysis_section`), for which
+    the network detects on val as well. Raises what `evaluate_model` and `DataSource.dataset` raise.
     """
     dataset = source.dataset(split, limit=limit)
     targets, names = dataset.targets(), predictor.class_names
@@ -55,6 +55,14 @@ def evaluate_split(
         "intervals": intervals.to_dict(),
         "data": source.describe(),
     }
+    if parts := by_source(detections, dataset):
+        report["sources"] = {
+            name: {
+                **asdict(evaluate_detections(*part, names, score_threshold=score_threshold)),
+                "intervals": bootstrap_map(*part, names, score_threshold=score_threshold).to_dict(),
+            }
+            for name, part in parts.items()
+        }
     if analysis:
         reported = chosen_on = (detections, targets)
         if split != "val":
@@ -62,6 +70,27 @@ def evaluate_split(
             chosen_on = (evaluate_model(predictor, val, progress=progress)[1], val.targets())
         report["analysis"] = analysis_section(chosen_on, reported, names)
     return report
+
+
+def by_source(detections: Sequence[Detections], dataset: DetectionDataset) -> dict[str, DetectedImages]:
+    """Detections and ground truth of the images of each source that is joined in `dataset`; {} for one alone.
+
+    The detections come in the dataset's order, as from `evaluate_model`.
+    """
+    parts: dict[str, DetectedImages] = {}
+    if not any(sample.source for sample in dataset.samples):
+        return parts
+    for sample, found, target in zip(dataset.samples, detections, dataset.targets(), strict=True):
+        detected, truth = parts.setdefault(sample.source, ([], []))
+        detected.append(found)
+        truth.append(target)
+    return parts
+
+
+def map_by_source(detections: Sequence[Detections], dataset: DetectionDataset) -> dict[str, float | None]:
+    """mAP@0.5 on the images of each source, as for `by_source`; None where they have no objects."""
+    parts = by_source(detections, dataset)
+    return {name: evaluate_detections(*part, dataset.class_names).map_50 for name, part in parts.items()}
 
 
 def analysis_section(

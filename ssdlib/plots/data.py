@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import cv2
 import numpy as np
 from matplotlib.axes import Axes
 
@@ -84,9 +85,12 @@ def hidden_labels(ax: Axes, image: Any, target: Mapping[str, Any], hidden: Any) 
 
 
 def side_by_side(ax: Axes, images: Sequence[Any], title: str = "") -> Axes:
-    """The Axes with images of one height, each (H, W, 3), next to each other with white gaps."""
+    """The Axes with images, each (H, W, 3), next to each other with white gaps, at the first one's height."""
     if len(images):
-        gap = np.full((np.asarray(images[0]).shape[0], 12, 3), 255, np.uint8)
-        pieces = [piece for image in images for piece in (np.asarray(image), gap)][:-1]
+        arrays = [np.asarray(image) for image in images]
+        height = arrays[0].shape[0]
+        gap = np.full((height, 12, 3), 255, np.uint8)
+        even = [cv2.resize(a, (round(a.shape[1] * height / a.shape[0]), height)) for a in arrays]
+        pieces = [piece for image in even for piece in (image, gap)][:-1]
         show_image(ax, np.concatenate(pieces, axis=1), title)
     return ax

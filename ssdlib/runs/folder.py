@@ -233,9 +233,11 @@ def read_stages(folder: Path) -> list[dict[str, Any]]:
 
 
 def data_name(description: Mapping[str, Any]) -> str:
-    """What data are called on a page: BCCD, synthetic smears, or the folder of others.
+    """What data are called on a page: BCCD, TXL-PBC, synthetic smears, or the folder of others.
 
     description: what `DataSource.describe` returns and runs store.
     """
-    names = {"bccd": "BCCD", "smears": "synthetic smears"}
+    if sources := description.get("sources"):
+        return " and ".join(map(data_name, sources))
+    names = {"bccd": "BCCD", "txl-pbc": "TXL-PBC", "smears": "synthetic smears"}
     return names.get(description["source"], description["root"])

@@ -17,7 +17,8 @@ def new_run_name(profile: str, data: str) -> str:
 
 
 def _data_word(data: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", Path(data).name).strip("-").lower() or "data"
+    name = "-".join(Path(part).name for part in data.split(","))
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "data"
 
 
 def locate(path: str | Path, *, profile: str, data: str) -> Path:

@@ -171,7 +171,8 @@ def _data_line(source: DataSource) -> str:
 
 
 def _name_of(source: DataSource) -> str:
-    return {"bccd": "BCCD", "smears": "Synthetic smears"}.get(source.kind, source.folder.name)
+    names = {"bccd": "BCCD", "txl-pbc": "TXL-PBC", "smears": "Synthetic smears"}
+    return " and ".join(map(_name_of, source.parts.values())) or names.get(source.kind, source.folder.name)
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -144,9 +144,12 @@ def _check_parameters(stages: Sequence[Path]) -> None:
 
 def _data_parameter(run: RunFolder, request: str) -> str:
     """The DATA parameter of every notebook: what the chain resolved once, so that all take the same."""
+    from ssdlib.data.source import split_request
+
     if request == "auto":
         return run.source.kind
-    return str(Path(request).resolve()) if Path(request).is_dir() else request
+    parts = [str(Path(part).resolve()) if Path(part).is_dir() else part for part in split_request(request)]
+    return ",".join(parts)
 
 
 def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress: bool) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic.dataclasses import dataclass
 
+from ssdlib.common.tables import number
 from ssdlib.config import STRICT, Settings
 
 
@@ -26,6 +27,14 @@ class EpochRecord(Settings):
     """Training and evaluation."""
     map_50: float | None = None
     """mAP@0.5 on val; None where this epoch was not evaluated."""
+    map_50_by_source: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """That of each source, where there are several; None where none of its val images has objects."""
+
+    @property
+    def score(self) -> float | None:
+        """What chooses the best epoch: mAP@0.5 on val, the mean over the sources where there are several."""
+        values = [value for value in self.map_50_by_source.values() if value is not None]
+        return sum(values) / len(values) if values else self.map_50
 
     def line(self, epochs: int) -> str:
         """One line of text about the epoch."""
@@ -35,6 +44,10 @@ class EpochRecord(Settings):
         )
         if self.map_50 is not None:
             text += f"  val mAP@0.5 {self.map_50:.3f}"
+        if self.map_50_by_source:
+            text += (
+                f" ({', '.join(f'{name} {number(value)}' for name, value in self.map_50_by_source.items())})"
+            )
         return f"{text}  {self.images_per_second:.1f} img/s"
 
 
@@ -46,9 +59,9 @@ class History:
 
     @property
     def best(self) -> EpochRecord | None:
-        """The epoch with the highest mAP@0.5 on val, the first of equals; None before any evaluation."""
-        evaluated = [record for record in self.epochs if record.map_50 is not None]
-        return max(evaluated, key=lambda record: record.map_50, default=None)
+        """The epoch with the highest score, the first of equals; None before any evaluation."""
+        evaluated = [record for record in self.epochs if record.score is not None]
+        return max(evaluated, key=lambda record: record.score, default=None)
 
     @property
     def best_epoch(self) -> int | None:

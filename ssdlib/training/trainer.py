@@ -41,7 +41,7 @@ from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
 from ssdlib.detector.matching import match
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
 from ssdlib.detector.model_file import save_model
-from ssdlib.evaluation.evaluate import evaluate_model
+from ssdlib.evaluation.evaluate import evaluate_model, map_by_source
 from ssdlib.inference.predictor import Predictor
 from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
@@ -99,7 +99,8 @@ class Trainer:
     """Trains a network by a recipe and keeps everything about the training in `run_dir`.
 
     Writes `checkpoints/` (see `ssdlib.training.checkpoints`), `history.json` and `events/` (TensorBoard). The
-    best weights are those with the highest mAP@0.5 on `val_data`; without it, the last.
+    best weights are those with the highest mAP@0.5 on `val_data`, the mean over its sources if several are
+    joined; without it, the last.
 
     data_description: what `DataSource.describe()` says; its fingerprint ties the checkpoints to the data.
     snapshot_every: epochs between weights that are kept beside the best.
@@ -314,15 +315,15 @@ class Trainer:
         """Evaluate, record and save what the epoch just trained."""
         self.epoch += 1
         began = time.perf_counter()
-        metrics = None
+        metrics, by_source = None, {}
         due = self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs
         if due and self.val_data is not None:
             predictor = Predictor(self.weights, device=self.device, precision=self.precision)
             progress = self.progress and self._is_main
-            measured, _ = evaluate_model(
+            measured, found = evaluate_model(
                 predictor, self.val_data, progress=progress, shared=True, tilings=self.val_tilings
             )
-            metrics = asdict(measured)
+            metrics, by_source = asdict(measured), map_by_source(found, self.val_data)
         record = EpochRecord(
             self.epoch,
             *(total / self.batches for total in self.watch.sums),
@@ -330,6 +331,7 @@ class Trainer:
             images_per_second=self.images / self.seconds,
             seconds=self.seconds + time.perf_counter() - began,
             map_50=metrics["map_50"] if metrics else None,
+            map_50_by_source=by_source,
         )
         self.history.epochs.append(record)
         self.watch, self.seconds = self._new_watch(), 0.0
@@ -373,7 +375,11 @@ class Trainer:
         return SummaryWriter(self.run_dir / "events", purge_step=self.epoch + 1)
 
     def _write_events(self, record: EpochRecord) -> None:
-        for name, value in record.to_dict().items():
+        values = record.to_dict()
+        for name, value in values.pop("map_50_by_source").items():
+            if value is not None:
+                self.events.add_scalar(f"val/map_50/{name}", value, record.epoch)
+        for name, value in values.items():
             if name != "epoch" and value is not None:
                 tag = "val/map_50" if name == "map_50" else f"train/{name}"
                 self.events.add_scalar(tag, value, record.epoch)

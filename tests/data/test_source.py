@@ -6,6 +6,7 @@ import itertools
 import shutil
 import urllib.error
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def test_real_bccd_has_the_published_counts(bccd_root, monkeypatch):
 
 def test_real_bccd_is_what_the_manifest_says(bccd_root):
     manifest = Path(download.__file__).with_name("bccd.sha256").read_bytes()
-    assert len(download.manifest()) == 364 * 2 + 4
-    assert download.differences(bccd_root) == []
+    assert len(download.BCCD.manifest()) == 364 * 2 + 4
+    assert download.BCCD.differences(bccd_root) == []
     # The fingerprint is the sum of the list of sums, so the manifest's own sum is BCCD's fingerprint.
     assert bccd.open_folder(bccd_root).fingerprint == hashlib.sha256(manifest).hexdigest()
 
@@ -238,7 +239,7 @@ def archive(tmp_path, files, extra=()):
     path = tmp_path / "archive.zip"
     with zipfile.ZipFile(path, "w") as packed:
         for name, content in files.items():
-            packed.writestr(f"BCCD_Dataset-{download.COMMIT}/BCCD/{name}", content)
+            packed.writestr(f"BCCD_Dataset-0123abc/BCCD/{name}", content)
         for name in extra:
             packed.writestr(name, b"elsewhere")
     return path
@@ -248,14 +249,11 @@ def archive(tmp_path, files, extra=()):
 def online(no_data, monkeypatch):
     """A network that serves what `online(path)` is given, and a manifest of three files."""
     monkeypatch.delenv("SSDLIB_OFFLINE")
-    monkeypatch.setattr(
-        download,
-        "manifest",
-        lambda: {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
-    )
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()}
 
     def serve(path):
-        monkeypatch.setattr(download, "URL", path.as_uri())
+        served = replace(download.BCCD, url=path.as_uri(), manifest=lambda: sums)
+        monkeypatch.setattr(download, "BCCD", served)
         return no_data / "data" / "BCCD"
 
     return serve
@@ -290,7 +288,7 @@ def test_bad_archives_leave_nothing_behind(online, tmp_path):
         path.write_bytes(content)
         target = online(path)
         with pytest.raises(DataError, match=complaint):
-            download.download_bccd(target, progress=False)
+            download.BCCD.download(target, progress=False)
         assert list(target.parent.iterdir()) == [], name
 
 
@@ -316,7 +314,7 @@ def test_an_endless_answer_is_cut_off(online, monkeypatch, tmp_path):
     monkeypatch.setattr(download.urllib.request, "urlopen", lambda *a, **k: answer)
     monkeypatch.setattr(download, "MAX_ARCHIVE_BYTES", 100_000)
     with pytest.raises(DataError, match="not BCCD"):
-        download.download_bccd(tmp_path / "x" / "BCCD", progress=False)
+        download.BCCD.download(tmp_path / "x" / "BCCD", progress=False)
 
 
 def test_another_process_may_finish_first(online, tmp_path, monkeypatch):
@@ -330,11 +328,11 @@ def test_another_process_may_finish_first(online, tmp_path, monkeypatch):
         return open_url(*args, **options)
 
     monkeypatch.setattr(download.urllib.request, "urlopen", slow)
-    assert download.download_bccd(target, progress=False) == target
-    assert download.differences(target) == []
+    assert download.BCCD.download(target, progress=False) == target
+    assert download.BCCD.differences(target) == []
     (target / "JPEGImages" / "a.jpg").write_bytes(b"mine")
     with pytest.raises(DataError, match="already holds something"):  # never overwritten
-        download.download_bccd(target, progress=False)
+        download.BCCD.download(target, progress=False)
     assert (target / "JPEGImages" / "a.jpg").read_bytes() == b"mine"
 
 

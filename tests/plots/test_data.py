@@ -44,6 +44,11 @@ def test_histograms(ax, counts, heights):
     assert [line.get_xdata()[0] for line in ax.lines] == [0.5, 1, 2]
 
 
+def test_side_by_side_takes_other_sizes(ax):
+    plots.side_by_side(ax, [PICTURE, np.zeros((50, 40, 3), np.uint8)])
+    assert [image.get_array().shape for image in ax.images] == [(100, 120 + 12 + 80, 3)]
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_side_by_side(ax, count):
     plots.side_by_side(ax, [PICTURE] * count, "pictures")

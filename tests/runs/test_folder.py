@@ -143,6 +143,7 @@ def test_where_a_notebook_writes(monkeypatch, tmp_path, given, variable, expecte
 def test_a_run_name_says_when_and_what():
     assert new_run_name("quick", "/data/My cells/").endswith("-quick-my-cells")
     assert new_run_name("full", "/")[-10:] == "-full-data"
+    assert new_run_name("full", "bccd,txl-pbc,/data/My cells").endswith("-full-bccd-txl-pbc-my-cells")
 
 
 @pytest.mark.parametrize(

@@ -271,6 +271,15 @@ def test_weights_that_saw_the_labels_are_refused(tmp_path, smears_source):
     with pytest.raises(ConfigError, match="trained on this very data"):
         check(source, tmp_path / "own.safetensors")
     check(source, tmp_path / "other.safetensors")
+    # One source of several is enough, on either side.
+    both = bccd.join([smears_source, source])
+    with pytest.raises(ConfigError, match="this very seed"):
+        check(both, "shipped")
+    with pytest.raises(ConfigError, match="trained on this very data"):
+        check(both, tmp_path / "own.safetensors")
+    save_model(model, tmp_path / "both.safetensors", data=both.describe(root=False))
+    with pytest.raises(ConfigError, match="trained on this very data"):
+        check(source, tmp_path / "both.safetensors")
 
 
 def test_predictions_are_found_by_id_or_file_name(tmp_path):

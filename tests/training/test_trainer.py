@@ -250,6 +250,19 @@ def uninterrupted(data, tmp_path_factory):
     return run_dir
 
 
+def test_the_best_epoch_is_the_best_on_the_mean_over_the_sources(data, scores, tmp_path, monkeypatch):
+    scores += [0.9, 0.5, 0.1]  # all images together
+    of_each = [{"a": 0.2, "b": 0.4}, {"a": 0.3, "b": 0.7}, {"a": 0.4, "b": None}]
+    monkeypatch.setattr(ssdlib.training.trainer, "map_by_source", lambda found, dataset: of_each.pop(0))
+    history = make_trainer(data, tmp_path).fit()
+    assert [r.map_50 for r in history.epochs] == [0.9, 0.5, 0.1]
+    assert [r.score for r in history.epochs] == pytest.approx([0.3, 0.5, 0.4])
+    assert history.best_epoch == read_metadata(tmp_path / "checkpoints/best.safetensors")["epoch"] == 2
+    assert history.best.map_50_by_source == {"a": 0.3, "b": 0.7}
+    assert "val mAP@0.5 0.100 (a 0.400, b n/a)" in history.epochs[2].line(3)
+    assert History.from_dict(json.loads((tmp_path / "history.json").read_text())) == history
+
+
 def test_run_folder_of_a_training(data, scores, tmp_path):
     scores += [0.1, 0.3, 0.2]
     seen = []

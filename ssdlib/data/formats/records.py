@@ -68,6 +68,8 @@ class LabeledImage:
     """Unique in its folder. Readers that leave it empty have it chosen by `read_folder`."""
     split: str | None = None
     """train, val, test, or None where the folder does not say."""
+    source: str = ""
+    """The name of the source it comes from, where several are joined; else empty."""
     width: int = 0
     height: int = 0
     """Those of the real image, upright; those that the label file states, or 0, if it cannot be read."""
@@ -129,7 +131,7 @@ class LabeledFolder:
     """A folder of labeled images, as it was when it was read."""
 
     kind: str
-    """voc, coco or yolo."""
+    """voc, coco, yolo, txl-pbc or joined."""
     root: Path
     class_names: tuple[str, ...]
     """In the folder's order; where it has none, by name."""
@@ -142,6 +144,8 @@ class LabeledFolder:
     """Image ids of train, val, test and trainval."""
     notice: str = ""
     """What everyone who reads a result must know: where the splits are not the folder's own."""
+    names: dict[Path, str] = field(default_factory=dict)
+    """What the fingerprint calls a file, where it is not by its path below `root`."""
 
     @cached_property
     def by_id(self) -> dict[str, LabeledImage]:

@@ -63,7 +63,7 @@ def read_yolo(root: Path) -> LabeledFolder | None:
     folder.files += present
     for image in images:
         if image.measure():
-            _read_labels(image, class_names, root)
+            read_labels(image, class_names, root)
     _report_unused_labels(folder, labels, file)
     return folder
 
@@ -197,7 +197,7 @@ def _label_file(image: Path, root: Path) -> Path:
     return beside if beside.is_file() and not usual.is_file() else usual
 
 
-def _read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -> None:
+def read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -> None:
     """Add the objects of its label file to the image, and a finding for each line that is odd."""
     name = relative(image.label_file, root)
     if not image.label_file.is_file():

@@ -130,20 +130,27 @@ def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None
     """Raise ConfigError if the weights `init` were trained on these labels, as far as can be known."""
     learned = ""
     if init in BY_NAME:
-        bccd_ids = {Path(name).stem for name in download.manifest()}
-        marker = source.folder / "smears.json"
+        bccd_ids = {Path(name).stem for name in download.BCCD.manifest()}
+        markers = [part.folder / "smears.json" for part in source.parts.values() or [source]]
         if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
             learned = "BCCD's train split"
-        elif marker.is_file() and read_json(marker).get("seed") == EXTRA_SMEARS_SEED:
+        elif any(m.is_file() and read_json(m).get("seed") == EXTRA_SMEARS_SEED for m in markers):
             learned = "smears drawn with this very seed"
     elif Path(init).is_file():
-        fingerprint = (read_metadata(init).get("data") or {}).get("fingerprint")
-        learned = "this very data" if fingerprint == source.fingerprint else ""
+        known = _fingerprints(read_metadata(init).get("data") or {})
+        learned = "this very data" if known & _fingerprints(source.describe()) else ""
     if learned:
         raise ConfigError(
             f"the weights {init} were trained on {learned}, so they would confirm these labels, the wrong "
             "ones too: start from scratch (--init scratch)."
         )
+
+
+def _fingerprints(description: Mapping[str, Any]) -> set[str]:
+    """Those of described data (`DataSource.describe`) and of the sources that are joined there."""
+    return {
+        one["fingerprint"] for one in (description, *description.get("sources", ())) if "fingerprint" in one
+    }
 
 
 def _plan(

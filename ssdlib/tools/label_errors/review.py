@@ -14,7 +14,7 @@ from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.common.files import read_json, write_json
 from ssdlib.common.pages import render
 from ssdlib.data.images import encode_image
-from ssdlib.data.source import DataSource, open_folder
+from ssdlib.data.source import DataSource, resolve
 from ssdlib.tools.label_errors.pages import crop_of
 from ssdlib.tools.label_errors.rank import ACTIONS, LabelIssue
 
@@ -146,7 +146,7 @@ class ReviewWidget:
         import ipywidgets as widgets
 
         self.session = ReviewSession(path, source, kinds=kinds)
-        self._dataset = (source or open_folder(self.session.data["root"])).dataset("all")
+        self._dataset = (source or resolve(self.session.data["root"])).dataset("all")
         styles = {"accept": "success", "refuse": "danger", "skip": "", "back": ""}
         self.buttons = {name: widgets.Button(description=name, button_style=s) for name, s in styles.items()}
         for button in self.buttons.values():
