@@ -179,8 +179,13 @@ def evaluate(
     split: Split = "test",
     limit: Annotated[int | None, typer.Option(help="Only the split's first images.", min=1)] = None,
     threshold: Annotated[
-        float, typer.Option(help="Score threshold for precision and recall.", min=0, max=1)
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            help="Score threshold for precision and recall. Default: what the weights count best with.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
     analysis: Annotated[
         bool,
         typer.Option(
@@ -208,7 +213,7 @@ def evaluate(
         source,
         split,
         limit=limit,
-        score_threshold=threshold,
+        score_threshold=predictor.config.thresholds if threshold is None else threshold,
         analysis=analysis,
         progress=not quiet,
     )

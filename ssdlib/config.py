@@ -382,7 +382,28 @@ _FINETUNE = Recipe(
     epochs=10,
     evaluate_every=5,
 )
-RECIPES = {recipe.name: recipe for recipe in (_SCRATCH, _ORIGINAL, _PAPER, _FINETUNE)}
+_BLOOD = _FINETUNE.replace(
+    # Every microscope at hand, with complete labels: the shipped weights, begun from the benchmark's.
+    #
+    #     python -m ssdlib data complete --data bccd ... --out bccd-complete
+    #     python -m ssdlib train --profile full --set recipe=blood --data bccd-complete,txl-pbc
+    #
+    # Its card, data/weights/ssd300-blood.md, has hardware, time and results.
+    name="blood",
+    initial_weights="bccd",
+    frozen_stages=2,
+    learning_rate=5e-4,
+    warmup_steps=30,
+    epochs=8,
+    ema_decay=0.995,
+    smears=40,
+    evaluate_every=4,
+    # Microscopes differ by more than one of them varies: in stain and light, in focus, in magnification.
+    augment=AugmentConfig(
+        zoom_out=2.0, zoom_out_chance=0.35, zoom_in=1.6, zoom_in_chance=0.4, stain=0.7, blur=0.2
+    ),
+)
+RECIPES = {recipe.name: recipe for recipe in (_SCRATCH, _ORIGINAL, _PAPER, _FINETUNE, _BLOOD)}
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -9,6 +9,12 @@ from torch import Tensor
 
 from ssdlib.detector.boxes import decode, iou
 
+CANDIDATES = 1000
+"""The best detections of each class in one view that go into NMS, several to a cell. The paper has 400."""
+
+NMS_IOU = 0.45
+"""IoU above which two detections are of one object, unless the weights know better. Liu et al. 2016."""
+
 LARGEST_TABLE = 2**24
 """IoU values held at once by `batched_nms` (64 MB); larger batches are taken in parts."""
 
@@ -81,17 +87,16 @@ def detect_objects(
     *,
     variances: tuple[float, float] = (0.1, 0.2),
     score_threshold: float = 0.01,
-    iou_threshold: float | Sequence[float] = 0.45,
+    iou_threshold: float | Sequence[float] = NMS_IOU,
     top_k: int | None = None,
-    candidates: int = 1000,
+    candidates: int = CANDIDATES,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Decode a batch of raw outputs into detections. Liu et al. 2016, section 3 and 3.7.
 
     locs (N, P, 4), logits (N, P, C), priors (P, 4) cxcywh -> for each image (boxes (D, 4) fractional xyxy
     clipped to the image, scores (D,), labels (D,) int64 in 1..C-1), best first. For each class: scores above
     the threshold, the best `candidates` of them, NMS (one IoU threshold for all classes or one for each);
-    then the best `top_k` of the image, or all. The paper has 400 candidates and a `top_k` of 200, which is
-    fewer than a crowded field has cells.
+    then the best `top_k` of the image, or all. The paper's `top_k` is 200, which a crowded field exceeds.
     """
     images, priors, classes = logits.shape
     if images == 0:

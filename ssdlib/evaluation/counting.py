@@ -49,7 +49,6 @@ class CountCurve:
         keys = (np.abs(self.thresholds - DEFAULT_THRESHOLD), np.abs(self.bias).round(9), self.mae.round(9))
         return float(self.thresholds[np.lexsort(keys)[0]])
 
-
     def unbiased(self) -> float:
         """The threshold of least |bias|, of those the one of least MAE: totals come out right with it.
 

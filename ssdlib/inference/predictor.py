@@ -24,12 +24,9 @@ from ssdlib.data.images import read_image
 from ssdlib.data.transforms import resize_to
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
 from ssdlib.detector.model_file import load_model, shipped_weights
-from ssdlib.detector.nms import detect_objects
+from ssdlib.detector.nms import NMS_IOU, detect_objects
 from ssdlib.inference.detections import Detections, ImageLike
 from ssdlib.inference.inputs import read_ahead
-
-NMS_IOU = 0.45
-"""IoU above which two detections are of one object, unless the weights know better. Liu et al. 2016."""
 
 
 @dataclass(frozen=True)

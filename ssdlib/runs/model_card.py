@@ -45,9 +45,10 @@ def choose_use(model: SSD300, data: DetectionDataset, *, device: str, progress: 
     score threshold is the one whose total is right. `data` must be completely labeled, and not trained on. A
     class with fewer than 20 objects keeps the defaults, for it would choose by chance.
     """
+    from ssdlib.detector.nms import NMS_IOU
     from ssdlib.evaluation.counting import count_curve
     from ssdlib.evaluation.evaluate import evaluate_model
-    from ssdlib.inference.predictor import NMS_IOU, Predictor
+    from ssdlib.inference.predictor import Predictor
 
     names, best = data.class_names, {}
     for iou in NMS_CHOICES:

@@ -14,8 +14,8 @@ from ssdlib.data.splits import SPLITS
 def join_folders(folders: Mapping[str, LabeledFolder]) -> LabeledFolder:
     """The images and splits of all the folders, which go by the names of their sources.
 
-    An image that two of them have, the same file under the same id, counts once: with the labels of the later
-    one, in the split of the first. TXL-PBC counts as last, because its labels are complete. Where different
+    An image that two of them have, the same file under the same id, counts once: with the labels and in the
+    split of the later one. TXL-PBC counts as last, because its labels are complete. Where different
     images have the same id, the name of the later one's source is put before it.
     """
     images: dict[str, LabeledImage] = {}
@@ -29,10 +29,11 @@ def join_folders(folders: Mapping[str, LabeledFolder]) -> LabeledFolder:
                 image_id = f"{name}_{image_id}"
             findings = [replace(finding, image_id=image_id) for finding in image.findings]
             images[image_id] = replace(image, image_id=image_id, source=name, findings=findings)
-            if not shared:
-                new_ids[image.image_id] = image_id
+            new_ids[image.image_id] = image_id
+        moved = before.keys() & set(new_ids.values())
+        splits = {split: [name for name in ids if name not in moved] for split, ids in splits.items()}
         for split, image_ids in folder.splits.items():
-            splits[split] += [new_ids[image_id] for image_id in image_ids if image_id in new_ids]
+            splits[split] += [new_ids[image_id] for image_id in image_ids]
     return LabeledFolder(
         "joined",
         Path(",".join(str(folder.root) for folder in folders.values())),  # for messages: there is no such one

@@ -6,6 +6,7 @@ https://onnx.ai; opset 18, which ONNX Runtime reads from 1.14 on.
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,18 +23,16 @@ from ssdlib.config import ModelConfig
 from ssdlib.detector.boxes import MAX_LOG_RATIO
 from ssdlib.detector.model import IMAGE_SIZE
 from ssdlib.detector.model_file import load_model
+from ssdlib.detector.nms import CANDIDATES, NMS_IOU
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.predictor import fold_batch_norm
 
 if TYPE_CHECKING:
     import onnx
-
 OPSET = 18
 FORMAT = "ssdlib-onnx-1"
 RAW, WITH_NMS = "raw", "nms"
 """The outputs of a file: locs and logits, or boxes, scores, labels and counts."""
-CANDIDATES = 400
-"""Candidates of each class before NMS, as in `ssdlib.detector.nms.detect_objects`."""
 
 
 @dataclass(frozen=True)
@@ -145,16 +144,24 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
 
 
 def with_nms(
-    model: onnx.ModelProto, *, score_threshold: float = 0.01, iou_threshold: float = 0.45, top_k: int = 200
+    model: onnx.ModelProto,
+    *,
+    score_threshold: float = 0.01,
+    iou_threshold: float | None = None,
+    top_k: int | None = None,
 ) -> onnx.ModelProto:
     """A raw model, fp32 or int8, followed by what `detect_objects` (ssdlib.detector.nms) does.
 
-    Outputs, T = top_k or fewer rows an image, best first: boxes (N, T, 4) fractional xyxy, scores (N, T),
-    labels (N, T) int64 from 1, counts (N,) int64. Rows from an image's count on are zeros.
+    One IoU threshold serves all classes: by default the weights' own for the class that tells the scale.
+    Outputs, T = top_k rows an image or all candidates, best first: boxes (N, T, 4) fractional xyxy, scores
+    (N, T), labels (N, T) int64 from 1, counts (N,) int64. Rows from an image's count on are zeros.
     """
     import onnx
 
     header = read_header(model)
+    use = header.config.use
+    if iou_threshold is None:
+        iou_threshold = (use.nms_iou or {}).get(use.reference, NMS_IOU)
     settings = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "top_k": top_k}
     tail = _detection_graph(header.config, model.ir_version, settings)
     tail = onnx.compose.add_prefix(tail, "detect/", rename_inputs=False, rename_outputs=False)
@@ -224,7 +231,7 @@ def _detection_graph(config: ModelConfig, ir_version: int, settings: Mapping[str
     centers, sizes = make_priors(config.priors, IMAGE_SIZE).split(2, dim=1)
     classes = config.num_classes - 1
     candidates = min(CANDIDATES, len(centers))
-    rows = min(settings["top_k"], classes * candidates)
+    rows = min(settings["top_k"] or math.inf, classes * candidates)
     floats = {
         "centers": centers.numpy(),
         "center_steps": (sizes * config.variances[0]).numpy(),
