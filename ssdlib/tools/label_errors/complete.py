@@ -51,11 +51,11 @@ BORDER = 0.01
 TOUCHING = 0.02
 """Boxes overlap if their IoU is larger."""
 
-BEST = 0.1
-"""Share of a class's detections, best first, of which so many have a label as of all real objects."""
-
 LEAST = 20
 """Fewer detections that agree with a label say too little about a place or a class."""
+
+BEST = 0.5
+"""This share of as many detections as there must be real ones, the best, are taken to be real."""
 
 LITTLE = 0.02
 """A round that adds less than this share of what is there is the last."""
@@ -200,12 +200,15 @@ def _probabilities(members: Sequence[Candidate]) -> tuple[float, Callable[[float
     agrees = np.array([candidate.agrees for candidate in ranked], dtype=float)
     if not agrees.any():
         return 0.0, lambda score: 0.0
-    best = max(2 * LEAST, round(BEST * len(agrees)))
-    share = float(agrees[-best:].mean())
+    share = 1.0
+    for _ in range(2):  # at first as if all were labeled, which takes the fewest
+        best = max(LEAST, round(BEST * agrees.sum() / share))
+        share = agrees[-best:].mean()
+    agrees[-best:] = share
     real = np.minimum(1.0, _rising(agrees) / share)  # of all detections with this score
     rest = 1 - real * share
     of_finds = np.divide(real * (1 - share), rest, out=np.zeros_like(rest), where=rest > 0)
-    return share, lambda score: float(np.interp(score, scores, of_finds))
+    return float(share), lambda score: float(np.interp(score, scores, of_finds))
 
 
 def _rising(values: np.ndarray) -> np.ndarray:
