@@ -264,6 +264,22 @@ def test_a_round_learns_from_what_the_one_before_added_until_little_is_new(tmp_p
     assert sum(copy.class_counts().values()) == labels + len(result.added)
 
 
+def test_a_round_that_finds_less_does_not_count(tmp_path, rounds):
+    images, detections, _ = fields(40, lambda column, row: 0.5)
+    nothing = [found(image=one.image) for one in detections]
+    # The best that these networks find agrees with no label.
+    wrong = [
+        found(("RBC", 0.9, (0, 80, 9, 89)), ("RBC", 0.1, (5, 6, 45, 46)), image=one.image) for one in nothing
+    ]
+    source, settings = folder_of(tmp_path / "data", images), FoldSettings(split="all")
+    for number, worse in enumerate((nothing, wrong)):
+        asked = rounds(detections, worse)
+        asked.clear()
+        result = complete(source, tmp_path / f"out-{number}", settings, rounds=4)
+        assert len(asked) == 2
+        assert result.added == find_missing(source.dataset("all"), detections).added != []
+
+
 def test_rounds_end_when_enough_were_made(tmp_path, rounds):
     images, detections, _ = fields(40, lambda column, row: 0.5)
     asked = rounds(detections)

@@ -198,12 +198,12 @@ def _probabilities(members: Sequence[Candidate]) -> tuple[float, Callable[[float
     ranked = sorted(members, key=lambda candidate: candidate.issue.score)
     scores = np.array([candidate.issue.score for candidate in ranked])
     agrees = np.array([candidate.agrees for candidate in ranked], dtype=float)
-    if not agrees.any():
-        return 0.0, lambda score: 0.0
     share = 1.0
     for _ in range(2):  # at first as if all were labeled, which takes the fewest
         best = max(LEAST, round(BEST * agrees.sum() / share))
-        share = agrees[-best:].mean()
+        share = agrees[-best:].mean() if len(agrees) else 0.0
+        if share == 0:
+            return 0.0, lambda score: 0.0
     agrees[-best:] = share
     real = np.minimum(1.0, _rising(agrees) / share)  # of all detections with this score
     rest = 1 - real * share
@@ -233,13 +233,13 @@ def complete(
     rounds: int = ROUNDS,
     review: bool = False,
 ) -> Round:
-    """The last round's finds; a copy of the data with the missing labels added is written to `out`/data.
+    """The finds of the round that adds most; a copy of the data with them added is written to `out`/data.
 
     The first round's networks learn from the labels as they are, those of each further one from the labels
     completed by the round before; every round decides anew about all finds. Rounds end after `rounds`, or
-    when one adds less than LITTLE of what is there to what the round before added. The copy has the layout
-    of the data; its added.csv lists what was added, its completion.json says how. Called again it goes on
-    where it stopped.
+    when one adds less than LITTLE of what is there to what the round before added; what a round adds that
+    finds less than the one before does not count. The copy has the layout of the data; its added.csv lists
+    what was added, its completion.json says how. Called again it goes on where it stopped.
 
     predictions: a folder of JSON files as `ssdlib detect --json` writes, used in the first round instead of
     training networks. The caller vouches that their detector was not trained on these labels.
@@ -249,22 +249,23 @@ def complete(
     Raises errors as `out_of_fold` and `find_missing`, and DataError where a copy has other content.
     """
     out, dataset = Path(out), source.dataset(settings.split)
-    current, before, there = source, 0, len([b for s in dataset.samples for b in s.boxes])
+    current, result, there = source, Round([], [], []), sum(dataset.class_counts().values())
     for k in range(1, rounds + 1):
         folder = out / f"round-{k}"
         if predictions is not None and k == 1:
             found = read_predictions(predictions, dataset)
         else:
             found = out_of_fold(current, folder, settings)
-        result = find_missing(dataset, found, precision)
+        this = find_missing(dataset, found, precision)
         if review:
-            _write_review(source, dataset, out, result)
-            return result
-        added = len(result.added)
-        if k == rounds or added - before < LITTLE * (there + before):
+            _write_review(source, dataset, out, this)
+            return this
+        before = len(result.added)
+        result = max(this, result, key=lambda one: len(one.added))
+        if k == rounds or len(result.added) - before < LITTLE * (there + before):
             break
         write_copy(source, folder / COPY, result.added, precision)
-        current, before = open_folder(folder / COPY), added
+        current = open_folder(folder / COPY)
     write_copy(source, out / COPY, result.added, precision)
     return result
 
