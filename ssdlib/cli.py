@@ -569,6 +569,77 @@ def data_label_errors(
 
 
 @data_app.command(
+    "complete", epilog="Example: python -m ssdlib data complete --data my_cells/ --out runs/complete"
+)
+def data_complete(
+    out: Annotated[Path, typer.Option(help="Folder to write; called again it goes on there.")],
+    data: Data = "auto",
+    split: Annotated[str, typer.Option(help="Images to complete: train, val, test or all.")] = "train",
+    folds: Annotated[int, typer.Option(help="Networks of a round, each without one fold.", min=2)] = 5,
+    epochs: Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)] = None,
+    init: Annotated[
+        str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
+    ] = "scratch",
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of `detect --json` files for the first round; their detector must not know "
+            "the labels."
+        ),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(help="At most; default: 1 with --predictions, else 3, fewer if little is added.", min=1),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(help="Of what is added to a class, estimated, at least.", min=0.5, max=1)
+    ] = 0.95,
+    review: Annotated[
+        bool,
+        typer.Option("--review", help="Add nothing: write the first round's finds for you to decide on."),
+    ] = False,
+    apply: Annotated[
+        Path | None, typer.Option(help="A decisions.json of --review: write the completed copy to --out.")
+    ] = None,
+    settings: Settings = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+) -> None:
+    """Add missing labels to a copy of the data, found by networks that never saw the images' labels.
+
+    The copy is in --out, in the folder data, in the layout of the data; added.csv in it lists what was
+    added. With --review a page of crops and decisions.json are written instead, to be filled in a notebook
+    (ssdlib.tools.label_errors.review.ReviewWidget) and given to --apply.
+    """
+    from ssdlib.tools.label_errors import complete as work
+    from ssdlib.tools.label_errors.folds import FoldSettings
+
+    source = _source(data, quiet)
+    if apply is not None:
+        print(f"added: {len(work.apply_finds(source, apply, out))}\ncompleted copy: {out}")
+        return
+    asked = FoldSettings(
+        split=split,
+        folds=folds,
+        epochs=epochs,
+        init=init,
+        overrides=_overrides(settings) or {},
+        device=device,
+        progress=not quiet,
+    )
+    rounds = rounds or (work.ROUNDS if predictions is None else 1)
+    chosen = {"predictions": predictions, "precision": precision, "rounds": rounds, "review": review}
+    result = work.complete(source, out, asked, **chosen)
+    if source.notice:
+        print(source.notice)
+    print(work.completion_table(result).to_text())
+    if review:
+        print(f"look: {out / work.PAGE_FILE}\ndecide: {out / work.DECISIONS_FILE}")
+    else:
+        print(f"completed copy: {out / work.COPY}")
+
+
+@data_app.command(
     "smears", epilog="Example: python -m ssdlib data smears my_smears --train 20 --val 5 --test 5"
 )
 def data_smears(

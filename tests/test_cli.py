@@ -23,7 +23,7 @@ from ssdlib.runs import lookup
 
 COMMANDS = (
     "run", "train", "evaluate", "compare", "detect", "export", "app", "model-card",
-    "data fetch", "data check", "data label-errors", "data smears", "data convert",
+    "data fetch", "data check", "data label-errors", "data complete", "data smears", "data convert",
 )  # fmt: skip
 
 

@@ -10,13 +10,17 @@ from typing import Any
 import yaml
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.common.files import new_folder, write_json, write_text
-from ssdlib.data.formats.records import LabeledImage
-from ssdlib.data.formats.voc import find_root, write_splits, write_voc
+from ssdlib.common.files import new_folder, read_json, write_json, write_text
+from ssdlib.data.formats import coco, yolo
+from ssdlib.data.formats.records import AddedObject, LabeledImage
+from ssdlib.data.formats.voc import add_object, find_root, read_tree, write_splits, write_tree, write_voc
 from ssdlib.data.source import DataSource
 from ssdlib.data.splits import PARTS
 
 FORMATS = ("voc", "coco", "yolo")
+
+ADDED = "added"
+"""<pose> of a label that was added to an annotation; VOC's own values are Left, Frontal and such."""
 
 Splits = Mapping[str, Sequence[LabeledImage]]
 
@@ -60,6 +64,41 @@ def copy_as_voc(source: DataSource, folder: Path) -> None:
         if image.complete:
             _write_voc(folder, image, [o.written for o in image.objects], [o.name for o in image.objects])
     write_splits(folder, source.labels.splits)
+
+
+def copy_with_added(source: DataSource, folder: Path, added: Mapping[str, Sequence[AddedObject]]) -> None:
+    """Fill `folder` with a copy of the data in their own layout, file by file, with objects added to images.
+
+    They follow the labels that are there, which stay as they are written. Pascal VOC marks them
+    <pose>added</pose>, COCO with a key "added"; in YOLO's lines there is no place for a mark. Raises
+    DataError for a class that a COCO or YOLO folder does not list.
+    """
+    for file in source.labels.files:
+        copy = folder / file.relative_to(source.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    _copy_marker(source, folder)
+    by_file: dict[Path, list[LabeledImage]] = {}
+    for image_id in added:
+        image = source.labels.by_id[image_id]
+        by_file.setdefault(folder / image.label_file.relative_to(source.folder), []).append(image)
+    for file, images in by_file.items():
+        if file.suffix == ".json":
+            content = read_json(file)
+            for image in images:
+                coco.add_annotations(content, image, added[image.image_id])
+            write_json(file, content)
+        elif file.suffix == ".xml":
+            tree = read_tree(file)
+            for one in added[images[0].image_id]:
+                add_object(tree, one.name, one.box, ADDED)
+            write_tree(file, tree)
+        else:
+            own, size = added[images[0].image_id], (images[0].width, images[0].height)
+            numbers = [yolo.class_number(source.folder, one.name) for one in own]
+            lines = yolo.label_lines([one.box for one in own], numbers, *size)
+            there = file.read_text(encoding="utf-8-sig").rstrip() if file.exists() else ""
+            write_text(file, f"{there}\n{lines}" if there else lines)
 
 
 def _copy_marker(source: DataSource, folder: Path) -> None:
@@ -109,13 +148,8 @@ def _write_yolo(root: Path, splits: Splits, class_names: Sequence[str]) -> None:
     for split, members in splits.items():
         for image in members:
             _copy_image(image, root / "images" / split)
-            sides = (image.width, image.height)
-            labels = image.labels(class_names).tolist()
-            lines = []
-            for (x1, y1, x2, y2), label in zip(image.boxes.tolist(), labels, strict=True):
-                box = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
-                fractions = " ".join(f"{v / side:.6f}" for v, side in zip(box, 2 * sides, strict=True))
-                lines.append(f"{label - 1} {fractions}\n")
-            write_text(root / "labels" / split / f"{image.image_id}.txt", "".join(lines))
+            numbers = image.labels(class_names) - 1
+            lines = yolo.label_lines(image.boxes.tolist(), numbers.tolist(), image.width, image.height)
+            write_text(root / "labels" / split / f"{image.image_id}.txt", lines)
     about["names"] = dict(enumerate(class_names))
     write_text(root / "data.yaml", yaml.safe_dump(about, allow_unicode=True, sort_keys=False))

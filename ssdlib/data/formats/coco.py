@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -16,6 +17,7 @@ from ssdlib.common.errors import DataError, SsdError
 from ssdlib.common.files import read_json
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
+    AddedObject,
     Corners,
     LabeledFolder,
     LabeledImage,
@@ -96,6 +98,26 @@ def _find(name: str, places: list[Path]) -> Path:
     return next((trial for trial in trials if trial.is_file()), trials[0])
 
 
+def add_annotations(content: dict[str, Any], image: LabeledImage, added: Iterable[AddedObject]) -> None:
+    """Append objects to an image's annotations in a COCO file's content, each with its marks as "added".
+
+    Raises DataError for a class that the file does not list.
+    """
+    categories = {str(entry["name"]).strip(): entry["id"] for entry in content["categories"]}
+    annotations = content["annotations"]
+    last = max((e["id"] for e in annotations if isinstance(e.get("id"), int)), default=0)
+    for number, one in enumerate(added, last + 1):
+        x1, y1, x2, y2 = one.box
+        width, height = round(x2 - x1, 3), round(y2 - y1, 3)
+        if one.name not in categories:
+            raise DataError(
+                f"{image.label_file} does not list the class {one.name}: add it to the categories."
+            )
+        about = {"id": number, "image_id": image.entry_id, "category_id": categories[one.name]}
+        shape = {"bbox": [x1, y1, width, height], "area": round(width * height, 3), "iscrowd": 0}
+        annotations.append({**about, **shape, "added": dict(one.marks)})
+
+
 # --- one file --------------------------------------------------------------------------------------------
 
 
@@ -115,7 +137,8 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder) -> None:
     for entry in entries:
         if entry["id"] in images:
             raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
-        image = LabeledImage(_find(inner_path(str(entry["file_name"]), path), places), path, split=split)
+        place = _find(inner_path(str(entry["file_name"]), path), places)
+        image = LabeledImage(place, path, split=split, entry_id=entry["id"])
         if image.measure():
             _compare_size(image, entry, shown)
         images[entry["id"]] = image

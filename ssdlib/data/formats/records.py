@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PureWindowsPath
@@ -56,6 +56,16 @@ class LabeledObject(NamedTuple):
     """The kinds of findings about what had to be repaired: swapped_corners, point_box, box_outside."""
 
 
+class AddedObject(NamedTuple):
+    """An object to add to a label file."""
+
+    name: str
+    box: Corners
+    """xyxy pixels."""
+    marks: Mapping[str, float]
+    """What is noted beside it where the format has a place: score and precision."""
+
+
 @dataclass(eq=False)
 class LabeledImage:
     """One image and the objects that its label file lists, in the file's order."""
@@ -70,6 +80,8 @@ class LabeledImage:
     """train, val, test, or None where the folder does not say."""
     source: str = ""
     """The name of the source it comes from, where several are joined; else empty."""
+    entry_id: int | str | None = None
+    """How a label file for several images (COCO) calls this one."""
     width: int = 0
     height: int = 0
     """Those of the real image, upright; those that the label file states, or 0, if it cannot be read."""

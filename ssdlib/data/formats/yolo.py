@@ -7,7 +7,7 @@ which follow it. Center and size are fractions of the upright image; class numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -66,6 +66,27 @@ def read_yolo(root: Path) -> LabeledFolder | None:
             read_labels(image, class_names, root)
     _report_unused_labels(folder, labels, file)
     return folder
+
+
+def class_number(root: Path, name: str) -> int:
+    """The number of a class in the labels of a YOLO folder. Raises DataError if it does not list it."""
+    file, content = _names_file(root)
+    names = _class_names(content, file)
+    if name not in names:
+        raise DataError(f"{file} does not list the class {name}: add it at the end of the names.")
+    return names.index(name)
+
+
+def label_lines(
+    boxes_xyxy: Iterable[Sequence[float]], numbers: Iterable[int], width: int, height: int
+) -> str:
+    """One line for each object in an image of that size: `class x y width height`, in fractions."""
+    lines = []
+    for (x1, y1, x2, y2), number in zip(boxes_xyxy, numbers, strict=True):
+        box = ((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1)
+        fractions = " ".join(f"{v / side:.6f}" for v, side in zip(box, 2 * (width, height), strict=True))
+        lines.append(f"{number} {fractions}\n")
+    return "".join(lines)
 
 
 # --- which classes and which images ----------------------------------------------------------------------

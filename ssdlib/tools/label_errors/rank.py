@@ -155,14 +155,14 @@ def find_label_issues(
     """
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
-    areas = _median_areas(dataset.samples)
-    images = map(_ImageLabels, dataset.samples, detections)
+    areas = median_areas(dataset.samples)
+    images = map(ImageLabels, dataset.samples, detections)
     found = (issue for image in images for issue in image.issues(areas))
     listed = [issue for issue in found if issue.score >= cuts[issue.kind]]
     return sorted(listed, key=lambda issue: (list(KINDS).index(issue.kind), -issue.score, issue.id))
 
 
-class _ImageLabels:
+class ImageLabels:
     """The G labels of one image beside its D detections, paired one to one: `partner` is label -> detection.
 
     Labels count as in the annotation, from 0. Those without an area overlap nothing.
@@ -201,7 +201,7 @@ class _ImageLabels:
             if d not in paired and not known:
                 listed.append(d)
                 score = self.scores[d] * (1 - covered[d])
-                yield self._issue("unlabeled", score, None, d, (self.names[d], self._box(d)))
+                yield self.issue("unlabeled", score, None, d, (self.names[d], self.box(d)))
 
     def _doubtful(self, g: int, label: LabeledObject) -> Iterator[LabelIssue]:
         agreement = self.scores * np.minimum(1, self.overlap[g] / COVERED_IOU)
@@ -209,42 +209,43 @@ class _ImageLabels:
         d = self.partner.get(g)
         if d is None:
             near = int(agreement.argmax()) if agreement.max(initial=0.0) > 0 else None
-            yield self._issue("no_detection", 1 - support, g, near)
+            yield self.issue("no_detection", 1 - support, g, near)
         elif not self.same[g, d]:
             score = self.scores[d] * (1 - support)
-            yield self._issue("other_class", score, g, d, (self.names[d], label.box))
+            yield self.issue("other_class", score, g, d, (self.names[d], label.box))
         elif self.overlap[g, d] < COVERED_IOU:
             score = self.scores[d] * (1 - self.overlap[g, d])
-            yield self._issue("badly_located", score, g, d, (label.name, self._box(d)))
+            yield self.issue("badly_located", score, g, d, (label.name, self.box(d)))
 
     def _duplicates(self) -> Iterator[LabelIssue]:
         for a, b in np.argwhere(np.triu(self.between_labels, 1) >= DUPLICATE_IOU).tolist():
             if self.labels[a].name == self.labels[b].name:
                 # Of two, the one that the detector did not choose.
                 extra = a if b in self.partner and a not in self.partner else b
-                yield self._issue("duplicate_box", self.between_labels[a, b], extra)
+                yield self.issue("duplicate_box", self.between_labels[a, b], extra)
 
     def _impossible(
         self, g: int, label: LabeledObject, median_areas: Mapping[str, float]
     ) -> Iterator[LabelIssue]:
         if "point_box" in label.repairs:
-            yield self._issue("point_box", 1.0, g)
+            yield self.issue("point_box", 1.0, g)
         elif label.box is None:
-            yield self._issue("outside_box", 1.0, g)
+            yield self.issue("outside_box", 1.0, g)
         elif "box_outside" in label.repairs:
             outside = 1 - _area(label.box) / _area(label.written)
-            yield self._issue("outside_box", outside, g, proposal=(label.name, label.box))
+            yield self.issue("outside_box", outside, g, proposal=(label.name, label.box))
         else:
             xmin, ymin, xmax, ymax = label.box
             cut_off = min(xmin, ymin) <= 1 or xmax >= self.sample.width - 1 or ymax >= self.sample.height - 1
             share = _area(label.box) / median_areas[label.name]
             if share < TINY and not cut_off:
-                yield self._issue("tiny_box", 1 - share, g)
+                yield self.issue("tiny_box", 1 - share, g)
 
-    def _box(self, d: int) -> Corners:
+    def box(self, d: int) -> Corners:
+        """The box of a detection to a hundredth of a pixel."""
         return tuple(round(side, 2) for side in self.found[d].tolist())
 
-    def _issue(
+    def issue(
         self,
         kind: str,
         score: float,
@@ -252,6 +253,7 @@ class _ImageLabels:
         d: int | None = None,
         proposal: tuple[str | None, Corners | None] = (None, None),
     ) -> LabelIssue:
+        """An issue about label `g` (None: about the proposal, for which there is none) and detection `d`."""
         image = self.sample.image_id
         name, box = proposal if g is None else self.labels[g][:2]
         identifier = f"{image}/{kind}/{name}/{'-'.join(f'{side:.0f}' for side in box)}"
@@ -264,7 +266,7 @@ class _ImageLabels:
         return LabelIssue(identifier, image, kind, name, tuple(box), certain, number, *proposal, *detector)
 
 
-def _median_areas(samples: Iterable[Sample]) -> dict[str, float]:
+def median_areas(samples: Iterable[Sample]) -> dict[str, float]:
     labels = (label for sample in samples for label in sample.objects if label.box is not None)
     by_class = grouped(labels, "name").items()
     return {name: float(np.median([_area(label.box) for label in own])) for name, own in by_class}
