@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, Self
@@ -20,13 +21,15 @@ from tqdm import tqdm
 from ssdlib.common.errors import CheckpointError, ConfigError, DataError
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.config import ModelConfig
-from ssdlib.data.images import read_image
+from ssdlib.data.images import read_image, read_um_per_pixel
 from ssdlib.data.transforms import resize_to
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
 from ssdlib.detector.model_file import load_model, shipped_weights
 from ssdlib.detector.nms import NMS_IOU, detect_objects
 from ssdlib.inference.detections import Detections, ImageLike
+from ssdlib.inference.fields import detect_fields
 from ssdlib.inference.inputs import read_ahead
+from ssdlib.inference.tiling import Tiling
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class ImageDetector(ABC):
         """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
 
     def stream(self, images: ImageLike | Iterable[ImageLike]) -> Iterator[Detections]:
-        """The detections of each image (a file or an RGB array), in order, in pixels of that image.
+        """The detections of each image (a file or an RGB array) seen as one view, in order, in its pixels.
 
         The next images are decoded and resized in threads while the network runs, and few are held at a time,
         so `images` may be endless. Raises DataError for an image that cannot be read, after the detections of
@@ -94,10 +97,27 @@ class ImageDetector(ABC):
                 yield from self._detect_batch(batch)
 
     def detect(self, images: ImageLike | Iterable[ImageLike], progress: bool = False) -> list[Detections]:
-        """The detections of each image as a list, as `stream` finds them; a progress bar goes to stderr."""
+        """The detections of each image as a list, looked at as `ssdlib detect` does; a progress bar goes to
+        stderr.
+
+        So large fields are cut into views, and a scale that does not fit is found by the red cells. Raises
+        DataError as `stream` does.
+        """
         images = _several(images)
         total = len(images) if isinstance(images, Sized) else None
-        return list(tqdm(self.stream(images), "detect", total, unit="img", disable=not progress))
+        names: deque[str] = deque()
+
+        def fields() -> Iterator[tuple[np.ndarray, float | None]]:
+            with closing(read_ahead(_read, images, ahead=2 * self.batch_size)) as read:
+                for one in read:
+                    if isinstance(one, DataError):
+                        raise one
+                    names.append(one[2])
+                    yield one[0], one[1]
+
+        seen = detect_fields(self, fields(), Tiling(use=self.config.use))
+        bar = tqdm(seen, "detect", total, unit="img", disable=not progress)
+        return [replace(one.found, image=names.popleft()) for one in bar]
 
     def _detect_batch(self, batch: list[_Loaded]) -> Iterator[Detections]:
         locs, logits = self.raw(torch.stack([loaded.pixels for loaded in batch]))
@@ -188,14 +208,22 @@ def _several(images: ImageLike | Iterable[ImageLike]) -> Iterable[ImageLike]:
     return [images] if isinstance(images, ImageLike) else images
 
 
-def _load(image: ImageLike) -> _Loaded:
-    """The image, read if it is a file, and resized."""
-    name = "" if isinstance(image, np.ndarray) else str(image)
-    rgb = image if isinstance(image, np.ndarray) else read_image(image)
+def _read(image: ImageLike) -> tuple[np.ndarray, float | None, str]:
+    """The image (H, W, 3), read if it is a file, its micrometers per pixel by the file, and its name."""
+    if isinstance(image, np.ndarray):
+        rgb, um, name = image, None, ""
+    else:
+        rgb, um, name = read_image(image), read_um_per_pixel(image), str(image)
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise DataError(
             f"an image array of {rgb.dtype} {rgb.shape} cannot be used: pass (height, width, 3) uint8 RGB."
         )
+    return rgb, um, name
+
+
+def _load(image: ImageLike) -> _Loaded:
+    """The image, read if it is a file, and resized."""
+    rgb, _, name = _read(image)
     height, width = rgb.shape[:2]
     # As a view with channels last, which torchvision resizes fastest; a copy only for odd strides.
     tensor = torch.from_numpy(np.require(rgb, requirements=["C", "W"])).permute(2, 0, 1)
