@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ssdlib.common.errors import ConfigError
+from ssdlib.config import ModelConfig
 from ssdlib.detector.model_file import read_metadata
 from ssdlib.inference.detections import Detector
 from ssdlib.inference.predictor import Predictor
@@ -49,16 +50,16 @@ def file_for(engine: str, weights: str | Path) -> Path:
     return cached_onnx(weights, int8=engine == "onnx-int8")
 
 
-def class_names_of(weights: str | Path) -> tuple[str, ...]:
-    """The class names in the header of a weights file or an .onnx file.
+def config_of(weights: str | Path) -> ModelConfig:
+    """The network's settings in the header of a weights file or an .onnx file.
 
     Raises CheckpointError that names the file if it cannot be read.
     """
     if not _is_onnx(weights):
-        return tuple(read_metadata(weights)["config"]["class_names"])
+        return ModelConfig.from_dict(read_metadata(weights)["config"])
     from ssdlib.inference.onnx.export import load_onnx, read_header
 
-    return read_header(load_onnx(weights), weights).config.class_names
+    return read_header(load_onnx(weights), weights).config
 
 
 def _is_onnx(weights: str | Path) -> bool:

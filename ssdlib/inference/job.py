@@ -6,8 +6,10 @@ image is computed in the same batch, to the same bits, however often the job was
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.config import Appearance
 from ssdlib.data.images import read_image
 from ssdlib.inference.detections import DEFAULT_THRESHOLD, Detections, Detector, class_thresholds
 from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
+from ssdlib.inference.quality import quality_notes
+from ssdlib.inference.report import write_report
 from ssdlib.inference.results import DONE, UNREADABLE, Record, save_pictures, write_json_list, write_tables
+from ssdlib.inference.slides import slides_of
 from ssdlib.inference.tiling import TRAINING_FIELD, TRAINING_RED_CELL, Tiling, detect_image
 
 MAX_ROWS = 100
@@ -47,6 +53,12 @@ class DetectJob:
     json_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the results, such as the weights' SHA-256: plain values for JSON."""
+    appearance: Appearance | None = None
+    """What the weights' training images looked like, for the notes on quality."""
+    group: re.Pattern[str] | None = None
+    """What names an image's slide: see `ssdlib.inference.slides.slide_of`."""
+    weights: str = ""
+    """What the report calls the weights."""
 
     def settings(self) -> dict[str, Any]:
         """All that must be the same for the job to be resumed."""
@@ -56,6 +68,18 @@ class DetectJob:
             "tile": self.tiling.mode,
             "um_per_pixel": self.tiling.um_per_pixel,
             "files": [name for name in self.formats if name in ("pictures", "coco", "voc")],
+        }
+
+    def described(self) -> dict[str, str]:
+        """The settings in words, for the report."""
+        scale = self.tiling.um_per_pixel
+        return {
+            "Weights": self.weights or "not named",
+            "Their SHA-256": str(self.identity.get("weights", "not known")),
+            "Least score": ", ".join(f"{name} {least:g}" for name, least in self.thresholds.items()),
+            "Scale": f"{scale:g} µm per pixel" if scale else "not given",
+            "Tiles": str(self.tiling.mode),
+            **{name.capitalize(): str(value) for name, value in self.identity.items() if name != "weights"},
         }
 
 
@@ -76,10 +100,13 @@ class Summary:
     resumed: int = 0
     """The number of images that an earlier call had done."""
     scale_warning: str = ""
+    notes: Counter[str] = field(default_factory=Counter)
+    """The number of images with each note on quality."""
 
-    def add(self, image: str, counts: Sequence[int]) -> None:
+    def add(self, image: str, counts: Sequence[int], notes: Iterable[str] = ()) -> None:
         """Count an image that could be read."""
         self.images += 1
+        self.notes.update(notes)
         self.counts = np.add(self.counts or 0, counts).tolist()
         if len(self.rows) < MAX_ROWS:
             self.rows.append((image, tuple(counts)))
@@ -126,8 +153,19 @@ def run_detection(
 
             records = partial(journal.read, job.tasks)
             if job.out is not None:
-                um = job.tiling.um_per_pixel
-                write_tables(job.out, records, predictor.class_names, job.formats, um)
+                um, names = job.tiling.um_per_pixel, predictor.class_names
+                slides, together = slides_of(records(), names, um, job.group)
+                write_tables(job.out, records, names, job.formats, um, slides)
+                if "report" in job.formats:
+                    write_report(
+                        job.out,
+                        lambda: ((task, record) for task in job.tasks for record in journal.read([task])),
+                        slides,
+                        together,
+                        job.described(),
+                        group=job.group,
+                        pictures="pictures" in job.formats,
+                    )
             if job.json_file is not None:
                 write_json_list(job.json_file, records())
             return _summary(records(), predictor.class_names, resumed)
@@ -175,7 +213,9 @@ def detect_images(
         sure = replace(found, image=task.shown).above(job.thresholds)
         tiles = tiling.tiles(*found.image_size)
         left, top, right, bottom = tiles[0]
-        more = {"tiles": len(tiles), "view": [right - left, bottom - top], "copy": None}
+        view = right - left, bottom - top
+        quality = quality_notes(image, found, view, job.appearance, thresholds=job.thresholds)
+        more = {"tiles": len(tiles), "view": list(view), "quality": list(quality), "copy": None}
         return DetectedImage(task, {"state": DONE, **sure.to_dict(), **more}, image, sure)
 
     paths = (task.path for group in groups for task in group)
@@ -201,7 +241,8 @@ def _summary(records: Iterator[Record], class_names: tuple[str, ...], resumed: i
     sizes = RedCellSizes()
     for record in records:
         if record["state"] == DONE:
-            summary.add(record["image"], [record["counts"][name] for name in class_names])
+            counts = [record["counts"][name] for name in class_names]
+            summary.add(record["image"], counts, record["quality"])
             boxes = [cell["box"] for cell in record["detections"] if cell["label"] == "RBC"]
             xmin, ymin, xmax, ymax = np.reshape(boxes, (-1, 4)).T
             sizes.add(np.sqrt((xmax - xmin) * (ymax - ymin)), record["view"])

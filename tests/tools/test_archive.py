@@ -16,7 +16,7 @@ from ssdlib.common.errors import ConfigError, SsdError
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model_file import save_model
 from ssdlib.detector.weights import build_model
-from ssdlib.inference.engines import class_names_of, file_for
+from ssdlib.inference.engines import config_of, file_for
 from ssdlib.inference.inputs import find_images
 from ssdlib.inference.job import DetectJob
 from ssdlib.inference.tiling import Tiling
@@ -231,7 +231,7 @@ def test_the_onnx_engines_are_handed_on_as_onnx_files(engine, weights):
     name, file = engine
     assert file.suffix == {"torch": ".safetensors", "onnx": ".onnx"}[name] and file.is_file()
     assert file_for("onnx-int8", "ready.onnx") == Path("ready.onnx")
-    assert class_names_of(file) == NAMES
+    assert config_of(file).class_names == NAMES
 
 
 def test_relative_paths_are_meant_from_where_the_command_was_given(

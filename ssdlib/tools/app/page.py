@@ -77,7 +77,9 @@ class _Page:
 
     def __init__(self, predictor: Detector, limits: Limits, local: bool) -> None:
         names = predictor.class_names
-        self.sessions = Sessions(lambda: Session(names, limits))
+        config = getattr(predictor, "config", None)
+        appearance = config and config.use.appearance
+        self.sessions = Sessions(lambda: Session(names, limits, appearance))
         self.detect = partial(detect_image, SharedPredictor(predictor))
         # What Gradio keeps by itself (an upload whose page was closed meanwhile) goes after five minutes.
         with gr.Blocks(

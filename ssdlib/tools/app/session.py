@@ -14,10 +14,13 @@ import cv2
 import numpy as np
 
 from ssdlib.common.errors import ConfigError, DataError, SsdError
+from ssdlib.config import Appearance
 from ssdlib.data.images import encode_image
 from ssdlib.inference.detections import Detections, class_thresholds
 from ssdlib.inference.draw import annotate
+from ssdlib.inference.quality import quality_notes
 from ssdlib.inference.results import cells_csv
+from ssdlib.inference.slides import Slide, Tally
 from ssdlib.inference.tiling import Tiling
 from ssdlib.tools.app.uploads import Limits, Upload, decode_upload, read_upload, safe_name
 
@@ -42,6 +45,10 @@ class Field:
     """The scale at which the detector ran."""
     tiles: int
     """How many there were."""
+    view: tuple[int, int]
+    """Width and height of a tile in pixels of the upload."""
+    quality: tuple[str, ...]
+    """Notes of `ssdlib.inference.quality`, at the thresholds that held when the detector ran."""
 
 
 class Stopped(Exception):
@@ -51,8 +58,12 @@ class Stopped(Exception):
 class Session:
     """The fields of one visitor, in the order of their uploads."""
 
-    def __init__(self, class_names: Sequence[str], limits: Limits | None = None) -> None:
+    def __init__(
+        self, class_names: Sequence[str], limits: Limits | None = None, appearance: Appearance | None = None
+    ) -> None:
         self.class_names = tuple(class_names)
+        self.appearance = appearance
+        """What the detector's training images looked like."""
         self.limits = limits or Limits()
         self.waiting: list[Upload] = []
         """Uploads that the detector has still to see; what it has seen before keeps its field meanwhile."""
@@ -126,8 +137,12 @@ class Session:
             image = decode_upload(upload, self.limits)
             tiling = Tiling(um_per_pixel=self.um_per_pixel)
             found = detect(image, tiling, on_tiles=on_tiles).above(LEAST_SCORE)
-            tiles = len(tiling.tiles(*found.image_size))
-            field = Field(_reduced(image), replace(found, image=upload.name), tiling.um_per_pixel, tiles)
+            tiles = tiling.tiles(*found.image_size)
+            left, top, right, bottom = tiles[0]
+            view = right - left, bottom - top
+            quality = quality_notes(image, found, view, self.appearance, thresholds=self.thresholds)
+            found = replace(found, image=upload.name)
+            field = Field(_reduced(image), found, tiling.um_per_pixel, len(tiles), view, quality)
             if upload in self.waiting:
                 self._fields[upload] = field
         except SsdError as error:
@@ -195,6 +210,13 @@ class Session:
         sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(dim=1).numpy() * (self.um_per_pixel or 1.0)
         labels = found.labels.numpy()
         return {name: sizes[labels == label] for label, name in enumerate(self.class_names, start=1)}
+
+    def slide(self) -> Slide:
+        """All fields as one slide, at the present thresholds and scale."""
+        tally = Tally(self.class_names, self.um_per_pixel)
+        for field, found in zip(self.fields, self.shown, strict=True):
+            tally.add({**found.to_dict(), "view": field.view, "quality": field.quality})
+        return tally.slide("all images")
 
     def to_csv(self) -> str:
         """The cells.csv of `ssdlib detect`: a row for each cell of all fields."""

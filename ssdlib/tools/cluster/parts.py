@@ -14,6 +14,7 @@ import numpy as np
 
 from ssdlib.common.files import atomic_open
 from ssdlib.inference.job import RedCellSizes, Summary
+from ssdlib.inference.quality import notes_of
 from ssdlib.inference.results import DONE, Record, cell_rows, image_rows
 from ssdlib.inference.tiling import Tiling
 
@@ -24,6 +25,7 @@ ENOUGH_RED_CELLS = 10_000
 _MEASURED = ["image", "class", "width", "height"]
 _TYPES = {
     "image": "string", "class": "string", "state": "string", "message": "string",
+    "quality": "string",
     "score": "double", "xmin": "double", "ymin": "double", "xmax": "double", "ymax": "double",
     "width_um": "double", "height_um": "double", "um_per_pixel": "double",
 }  # fmt: skip
@@ -84,7 +86,7 @@ def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...], t
         images = parquet.read_table(part_file(out, IMAGES, number)).to_pylist()
         for row in images:
             if row["state"] == DONE:
-                summary.add(row["image"], [row[name] for name in class_names])
+                summary.add(row["image"], [row[name] for name in class_names], notes_of(row["quality"]))
             else:
                 summary.add_failure(row["message"])
         if sizes.count < ENOUGH_RED_CELLS:
