@@ -36,8 +36,8 @@ DATABASE = "found by ssdlib, not checked"
 
 Record = dict[str, Any]
 """Plain values about one image. If it could be read: `Detections.to_dict()` with state, tiles (their number),
-view (width and height of a tile in pixels), quality (some of `ssdlib.inference.quality.NOTES`) and copy (its name
-in coco/ and voc/, or None); else: image, state and message."""
+view (width and height of a tile in pixels), quality (some of `ssdlib.inference.quality.NOTES`) and copy (its
+name in coco/ and voc/, or None); else: image, state and message."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
