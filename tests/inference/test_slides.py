@@ -77,7 +77,7 @@ def test_patterns_that_cannot_be(text, message):
 
 
 def test_the_mean_of_fields_by_hand():
-    """20, 24 and 22: mean 22, standard deviation 2, t(0.975; 2) = 4.3027, half the interval 4.3027 * 2 / sqrt(3)."""
+    """20, 24 and 22: mean 22, standard deviation 2, t(0.975; 2) = 4.3027, half of it 4.3027 * 2 / sqrt(3)."""
     mean, low, high = mean_interval(3, 66, 20**2 + 24**2 + 22**2)
     assert (mean, round(low, 3), round(high, 3)) == (22, 17.032, 26.968)
 
