@@ -314,7 +314,7 @@ def detect(
         str | None,
         typer.Option(
             "--format",
-            help="What to write there, of pictures,csv,json,coco,voc. Default: pictures,csv,json.",
+            help="What to write there, of pictures,csv,json,report,coco,voc. Default: the first four.",
             show_default=False,
         ),
     ] = None,
@@ -325,6 +325,13 @@ def detect(
     um_per_pixel: Annotated[
         float | None,
         typer.Option(help="Scale of the images. Default: by their files' tags, else by their red cells."),
+    ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            help="Which images are one slide: a regular expression whose one group finds the slide's name in "
+            "the path, such as '(S\\d+)_'. Default: those in one folder."
+        ),
     ] = None,
     restart: Annotated[bool, typer.Option("--restart", help="Detect in all images again.")] = False,
     engine: Engine = "torch",
@@ -354,9 +361,11 @@ def detect(
     from ssdlib.inference.fields import PROBE_SCORE
     from ssdlib.inference.inputs import find_images, listed_paths
     from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
+    from ssdlib.inference.slides import parse_group
     from ssdlib.inference.tiling import Tiling
 
     chosen = _detect_formats(formats, out, json_file, cluster, workers)
+    slides = None if group is None else parse_group(group)
     path = _weights(weights)
     config = config_of(path)
     thresholds = parse_thresholds(threshold, config)
@@ -364,7 +373,19 @@ def detect(
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
     tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
-    job = DetectJob(tasks, thresholds, tiling, border, out, chosen, json_file, identity)
+    job = DetectJob(
+        tasks,
+        thresholds,
+        tiling,
+        border,
+        out,
+        chosen,
+        json_file,
+        identity,
+        appearance=config.use.appearance,
+        group=slides,
+        weights=path.name,
+    )
     settings = {
         "device": device,
         "precision": precision,
@@ -410,6 +431,8 @@ def _say_detected(summary: Summary, written: Iterable[Path | None]) -> None:
         print(f"written: {path}")
     if summary.resumed:
         print(f"{summary.resumed:,} images had been done before", file=sys.stderr)
+    for note, images in summary.notes.items():
+        print(f"note: {images:,} of {summary.images:,} images: {note}", file=sys.stderr)
     if summary.scale_note:
         print(f"note: {summary.scale_note}", file=sys.stderr)
     if summary.unreadable:

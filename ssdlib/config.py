@@ -160,16 +160,22 @@ Interval = tuple[float, float]
 class Appearance(Settings):
     """What a network's training images looked like, to say of another image whether it is like them.
 
-    Intervals hold 98 % of the training images, widened by what augmentation adds. See
-    `ssdlib.inference.quality`.
+    Each field is the interval of one figure of `ssdlib.inference.quality`, which makes them: that of 98 % of
+    the training images, widened.
     """
 
-    background: tuple[Interval, Interval, Interval]
-    """Median of the background's R, G and B, 0 to 255."""
-    contrast: tuple[Interval, Interval, Interval]
-    """Optical density of the red cells above the background's, in R, G and B: log10(background / cell)."""
-    sharpness: Interval
-    """See `ssdlib.inference.quality.sharpness`."""
+    brightness: Interval
+    """The background's, mean of R, G and B, 0 to 255."""
+    tint: tuple[Interval, Interval]
+    """The background's R and B, each as log10 of its ratio to G: 0 is gray."""
+    density: Interval
+    """Optical density of the red cells in G, where they absorb most: log10(background / cell)."""
+    stain: tuple[Interval, Interval]
+    """Optical density of the red cells in R and B, each less than that in G."""
+    blur: Interval
+    """Standard deviation in pixels, of the 300 that a view has, of the blur of the sharpest edges."""
+    size: Interval | None = None
+    """Median side of an image's reference cells, as a share of the view's sqrt(width * height)."""
 
 
 @dataclass(frozen=True, config=STRICT)

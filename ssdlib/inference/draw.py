@@ -18,18 +18,19 @@ LETTERED = 36
 """Pixels: smaller cells would vanish below their letters, which are some 60 wide."""
 
 
-def annotate(image: np.ndarray, detections: Detections) -> np.ndarray:
+def annotate(image: np.ndarray, detections: Detections, *, letters: bool = True) -> np.ndarray:
     """A copy of an (H, W, 3) uint8 RGB image with every box, its class and its score in the class's color.
 
     Lines and letters grow with the cells, as far as the image does, so they read alike in a photograph of a
-    few large cells and in a field of thousands. Where cells are too small for letters, boxes stand alone.
+    few large cells and in a field of thousands. Where cells are too small for letters, or without `letters`,
+    boxes stand alone.
     """
     canvas = np.ascontiguousarray(image).copy()
     if not len(detections):
         return canvas
     side = float((detections.boxes[:, 2:] - detections.boxes[:, :2]).mean(dim=1).median())
     unit = max(1.0, min(side / CELL, min(canvas.shape[:2]) / 480))
-    lettered = side >= LETTERED * unit
+    lettered = letters and side >= LETTERED * unit
     line, size = max(1, round(1.6 * unit)) if lettered else 1, 0.42 * unit
     corners = [tuple(round(side) for side in box) for box in detections.boxes.tolist()]
     colors = [_rgb(color_of(label)) for label in detections.labels.tolist()]

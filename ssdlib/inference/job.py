@@ -6,8 +6,10 @@ image is computed in the same batch, to the same bits, however often the job was
 
 from __future__ import annotations
 
+import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,13 +19,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, DataError
-from ssdlib.config import ModelConfig
+from ssdlib.config import Appearance, ModelConfig
 from ssdlib.data.images import read_image, read_um_per_pixel
 from ssdlib.inference.detections import Detections, Detector, class_thresholds
 from ssdlib.inference.fields import detect_fields
 from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
+from ssdlib.inference.quality import quality_notes
+from ssdlib.inference.report import write_report
 from ssdlib.inference.results import DONE, UNREADABLE, Record, save_pictures, write_json_list, write_tables
+from ssdlib.inference.slides import BORDER_RULES, slides_of
 from ssdlib.inference.tiling import RED_CELL_UM, Tiling
 
 MAX_ROWS = 100
@@ -39,7 +44,7 @@ class DetectJob:
     """Score threshold of each class; other names than the predictor's are refused."""
     tiling: Tiling = field(default_factory=Tiling)
     border: str = "all"
-    """Which cells cut by the border are counted: one of `BORDERS`."""
+    """Which cells that the image's border cuts are counted: one of `ssdlib.inference.slides.BORDER_RULES`."""
     out: Path | None = None
     """Folder for everything `formats` name, and for the journal; without it nothing is kept."""
     formats: Sequence[str] = ()
@@ -47,6 +52,12 @@ class DetectJob:
     json_file: Path | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     """What else decides the results, such as the weights' SHA-256: plain values for JSON."""
+    appearance: Appearance | None = None
+    """What the weights' training images looked like, for the notes on quality."""
+    group: re.Pattern[str] | None = None
+    """What names an image's slide: see `ssdlib.inference.slides.slide_of`."""
+    weights: str = ""
+    """What the report calls the weights."""
 
     def settings(self) -> dict[str, Any]:
         """All that must be the same for the job to be resumed."""
@@ -57,6 +68,19 @@ class DetectJob:
             "um_per_pixel": self.tiling.um_per_pixel,
             "border": self.border,
             "files": [name for name in self.formats if name in ("pictures", "coco", "voc")],
+        }
+
+    def described(self) -> dict[str, str]:
+        """The settings in words, for the report."""
+        scale = self.tiling.um_per_pixel
+        return {
+            "Weights": self.weights or "not named",
+            "Their SHA-256": str(self.identity.get("weights", "not known")),
+            "Least score": ", ".join(f"{name} {least:g}" for name, least in self.thresholds.items()),
+            "Scale": f"{scale:g} µm per pixel" if scale else "by each file's tags or its red cells",
+            "Cells at the border": BORDER_RULES[self.border],
+            "Tiles": str(self.tiling.mode),
+            **{name.capitalize(): str(value) for name, value in self.identity.items() if name != "weights"},
         }
 
 
@@ -76,6 +100,8 @@ class Summary:
     """The reasons for the first `MAX_ROWS` of them."""
     resumed: int = 0
     """The number of images that an earlier call had done."""
+    notes: Counter[str] = field(default_factory=Counter)
+    """The number of images with each note on quality."""
     scales: dict[str, int] = field(default_factory=dict)
     """The number of images for each source of the scale, one of `ssdlib.inference.fields.SCALES`."""
     um_per_pixel: list[float] = field(default_factory=list)
@@ -100,9 +126,10 @@ class Summary:
         found = f"scales found: {', '.join(parts)} images, {span} um per pixel"
         return f"{found}. If that is wrong, give --um-per-pixel."
 
-    def add(self, image: str, counts: Sequence[int]) -> None:
+    def add(self, image: str, counts: Sequence[int], notes: Iterable[str] = ()) -> None:
         """Count an image that could be read."""
         self.images += 1
+        self.notes.update(notes)
         self.counts = np.add(self.counts or 0, counts).tolist()
         if len(self.rows) < MAX_ROWS:
             self.rows.append((image, tuple(counts)))
@@ -135,16 +162,12 @@ def parse_thresholds(text: str | None, config: ModelConfig) -> dict[str, float]:
     return class_thresholds({**others, **given}, names)
 
 
-BORDERS = ("all", "two-sides")
-"""Which cells that the image's border cuts are counted: all; or, as in a counting chamber, those at the left
-and the upper side alone, so that a cell cut in two between neighboring fields counts once."""
-
 _TOUCHES = 1.0
 """Pixels: a box nearer to the border is of a cell that the border cuts."""
 
 
 def apply_border(found: Detections, border: str) -> Detections:
-    """The detections that the border rule, one of `BORDERS`, counts."""
+    """The detections that the border rule, one of `BORDER_RULES`, counts."""
     if border == "all":
         return found
     width, height = found.image_size
@@ -167,7 +190,19 @@ def run_detection(
 
             records = partial(journal.read, job.tasks)
             if job.out is not None:
-                write_tables(job.out, records, predictor.class_names, job.formats)
+                names = predictor.class_names
+                slides, together = slides_of(records(), names, job.group)
+                write_tables(job.out, records, names, job.formats, slides)
+                if "report" in job.formats:
+                    write_report(
+                        job.out,
+                        lambda: ((task, record) for task in job.tasks for record in journal.read([task])),
+                        slides,
+                        together,
+                        job.described(),
+                        group=job.group,
+                        pictures="pictures" in job.formats,
+                    )
             if job.json_file is not None:
                 write_json_list(job.json_file, records())
             return _summary(records(), predictor.class_names, resumed)
@@ -223,6 +258,7 @@ def detect_images(
         fields = ((image, um) for _, image, um in readable)
         results = detect_fields(predictor, fields, job.tiling)
         for (task, image, _), seen in zip(readable, results, strict=True):
+            quality = quality_notes(image, seen.found, seen.view, job.appearance, thresholds=job.thresholds)
             sure = apply_border(replace(seen.found, image=task.shown).above(job.thresholds), job.border)
             record = {
                 "state": DONE,
@@ -232,6 +268,8 @@ def detect_images(
                 "scale": seen.scale,
                 "um_per_pixel": seen.um_per_pixel,
                 "measured_um": seen.measured_um,
+                "border": job.border,
+                "quality": list(quality),
                 "copy": None,
             }
             yield DetectedImage(task, record, image, sure)
@@ -246,7 +284,8 @@ def _summary(records: Iterator[Record], class_names: tuple[str, ...], resumed: i
     summary = Summary(class_names, resumed=resumed)
     for record in records:
         if record["state"] == DONE:
-            summary.add(record["image"], [record["counts"][name] for name in class_names])
+            counts = [record["counts"][name] for name in class_names]
+            summary.add(record["image"], counts, record["quality"])
             summary.add_scale(record["scale"], record["um_per_pixel"])
         else:
             summary.add_failure(record["message"])

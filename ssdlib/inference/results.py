@@ -24,10 +24,12 @@ from ssdlib.inference.detections import Detections
 from ssdlib.inference.draw import annotate
 from ssdlib.inference.inputs import ImageTask
 from ssdlib.inference.interop import FRAME_COLUMNS, to_cell
+from ssdlib.inference.quality import quality_text
+from ssdlib.inference.slides import Slide, slide_rows
 
-FORMATS = ("pictures", "csv", "json", "coco", "voc")
+FORMATS = ("pictures", "csv", "json", "report", "coco", "voc")
 """What `detect --format` takes; docs/detect.md says which files each one is."""
-DEFAULT_FORMATS = ("pictures", "csv", "json")
+DEFAULT_FORMATS = ("pictures", "csv", "json", "report")
 
 DONE, UNREADABLE = "done", "unreadable"
 DATABASE = "found by ssdlib, not checked"
@@ -35,8 +37,9 @@ DATABASE = "found by ssdlib, not checked"
 Record = dict[str, Any]
 """Plain values about one image. If it could be read: `Detections.to_dict()` with state, tiles (their number),
 view (width and height of a tile in pixels), scale (where it is from: `ssdlib.inference.fields.SCALES`),
-um_per_pixel, measured_um (the same, but None where it was derived from the cells) and copy (its name in coco/
-and voc/, or None); else: image, state and message."""
+um_per_pixel, measured_um (the same, but None where it was derived from the cells), border (the rule for
+the cells that it cuts), quality (some of `ssdlib.inference.quality.NOTES`) and copy (its name in coco/ and
+voc/, or None); else: image, state and message."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -59,9 +62,7 @@ def save_pictures(
     """
     copy = None
     if "pictures" in formats:
-        suffix = task.path.suffix.lower()
-        suffix = suffix if suffix in (".jpg", ".jpeg", ".png") else ".png"
-        write_image(out / "pictures" / f"{task.name}{suffix}", annotate(image, found))
+        write_image(out / picture_name(task), annotate(image, found))
     if "coco" in formats:
         copy = _copy(task, image, out / "coco" / "data")
     if "voc" in formats:
@@ -76,6 +77,12 @@ def save_pictures(
             database=DATABASE,
         )
     return copy
+
+
+def picture_name(task: ImageTask) -> str:
+    """The path of an image's picture with its cells outlined, below the output folder."""
+    suffix = task.path.suffix.lower()
+    return f"pictures/{task.name}{suffix if suffix in ('.jpg', '.jpeg', '.png') else '.png'}"
 
 
 def _copy(task: ImageTask, image: np.ndarray, folder: Path) -> str:
@@ -102,12 +109,14 @@ def write_tables(
     records: Callable[[], Iterator[Record]],
     class_names: Sequence[str],
     formats: Sequence[str],
+    slides: Sequence[Slide],
 ) -> None:
-    """Write cells.csv, images.csv, cells.json and coco/labels.json, those that `formats` name.
+    """Write cells.csv, images.csv, slides.csv, cells.json and coco/labels.json, those that `formats` name.
 
     `records` reads all records anew, in the order of the images.
     """
     if "csv" in formats:
+        _write_csv(out / "slides.csv", slide_rows(slides, class_names))
         _write_csv(out / "cells.csv", cell_rows(records()))
         _write_csv(out / "images.csv", image_rows(records(), class_names))
     if "json" in formats:
@@ -149,14 +158,26 @@ def cell_rows(records: Iterable[Record]) -> Iterator[Sequence[Any]]:
 
 def image_rows(records: Iterable[Record], class_names: Sequence[str]) -> Iterator[Sequence[Any]]:
     """The names of the columns, then a row for each image; None where there is no value."""
-    yield ("image", "state", "width", "height", "um_per_pixel", "scale", "tiles", *class_names, "message")
+    yield (
+        "image",
+        "state",
+        "width",
+        "height",
+        "um_per_pixel",
+        "scale",
+        "tiles",
+        *class_names,
+        "quality",
+        "message",
+    )
     for record in records:
-        known = [None] * (5 + len(class_names))
+        known = [None] * (6 + len(class_names))
         if record["state"] == DONE:
             um = record["um_per_pixel"]
             scale = [None if um is None else round(um, 5), record["scale"]]
             size = [record["width"], record["height"], *scale, record["tiles"]]
-            known = [*size, *(record["counts"][name] for name in class_names)]
+            counts = (record["counts"][name] for name in class_names)
+            known = [*size, *counts, quality_text(record["quality"])]
         yield [record["image"], record["state"], *known, record.get("message")]
 
 

@@ -105,6 +105,10 @@ def test_everything_that_is_written(fields, tmp_path):
         ("two.bmp", "done", "2"), ("empty.png", "done", "0"), ("none.jpg", "unreadable", ""),
         ("one.png", "done", "1"), ("three.tif", "done", "3"),
     ]  # fmt: skip
+    assert [row["quality"] for row in images] == ["ok", "almost blank", "", "ok", "ok"]
+    slides = [(Path(row["slide"]).name, row["fields"], row["unreadable"], row["RBC"], row["notes"])
+              for row in rows(out / "slides.csv")]  # fmt: skip
+    assert slides == [("deep", "1", "0", "2", ""), ("fields", "3", "1", "4", "almost blank 1")]
     cells = rows(out / "cells.csv")
     assert len(cells) == 6 and cells[2]["image"].endswith("one.png")
     del cells[2]["image"]
@@ -222,7 +226,7 @@ def test_thresholds_that_cannot_be(text, message):
 
 @pytest.mark.parametrize("text", ["", ",", "csv,pdf"])
 def test_unknown_formats_are_refused(text):
-    with pytest.raises(ConfigError, match="pictures, csv, json, coco, voc"):
+    with pytest.raises(ConfigError, match="pictures, csv, json, report, coco, voc"):
         parse_formats(text)
 
 
@@ -360,7 +364,7 @@ def test_killed_in_the_middle_it_ends_in_the_same_files(smear_fields, tmp_path):
     whole = Process(tmp_path / "log", command, *words(*smear_fields, tmp_path / "whole"))
     assert whole.wait() == 3, whole.text
     expected = contents(tmp_path / "whole")
-    assert len(expected) == 7 * 4 + 4
+    assert len(expected) == 7 * 4 + 5
     out = tmp_path / "killed"
     killed = Process(tmp_path / "log", die_when, 15, *words(*smear_fields, out))
     assert killed.wait() == -signal.SIGKILL, killed.text

@@ -368,3 +368,12 @@ def test_the_steps_of_gradio_that_are_replaced(tmp_path, monkeypatch):
     assert list(tmp_path.rglob("*.*")) == [path]  # neither copied nor marked by an empty file
     with pytest.raises(gradio.Error, match="Send the image itself"):
         arrive("http://127.0.0.1:1/x.png")
+
+
+def test_all_fields_are_one_slide_with_notes_on_quality(session, tmp_path):
+    add(session, photograph_of(tmp_path / "blank.png", 80, 100), nothing)
+    slide = session.slide()
+    assert (slide.fields, slide.counts, slide.noted) == (2, {"WBC": 1, "RBC": 0}, 2)
+    assert "As one slide: 2 fields" in markup.all_images(session)
+    assert [field.quality for field in session.fields] == [("out of focus",), ("almost blank",)]
+    assert "almost blank" in markup.picture(session, 1) and "almost blank" not in markup.picture(session, 0)

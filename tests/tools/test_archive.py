@@ -130,7 +130,7 @@ def record(name: str, cells: int = 0) -> dict:
     one = {"box": [1.5, 2.0, 11.5, 42.0], "label": "RBC", "score": 0.75}
     counts = {"WBC": 0, "RBC": cells, "Platelets": 0}
     size = {"width": 640, "height": 480, "tiles": 1, "view": [640, 480], "copy": None}
-    scale = {"scale": "assumed", "um_per_pixel": None, "measured_um": None}
+    scale = {"scale": "assumed", "um_per_pixel": None, "measured_um": None, "quality": []}
     return {"image": name, "state": "done", **size, **scale, "detections": [one] * cells, "counts": counts}
 
 

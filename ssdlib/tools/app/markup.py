@@ -11,7 +11,10 @@ import numpy as np
 from ssdlib.common.pages import render
 from ssdlib.common.tables import Table
 from ssdlib.data.images import encode_image
+from ssdlib.inference.detections import Detections
 from ssdlib.inference.draw import color_of
+from ssdlib.inference.quality import NOTES
+from ssdlib.inference.slides import REFERENCE, class_table, diameter_text, nice_step, notes_text
 from ssdlib.inference.tiling import RED_CELL_UM
 from ssdlib.tools.app.session import Session
 
@@ -47,6 +50,7 @@ def picture(session: Session, number: int) -> str:
         shrink=preview.shape[1] / found.image_size[0],
         red_cell_um=RED_CELL_UM,
         image=encode_image(preview, ".jpg", quality=88),
+        meanings=NOTES,
     )
 
 
@@ -82,20 +86,28 @@ def bin_edges(values: np.ndarray) -> np.ndarray:
     """
     largest = float(values.max(initial=0))
     rough = max(largest, 1e-6) / MOST_BARS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
+    step = nice_step(rough)
     bins = math.floor(largest / step) + 1
     return np.round(np.arange(math.ceil(bins / 5) * 5 + 1) * step, 9)
 
 
 def all_images(session: Session) -> str:
-    """The counts of all fields, with their sum, where there is more than one."""
-    shown = session.shown
-    if len(shown) < 2:
-        return ""
+    """The figures of all fields as one slide; above them, where there are several, the counts of each."""
+    shown, slide = session.shown, session.slide()
+    return render(
+        "tools/app/all_images.html",
+        table=_counts_table(session, shown) if len(shown) > 1 else None,
+        slide=slide,
+        classes=class_table(slide),
+        diameters=diameter_text(slide),
+        notes=notes_text(slide.notes),
+        color=color_of(REFERENCE, session.class_names) if REFERENCE in session.class_names else "",
+    )
+
+
+def _counts_table(session: Session, shown: Sequence[Detections]) -> Table:
     numbers = np.array([[*found.counts().values(), len(found)] for found in shown])  # (images, classes + 1)
     names = [*(found.image for found in shown), f"all {len(shown)}"]
     rows = zip(names, [*numbers.tolist(), numbers.sum(axis=0).tolist()], strict=True)
     rows = [[name, *map(str, row)] for name, row in rows]
-    table = Table(["Image", *session.class_names, "Cells"], rows, total=True)
-    return render("tools/app/all_images.html", table=table)
+    return Table(["Image", *session.class_names, "Cells"], rows, total=True)

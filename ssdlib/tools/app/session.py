@@ -20,7 +20,9 @@ from ssdlib.data.images import encode_image, read_um_per_pixel
 from ssdlib.inference.detections import Detections, class_thresholds
 from ssdlib.inference.draw import annotate
 from ssdlib.inference.fields import Seen
+from ssdlib.inference.quality import quality_notes
 from ssdlib.inference.results import cells_csv
+from ssdlib.inference.slides import Slide, Tally
 from ssdlib.inference.tiling import Tiling
 from ssdlib.tools.app.uploads import Limits, Upload, decode_upload, read_upload, safe_name
 
@@ -43,6 +45,8 @@ class Field:
     """The scale that the visitor had given."""
     seen: Seen
     """How the detector looked at it."""
+    quality: tuple[str, ...]
+    """Notes of `ssdlib.inference.quality`, at the thresholds that held when the detector ran."""
 
 
 class Stopped(Exception):
@@ -130,7 +134,8 @@ class Session:
             um = read_um_per_pixel(io.BytesIO(upload.content))
             seen = detect(image, tiling, um_in_file=um, on_tiles=on_tiles)
             found = replace(seen.found.above(LEAST_SCORE), image=upload.name)
-            field = Field(_reduced(image), found, tiling.um_per_pixel, seen)
+            quality = quality_notes(image, found, seen.view, self.use.appearance, thresholds=self.thresholds)
+            field = Field(_reduced(image), found, tiling.um_per_pixel, seen, quality)
             if upload in self.waiting:
                 self._fields[upload] = field
         except SsdError as error:
@@ -198,6 +203,14 @@ class Session:
         sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(dim=1).numpy() * (um or 1.0)
         labels = found.labels.numpy()
         return {name: sizes[labels == label] for label, name in enumerate(self.class_names, start=1)}
+
+    def slide(self) -> Slide:
+        """All fields as one slide, at the present thresholds and scale."""
+        tally = Tally(self.class_names)
+        for field, found in zip(self.fields, self.shown, strict=True):
+            more = {"view": field.seen.view, "quality": field.quality, "measured_um": field.seen.measured_um}
+            tally.add({**found.to_dict(), **more})
+        return tally.slide("all images")
 
     def to_csv(self) -> str:
         """The cells.csv of `ssdlib detect`: a row for each cell of all fields."""

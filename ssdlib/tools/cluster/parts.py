@@ -12,11 +12,13 @@ from typing import Any
 
 from ssdlib.common.files import atomic_open
 from ssdlib.inference.job import Summary
+from ssdlib.inference.quality import notes_of
 from ssdlib.inference.results import DONE, Record, cell_rows, image_rows
 
 CELLS, IMAGES = "cells", "images"
 _TYPES = {
-    "image": "string", "class": "string", "state": "string", "message": "string", "scale": "string",
+    "image": "string", "class": "string", "state": "string", "message": "string",
+    "scale": "string", "quality": "string",
     "score": "double", "xmin": "double", "ymin": "double", "xmax": "double", "ymax": "double",
     "width_um": "double", "height_um": "double", "um_per_pixel": "double",
 }  # fmt: skip
@@ -74,7 +76,7 @@ def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...]) -
     for number in numbers:
         for row in parquet.read_table(part_file(out, IMAGES, number)).to_pylist():
             if row["state"] == DONE:
-                summary.add(row["image"], [row[name] for name in class_names])
+                summary.add(row["image"], [row[name] for name in class_names], notes_of(row["quality"]))
                 summary.add_scale(row["scale"], row["um_per_pixel"])
             else:
                 summary.add_failure(row["message"])
