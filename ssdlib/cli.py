@@ -710,6 +710,14 @@ def model_card(
     ship: Annotated[
         str, typer.Option(help="First put these weights, in fp16, in the place of the shipped ones.")
     ] = "",
+    place: Annotated[str, typer.Option(help="With --ship: blood or bccd.")] = "blood",
+    count_on: Annotated[
+        str,
+        typer.Option(
+            help="With --ship: data:split, completely labeled and not trained on, by whose counts thresholds "
+            "and NMS are chosen; how the images of its train look is noted, too."
+        ),
+    ] = "",
     notes: Annotated[
         Path | None, typer.Option(help="Markdown: command, hardware and time of the training.")
     ] = None,
@@ -718,15 +726,28 @@ def model_card(
     quiet: Quiet = False,
 ) -> None:
     """Measure weights on val and test and write their model card beside them."""
+    from functools import partial
+
+    from ssdlib.detector.model_file import BY_NAME, read_metadata
     from ssdlib.runs.lookup import find_weights
-    from ssdlib.runs.model_card import read_notes, ship_weights, write_card
+    from ssdlib.runs.model_card import choose_use, read_notes, ship_weights, write_card
 
     training = read_notes(notes)
-    sources = [(_source(data, quiet), data, ("val", "test"))]
+    sources = [(_source(one, quiet), one, ("val", "test")) for one in data.split(",")]
     if smears:
         sources.append((_source("smears", quiet), "smears", ("val",)))
     options = {"training": training, "device": device, "precision": precision, "progress": not quiet}
-    path = ship_weights(find_weights(ship), training) if ship else find_weights(weights)
+    if ship:
+        choose = None
+        if count_on:
+            known, split = count_on.rsplit(":", 1)
+            counted, seen = _source(known, quiet).dataset(split), _source(known, quiet).dataset("train")
+            recipe = read_metadata(find_weights(ship)).get("recipe") or {}
+            stain = (recipe.get("augment") or {}).get("stain", 0.0)
+            choose = partial(choose_use, data=counted, seen=seen, stain=stain, device=device)
+        path = ship_weights(find_weights(ship), BY_NAME[place], training, choose)
+    else:
+        path = find_weights(weights)
     print(f"written: {write_card(path, sources, **options)}")
 
 

@@ -1,7 +1,7 @@
-"""The model card of the shipped weights: a page beside the file on what it is, what it can do, and what not.
+"""The model cards of the shipped weights: a page beside each file on what it is, can do, and cannot.
 
-    python -m ssdlib model-card --smears                                  # measures the shipped file
-    python -m ssdlib model-card --smears --ship runs/NAME --notes how.md  # ships a run's best weights first
+    python -m ssdlib model-card --weights shipped --data bccd,txl-pbc       # measures a shipped file
+    python -m ssdlib model-card --ship runs/NAME --place blood --count-on txl-pbc:val --notes how.md
 
 Every figure on it is measured when it is written and stands as `ssdlib evaluate` prints it. The network, the
 recipe and the data are read from the file itself; the command, hardware and time of the training are its
@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from ssdlib.detector.model import SSD300
 
 _TEMPLATE = Path(__file__).with_name("model_card.md")
+ROLES = {
+    "ssd300-blood": "It is what `ssdlib detect`, the page, archives and exports use unless told otherwise, "
+    "and what training on data of one's own starts from.",
+    "ssd300-bccd": "It is the benchmark's: trained to find what BCCD labels, for its official figures "
+    "(`--weights bccd`).",
+}
 _ENOUGH_OBJECTS = 20
 _TRAINING_UNKNOWN = "The file does not say by which command, on what machine and how long."
 
@@ -38,17 +44,32 @@ NMS_CHOICES = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
 """IoU thresholds of NMS among which counts choose."""
 
 
-def choose_use(model: SSD300, data: DetectionDataset, *, device: str, progress: bool = False) -> Use:
-    """The network's `Use` with the thresholds and the NMS with which it counts these images best.
+def choose_use(
+    model: SSD300,
+    *,
+    data: DetectionDataset,
+    seen: DetectionDataset,
+    stain: float = 0.0,
+    device: str = "auto",
+    progress: bool = False,
+) -> Use:
+    """The network's `Use` with the thresholds and the NMS with which it counts `data` best, and the looks of
+    `seen`, what it was trained on, as augmentation shows them with a chance of `stain`.
 
     For each class: the IoU of NMS with the least mean absolute difference of an image's count, where the
     score threshold is the one whose total is right. `data` must be completely labeled, and not trained on. A
     class with fewer than 20 objects keeps the defaults, for it would choose by chance.
     """
+    import torch
+    from torchvision import tv_tensors
+
+    from ssdlib.data.transforms import Stain
     from ssdlib.detector.nms import NMS_IOU
     from ssdlib.evaluation.counting import count_curve
     from ssdlib.evaluation.evaluate import evaluate_model
+    from ssdlib.inference.detections import Detections
     from ssdlib.inference.predictor import Predictor
+    from ssdlib.inference.quality import appearance_of, measure
 
     names, best = data.class_names, {}
     for iou in NMS_CHOICES:
@@ -63,9 +84,19 @@ def choose_use(model: SSD300, data: DetectionDataset, *, device: str, progress: 
             if curve.objects >= _ENOUGH_OBJECTS and key < best.get(name, ((math.inf,),))[0]:
                 best[name] = key, threshold, iou
     chosen = {name: best.get(name, (None, DEFAULT_THRESHOLD, NMS_IOU)) for name in names}
+    torch.manual_seed(0)
+    another_stain = Stain(stain)
+    looks = []
+    for index, sample in enumerate(seen.samples):
+        image = tv_tensors.Image(torch.from_numpy(seen.image(index)).permute(2, 0, 1))
+        pixels = np.ascontiguousarray(another_stain(image).permute(1, 2, 0).numpy())
+        size = (sample.width, sample.height)
+        cells = Detections(sample.boxes, np.ones(len(sample.boxes)), sample.labels, size, names)
+        looks.append(measure(pixels, cells, size, model.config.use.reference))
     return model.config.use.replace(
         thresholds={name: round(threshold, 2) for name, (_, threshold, _) in chosen.items()},
         nms_iou={name: iou for name, (_, _, iou) in chosen.items()},
+        appearance=appearance_of(looks),
     )
 
 
@@ -109,24 +140,28 @@ def write_card(
     what the file's metadata say of how it was trained. Raises CheckpointError for a bad file or one of other
     classes than the data's, DataError for bad data.
     """
-    from ssdlib.detector.model_file import SHIPPED, load_model, read_metadata
+    from ssdlib.detector.model_file import BENCHMARK, SHIPPED, load_model, read_metadata
+    from ssdlib.detector.nms import NMS_IOU
     from ssdlib.evaluation.evaluate import evaluate_split
     from ssdlib.inference.predictor import Predictor
 
     about, model = read_metadata(weights), load_model(weights)
     predictor = Predictor(model, device=device, precision=precision)
-    named = "" if weights == SHIPPED else f" --weights {weights}"
+    known = {SHIPPED: "", BENCHMARK: " --weights bccd"}
+    named = known.get(weights, f" --weights {weights}")
     results, commands = [], []
     for source, word, splits in sources:
         for split in splits:
-            report = evaluate_split(predictor, source, split, progress=progress)
+            report = evaluate_split(
+                predictor, source, split, score_threshold=model.config.thresholds, progress=progress
+            )
             # In the very form in which `ssdlib evaluate` prints it.
             table = results_text({split: report, "data": report["data"]})
             results.append(f"{_name_of(source)}, {split}:\n\n```\n{table}\n```")
             commands.append(
                 f"python -m ssdlib evaluate{named} --data {word} --split {split} --precision {precision}"
             )
-    config = model.config
+    config, use = model.config, model.config.use
     unknown = defaultdict(lambda: "–")
     recipe = about.get("recipe") or {}
     text = _TEMPLATE.read_text(encoding="utf-8").format(
@@ -140,6 +175,13 @@ def write_card(
         mean=_numbers(config.mean),
         std=_numbers(config.std),
         scales=_numbers(config.priors.scales),
+        role=ROLES.get(weights.stem, ""),
+        limits=_limits(weights.stem),
+        use=use,
+        thresholds=", ".join(f"{name} {value:g}" for name, value in config.thresholds.items()),
+        nms=", ".join(
+            f"{name} {value:g}" for name, value in (use.nms_iou or {"all classes": NMS_IOU}).items()
+        ),
         file=weights.name,
         megabytes=weights.stat().st_size / 1e6,
         sha256=sha256_of(weights),
@@ -156,6 +198,12 @@ def write_card(
     )
     write_text(weights.with_suffix(".md"), text)
     return weights.with_suffix(".md")
+
+
+def _limits(stem: str) -> str:
+    """What the weights are not for, and whose they are; empty for weights that are not shipped."""
+    path = _TEMPLATE.with_name(f"limits_{stem}.md")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def _augment(settings: Mapping[str, Any]) -> str:

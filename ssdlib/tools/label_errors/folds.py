@@ -128,17 +128,17 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
 
 def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None:
     """Raise ConfigError if the weights `init` were trained on these labels, as far as can be known."""
-    learned = ""
-    if init in BY_NAME:
+    learned, path = "", BY_NAME.get(init, Path(init))
+    if path.is_file():
+        known = _fingerprints(read_metadata(path).get("data") or {})
+        learned = "this very data" if known & _fingerprints(source.describe()) else ""
+    if init in BY_NAME and not learned:
         bccd_ids = {Path(name).stem for name in download.BCCD.manifest()}
         markers = [part.folder / "smears.json" for part in source.parts.values() or [source]]
         if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
             learned = "BCCD's train split"
         elif any(m.is_file() and read_json(m).get("seed") == EXTRA_SMEARS_SEED for m in markers):
             learned = "smears drawn with this very seed"
-    elif Path(init).is_file():
-        known = _fingerprints(read_metadata(init).get("data") or {})
-        learned = "this very data" if known & _fingerprints(source.describe()) else ""
     if learned:
         raise ConfigError(
             f"the weights {init} were trained on {learned}, so they would confirm these labels, the wrong "
