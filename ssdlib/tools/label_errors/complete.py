@@ -309,8 +309,8 @@ def write_copy(
 ) -> None:
     """Write a copy of the data in their own layout to `folder`, with the objects added and marked.
 
-    added.csv in it lists them, completion.json says of which data it is the copy, and by which rule. A copy with the same
-    content is left as it is. Raises DataError if `folder` holds anything else.
+    added.csv in it lists them, completion.json says of which data it is the copy, and by which rule. A copy
+    with the same content is left as it is. Raises DataError if `folder` holds anything else.
     """
     about = {"of": source.describe(root=False), "rule": dict(rule or {}), "added": len(added)}
     by_image = grouped(added, "image")
