@@ -617,6 +617,10 @@ def data_complete(
     precision: Annotated[
         float, typer.Option(help="Of what is added to a class, estimated, at least.", min=0.5, max=1)
     ] = 0.95,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Add all finds with this score, whatever the estimate says.", min=0, max=1),
+    ] = None,
     review: Annotated[
         bool,
         typer.Option("--review", help="Add nothing: write the first round's finds for you to decide on."),
@@ -651,8 +655,16 @@ def data_complete(
         progress=not quiet,
     )
     rounds = rounds or (work.ROUNDS if predictions is None else 1)
-    chosen = {"predictions": predictions, "precision": precision, "rounds": rounds, "review": review}
-    result = work.complete(source, out, asked, **chosen)
+    result = work.complete(
+        source,
+        out,
+        asked,
+        predictions=predictions,
+        precision=precision,
+        min_score=min_score,
+        rounds=rounds,
+        review=review,
+    )
     if source.notice:
         print(source.notice)
     print(work.completion_table(result).to_text())

@@ -106,6 +106,9 @@ def test_labels_that_the_detector_learned_from_are_taken_for_complete(tmp_path):
     detections = [found(("RBC", 0.9, A), ("RBC", 0.4, B), image=image) for image in images]
     result = find_missing(folder_of(tmp_path, images).dataset("all"), detections)
     assert len(result.finds) == 40 and not result.added
+    dataset = folder_of(tmp_path / "again", images).dataset("all")
+    assert len(find_missing(dataset, detections, min_score=0.4).added) == 40
+    assert not find_missing(dataset, detections, min_score=0.41).added
 
 
 def test_a_class_with_few_labels_is_left_to_a_person(tmp_path):

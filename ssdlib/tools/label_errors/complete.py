@@ -105,14 +105,18 @@ class Round:
 
 
 def find_missing(
-    dataset: DetectionDataset, detections: Sequence[Detections], precision: float = PRECISION
+    dataset: DetectionDataset,
+    detections: Sequence[Detections],
+    precision: float = PRECISION,
+    min_score: float | None = None,
 ) -> Round:
     """The objects that may lack a label, and those of them to add, by class, the most certain first.
 
     `detections` has one for each image, in order, down to low scores, by networks that were not trained on
     these labels. Of each class as many finds are added, best first, as keep the expected precision at
-    `precision` or above; none of a class with fewer than LEAST detections that agree with a label. Raises
-    DataError where images and detections are not as many.
+    `precision` or above; none of a class with fewer than LEAST detections that agree with a label. With
+    `min_score` instead all finds of which the detector is as sure. Raises DataError where images and
+    detections are not as many.
     """
     if len(dataset) != len(detections):
         raise DataError(f"{len(dataset)} images and {len(detections)} predictions: one for each is needed.")
@@ -127,11 +131,13 @@ def find_missing(
         scores = np.array([issue.score for issue in rated])
         expected = np.cumsum(scores) / np.arange(1, len(scores) + 1)
         enough = sum(candidate.agrees for candidate in own) >= LEAST
-        count = int((expected >= precision).sum()) if enough else 0  # it only falls
-        estimate = float(expected[count - 1]) if count else None
-        classes.append(ClassEstimate(name, labels, labeled, float(scores.sum()), count, estimate))
+        chosen = rated[: int((expected >= precision).sum())] if enough else []  # it only falls
+        if min_score is not None:
+            chosen = [issue for issue in rated if issue.detector_score >= min_score]
+        estimate = float(np.mean([issue.score for issue in chosen])) if chosen else None
+        classes.append(ClassEstimate(name, labels, labeled, float(scores.sum()), len(chosen), estimate))
         finds += rated
-        added += rated[:count]
+        added += chosen
     return Round(finds, added, classes)
 
 
@@ -230,6 +236,7 @@ def complete(
     *,
     predictions: str | Path | None = None,
     precision: float = PRECISION,
+    min_score: float | None = None,
     rounds: int = ROUNDS,
     review: bool = False,
 ) -> Round:
@@ -241,6 +248,7 @@ def complete(
     finds less than the one before does not count. The copy has the layout of the data; its added.csv lists
     what was added, its completion.json says how. Called again it goes on where it stopped.
 
+    precision, min_score: what is added, as for `find_missing`.
     predictions: a folder of JSON files as `ssdlib detect --json` writes, used in the first round instead of
     training networks. The caller vouches that their detector was not trained on these labels.
     review: instead of adding anything after the first round, write decisions.json and complete.html to `out`
@@ -250,13 +258,14 @@ def complete(
     """
     out, dataset = Path(out), source.dataset(settings.split)
     current, result, there = source, Round([], [], []), sum(dataset.class_counts().values())
+    rule = {"precision": precision} if min_score is None else {"min_score": min_score}
     for k in range(1, rounds + 1):
         folder = out / f"round-{k}"
         if predictions is not None and k == 1:
             found = read_predictions(predictions, dataset)
         else:
             found = out_of_fold(current, folder, settings)
-        this = find_missing(dataset, found, precision)
+        this = find_missing(dataset, found, precision, min_score)
         if review:
             _write_review(source, dataset, out, this)
             return this
@@ -264,9 +273,9 @@ def complete(
         result = max(this, result, key=lambda one: len(one.added))
         if k == rounds or len(result.added) - before < LITTLE * (there + before):
             break
-        write_copy(source, folder / COPY, result.added, precision)
+        write_copy(source, folder / COPY, result.added, rule)
         current = open_folder(folder / COPY)
-    write_copy(source, out / COPY, result.added, precision)
+    write_copy(source, out / COPY, result.added, rule)
     return result
 
 
@@ -296,14 +305,14 @@ def apply_finds(source: DataSource, decisions: str | Path, out: str | Path) -> l
 
 
 def write_copy(
-    source: DataSource, folder: Path, added: Sequence[LabelIssue], precision: float | None = None
+    source: DataSource, folder: Path, added: Sequence[LabelIssue], rule: Mapping[str, float] | None = None
 ) -> None:
     """Write a copy of the data in their own layout to `folder`, with the objects added and marked.
 
-    added.csv in it lists them, completion.json says of which data it is the copy. A copy with the same
-    content is left as it is. Raises DataError if `folder` holds anything else.
+    added.csv in it lists them, completion.json says of which data it is the copy, and by which rule. A copy
+    with the same content is left as it is. Raises DataError if `folder` holds anything else.
     """
-    about = {"of": source.describe(root=False), "precision": precision, "added": len(added)}
+    about = {"of": source.describe(root=False), "rule": dict(rule or {}), "added": len(added)}
     by_image = grouped(added, "image")
     table = added_csv(source, by_image)
     if (folder / ADDED_FILE).is_file() and (folder / ABOUT_FILE).is_file():
