@@ -112,7 +112,7 @@ def test_the_table_lists_what_may_be_trained_on_and_nothing_else():
     assert [kinds.count(kind) for kind in ("raabin", "pbc", "BloodImage")] == [350, 350, 124]
     # Of BCCD's images, the labels alone.
     assert len(txl_pbc.TXL_PBC.manifest()) == 2 * 700 + 124
-    assert {row.split for row in rows if row.of_bccd} == {"train"}
+    assert {row.split for row in rows if row.of_bccd} == {"train", "val", "test"}
     counts = [
         sum(row.split == split and not row.of_bccd for row in rows) for split in ("train", "val", "test")
     ]
@@ -248,12 +248,16 @@ def test_complete_labels_replace_those_of_bccd_and_an_image_counts_once(order, b
     assert source.notice == ""
 
 
-def test_a_shared_image_stays_in_the_split_of_the_first(by_id, blood, monkeypatch):
+def test_a_shared_image_that_one_source_holds_out_is_held_out(by_id, blood, monkeypatch):
     write_splits(blood, {"train": ["BloodImage_1"], "val": ["BloodImage_7"], "test": ["BloodImage_3"]})
     monkeypatch.setenv("TXL_PBC_ROOT", str(by_id))
     source = bccd.resolve("txl-pbc,bccd")
     assert "BloodImage_7" in source.split_ids("val")
     assert "BloodImage_7" not in source.split_ids("train")
+    write_splits(blood, {"train": ["BloodImage_7"], "val": ["BloodImage_1"], "test": ["BloodImage_3"]})
+    monkeypatch.setattr(txl_pbc.Row, "split", property(lambda row: "val" if row.of_bccd else "train"))
+    source = bccd.resolve("txl-pbc,bccd")
+    assert "BloodImage_7" in source.split_ids("val") and "BloodImage_7" not in source.split_ids("train")
 
 
 def two(tmp_path, names=BCCD_CLASSES):
