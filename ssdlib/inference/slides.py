@@ -295,12 +295,12 @@ def nice_step(least: float) -> float:
 
 def class_table(slide: Slide) -> Table:
     """A row for each class: its number, and with intervals the mean per field and the number per 100 red."""
-    header = ["", "cells", "per field (95 % interval)"]
+    header = ["", "cells", "per field (95 %)"]
     rows = [
         [name, f"{count:,}", slide.per_field[name].to_text(".1f")] for name, count in slide.counts.items()
     ]
     if slide.per_100:
-        header.append(f"per 100 {REFERENCE} (95 % interval)")
+        header.append(f"per 100 {REFERENCE} (95 %)")
         for row in rows:
             row.append(slide.per_100[row[0]].to_text(".2f") if row[0] in slide.per_100 else "")
     return Table(header, rows)
