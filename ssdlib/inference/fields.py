@@ -31,6 +31,10 @@ _LADDER = (0.5, 2.0)
 _PROBES = 4
 """Tiles, evenly spread, that are looked at to find the scale of a large field."""
 _ROUNDS = 3
+_UNIFORM = 1.7
+"""Third quartile over first of the sizes of red cells, at most; on BCCD's fields it is about 1.2."""
+_FARTHEST = 4.0
+"""Scales are looked for up to two octaves either way."""
 _FLAT = 12.0
 """Levels of green between the 2nd and the 98th percentile, below which an image is blank at any scale."""
 
@@ -124,17 +128,20 @@ def _look(
     """
     size = _size(image)
     searching = source in ("assumed", "file") and tiling.use.reference in predictor.class_names
-    tried = _ROUNDS if searching else 0
+    tried, begun = _ROUNDS if searching else 0, 0.0
     while tried:
         tiles = tiling.tiles(*size)
         found = _detect_tiles(predictor, image, tiles, found, _spread(tiles), on_tiles)
         sizes = _sizes(found, tiles, tiling)
-        times = float(sizes.median()) if len(sizes) >= _ENOUGH else None
+        times = float(sizes.median()) if _tell(sizes) else None
         if times is None and tried == _ROUNDS:
             times = _climb(predictor, image, tiling, len(sizes))
         if times is None or _FITS[0] <= times <= _FITS[1]:
             break
         now = _enlargement(tiles[0], tiling)
+        begun = begun or now
+        if not 1 / _FARTHEST <= now * times / begun <= _FARTHEST:
+            break  # no scale of cells: an untrained network's, or of what are no cells
         tiling, source, found = replace(tiling, um_per_pixel=None, enlarge=now * times), "cells", {}
         tried -= 1
     tiles = tiling.tiles(*size)
@@ -194,6 +201,14 @@ def _sizes(found: dict[int, Detections], tiles: Sequence[Tile], tiling: Tiling) 
     return torch.cat(sides) / usual
 
 
+def _tell(sizes: Tensor) -> bool:
+    """Whether so many cells of these sizes tell a scale: enough, and about as uniform as red cells are."""
+    if len(sizes) < _ENOUGH:
+        return False
+    low, high = torch.quantile(sizes, torch.tensor([0.25, 0.75])).tolist()
+    return high <= _UNIFORM * low
+
+
 def _climb(predictor: Detector, image: np.ndarray, tiling: Tiling, known: int) -> float | None:
     """How many times as large as assumed cells are, by a look an octave up and down; None if it fails."""
     green = image[:: max(1, image.shape[0] // 120), :: max(1, image.shape[1] // 160), 1]
@@ -206,6 +221,6 @@ def _climb(predictor: Detector, image: np.ndarray, tiling: Tiling, known: int) -
         tiles = other.tiles(*_size(image))
         found = _detect_tiles(predictor, image, tiles, {}, _spread(tiles))
         sizes = _sizes(found, tiles, other)
-        if len(sizes) >= most:
+        if len(sizes) >= most and _tell(sizes):
             best, most = _enlargement(tiles[0], tiling) / now * float(sizes.median()), len(sizes) + 1
     return best

@@ -51,7 +51,7 @@ def use_for(data: DetectionDataset, known: Use) -> Use:
 
 
 def tilings(data: DetectionDataset, use: Use) -> dict[tuple[int, int], Tiling]:
-    """How fields of each size (width, height) are cut, where their labels tell their scale.
+    """How fields of each size (width, height) are cut, by their labels alone: no scale is looked for.
 
     Fields of one size in one data set are taken to come from one microscope.
     """
@@ -62,7 +62,8 @@ def tilings(data: DetectionDataset, use: Use) -> dict[tuple[int, int], Tiling]:
         if len(values) >= _ENOUGH
     }
     sizes = {(sample.width, sample.height) for sample in data.samples}
-    return {size: Tiling(use=use, enlarge=known.get(size)) for size in sizes}
+    blind = use.replace(reference="")  # without a class that tells the scale none is looked for
+    return {size: Tiling(use=blind, enlarge=known.get(size)) for size in sizes}
 
 
 def cut_to_views(data: DetectionDataset, use: Use) -> DetectionDataset:
