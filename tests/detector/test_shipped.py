@@ -48,10 +48,10 @@ def test_the_file_holds_fp16_tensors_and_what_rebuilds_the_network(weights):
 
 @pytest.mark.parametrize("names", [BCCD_CLASSES, ("a", "b", "c", "d")])
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
-def test_the_profiles_start_from_it(profile, names):
+def test_the_profiles_start_from_the_benchmarks(profile, names):
     recipe = PROFILES[profile].recipe
     model = build_model(recipe.model.replace(class_names=names), recipe.initial_weights)
-    own, kept = model.state_dict(), load_model(SHIPPED).state_dict()
+    own, kept = model.state_dict(), load_model(BENCHMARK).state_dict()
     new = {name for name in own if not torch.equal(own[name], kept[name])}
     assert all(name.startswith("class_heads.") for name in new)
     assert bool(new) == (names != BCCD_CLASSES)
