@@ -740,7 +740,7 @@ def model_card(
     """Measure weights on val and test and write their model card beside them."""
     from functools import partial
 
-    from ssdlib.detector.model_file import BY_NAME, read_metadata
+    from ssdlib.detector.model_file import read_metadata, shipped_path
     from ssdlib.runs.lookup import find_weights
     from ssdlib.runs.model_card import choose_use, read_notes, ship_weights, write_card
 
@@ -757,7 +757,7 @@ def model_card(
             recipe = read_metadata(find_weights(ship)).get("recipe") or {}
             stain = (recipe.get("augment") or {}).get("stain", 0.0)
             choose = partial(choose_use, data=counted, seen=seen, stain=stain, device=device)
-        path = ship_weights(find_weights(ship), BY_NAME[place], training, choose)
+        path = ship_weights(find_weights(ship), shipped_path(place), training, choose)
     else:
         path = find_weights(weights)
     print(f"written: {write_card(path, sources, **options)}")

@@ -22,14 +22,19 @@ SHIPPED = _WEIGHTS / "ssd300-blood.safetensors"
 """The detector that comes with the project, trained on several microscopes; its card lies beside it (.md)."""
 BENCHMARK = _WEIGHTS / "ssd300-bccd.safetensors"
 """The detector of BCCD's official figures, trained to find what BCCD labels; its card lies beside it, too."""
-BY_NAME = {"shipped": SHIPPED, "blood": SHIPPED, "bccd": BENCHMARK}
-"""What `--weights` and `--init` call the files of the project."""
+SHIPPED_NAMES = ("shipped", "blood", "bccd")
+"""What `--weights` and `--init` call the files of the project; the first two are the same."""
+
+
+def shipped_path(name: str = "shipped") -> Path:
+    """Where weights of the project, one of `SHIPPED_NAMES`, lie."""
+    return BENCHMARK if name == "bccd" else SHIPPED
 
 
 def shipped_weights(name: str = "shipped") -> Path:
-    """The path of weights of the project, by a name of `BY_NAME`. Raises CheckpointError with the remedies if
+    """The path of weights of the project, one of `SHIPPED_NAMES`. Raises CheckpointError with the remedies if
     they are missing."""
-    path = BY_NAME[name]
+    path = shipped_path(name)
     if not path.is_file():
         raise CheckpointError(
             f"the shipped weights are missing: {path}. They are part of the repository, not of the "

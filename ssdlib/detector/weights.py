@@ -15,7 +15,7 @@ from torchvision.models.detection import SSD300_VGG16_Weights
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model import SSD300
-from ssdlib.detector.model_file import BY_NAME, load_model, shipped_weights
+from ssdlib.detector.model_file import SHIPPED_NAMES, load_model, shipped_weights
 
 StateDict = Mapping[str, Tensor]
 
@@ -40,7 +40,7 @@ def build_model(
     if initial_weights == "coco":
         config = config.replace(mean=COCO_MEAN, std=COCO_STD)
     elif initial_weights not in ("scratch", "imagenet"):
-        path = shipped_weights(str(initial_weights)) if initial_weights in BY_NAME else initial_weights
+        path = shipped_weights(str(initial_weights)) if initial_weights in SHIPPED_NAMES else initial_weights
         stored = load_model(path)
         config = config.replace(mean=stored.config.mean, std=stored.config.std)
     model = SSD300(config)

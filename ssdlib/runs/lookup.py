@@ -51,9 +51,9 @@ def find_weights(asked: str | Path | None = None) -> Path:
     `runs/`, whose best one is meant. Raises CheckpointError that lists these if there is nothing of the kind,
     StageError if no run has any weights.
     """
-    from ssdlib.detector.model_file import BY_NAME, shipped_weights
+    from ssdlib.detector.model_file import SHIPPED_NAMES, shipped_weights
 
-    if asked is None or str(asked) in BY_NAME:
+    if asked is None or str(asked) in SHIPPED_NAMES:
         return shipped_weights(str(asked or "shipped"))
     if str(asked) == "newest":
         found = list(paths.runs_folder().glob("*/checkpoints/best.safetensors"))

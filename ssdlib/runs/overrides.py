@@ -67,7 +67,7 @@ def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple
 
     Raises CheckpointError for a file that is missing, damaged or of another project.
     """
-    from ssdlib.detector.model_file import BY_NAME, read_metadata
+    from ssdlib.detector.model_file import SHIPPED_NAMES, read_metadata
 
     from_scratch = find_profile(profile).recipe.initial_weights == "scratch"
     names = ", ".join(class_names)
@@ -79,7 +79,7 @@ def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple
         return {**settings, "recipe.initial_weights": init}, f"the heads are new, for {names}"
     path = find_weights(init)
     stored = ModelConfig.from_dict(read_metadata(path)["config"])
-    settings["recipe.initial_weights"] = init if init in BY_NAME else str(path.resolve())
+    settings["recipe.initial_weights"] = init if init in SHIPPED_NAMES else str(path.resolve())
     kept = {"mean": stored.mean, "std": stored.std, "use": stored.use}  # brought along by any weights
     if stored.replace(class_names=BCCD_CLASSES) != SHIPPED_MODEL.replace(**kept):
         settings["recipe.model"] = stored.to_dict()

@@ -49,11 +49,3 @@ def random_case(seed, images=12, objects=12, extra=8, classes=3, empty=0.2):
         detections.append(Detections(moved, rng.random(len(moved)), said, SIZE, NAMES))
         targets.append({"boxes": torch.from_numpy(boxes), "labels": torch.from_numpy(labels)})
     return detections, targets
-
-
-def many_in_one_image(seed=3):
-    """More than COCO's limit of 100 detections of a class."""
-    rng = np.random.default_rng(seed)
-    boxes = random_boxes(rng, 130, spread=500)
-    moved = Detections(boxes + rng.normal(0, 3, boxes.shape), rng.random(130), [2] * 130, SIZE, NAMES)
-    return [moved], [{"boxes": boxes, "labels": [2] * 130}]

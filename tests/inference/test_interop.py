@@ -50,7 +50,9 @@ class TestRoundTrips:
     def test_csv(self, detections, image, um):
         pandas = pytest.importorskip("pandas")
         detections, other = replace(detections, image=image), random_detections(3, seed=1)
-        table = pandas.read_csv(io.StringIO(cells_csv([detections, replace(other, image="b.jpg")], um)))
+        table = pandas.read_csv(
+            io.StringIO(cells_csv([(detections, um), (replace(other, image="b.jpg"), um)]))
+        )
         assert tuple(table.columns) == (*FRAME_COLUMNS, "width_um", "height_um")
         assert len(table) == len(detections) + 3 and table["width_um"].isna().all() == (um is None)
         assert_same(Detections.from_frame(table, SIZE, NAMES, image), detections, atol=0.0051)
@@ -70,7 +72,7 @@ def test_no_spreadsheet_runs_a_name_as_a_formula(text, cell):
 def test_classes_are_read_back_that_a_spreadsheet_would_run():
     pandas = pytest.importorskip("pandas")
     found = Detections([[1, 2, 3, 4]], [0.5], [1], SIZE, ("=CELL", "RBC"), "a.jpg")
-    table = pandas.read_csv(io.StringIO(cells_csv([found], None)))
+    table = pandas.read_csv(io.StringIO(cells_csv([(found, None)])))
     assert table["class"][0] == "'=CELL"
     assert_same(Detections.from_frame(table, SIZE, found.class_names), found)
 

@@ -63,7 +63,7 @@ def scores(monkeypatch):
     """Replaces the evaluation: the mAPs of the epochs that are evaluated, 0.5 where none are left."""
     values = []
 
-    def evaluate(predictor, dataset, *, progress, shared):
+    def evaluate(predictor, dataset, **_):
         return FakeMetrics(map_50=values.pop(0) if values else 0.5), []
 
     monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", evaluate)

@@ -20,7 +20,7 @@ from ssdlib.data import download
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.duplicates import same_fields
 from ssdlib.data.source import EXTRA_SMEARS_SEED, DataSource, extra_smears
-from ssdlib.detector.model_file import BY_NAME, read_metadata
+from ssdlib.detector.model_file import SHIPPED_NAMES, read_metadata, shipped_path
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
@@ -128,11 +128,11 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
 
 def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None:
     """Raise ConfigError if the weights `init` were trained on these labels, as far as can be known."""
-    learned, path = "", BY_NAME.get(init, Path(init))
+    learned, path = "", shipped_path(init) if init in SHIPPED_NAMES else Path(init)
     if path.is_file():
         known = _fingerprints(read_metadata(path).get("data") or {})
         learned = "this very data" if known & _fingerprints(source.describe()) else ""
-    if init in BY_NAME and not learned:
+    if init in SHIPPED_NAMES and not learned:
         bccd_ids = {Path(name).stem for name in download.BCCD.manifest()}
         markers = [part.folder / "smears.json" for part in source.parts.values() or [source]]
         if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
