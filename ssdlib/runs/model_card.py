@@ -114,7 +114,9 @@ def ship_weights(
     about = model_file.read_metadata(checkpoint)
     del about["config"]  # save_model writes the network's own
     # Where the data lay on the machine that trained means nothing elsewhere.
-    about["data"] = {key: value for key, value in (about.get("data") or {}).items() if key != "root"}
+    data = about["data"] = dict(about.get("data") or {})
+    for described in (data, *data.get("sources", ())):
+        described.pop("root", None)
     if training:
         about["training"] = training
     model = model_file.load_model(checkpoint)
