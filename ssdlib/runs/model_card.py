@@ -36,6 +36,7 @@ ROLES = {
     "ssd300-bccd": "It is the benchmark's: trained to find what BCCD labels, for its official figures "
     "(`--weights bccd`).",
 }
+_NO_DEVICE = "- This is not a medical device: no decision about a patient may rest on it."
 _ENOUGH_OBJECTS = 20
 _TRAINING_UNKNOWN = "The file does not say by which command, on what machine and how long."
 
@@ -203,9 +204,9 @@ def write_card(
 
 
 def _limits(stem: str) -> str:
-    """What the weights are not for, and whose they are; empty for weights that are not shipped."""
+    """What the weights are not for, and whose they are, as far as it is known of weights of that name."""
     path = _TEMPLATE.with_name(f"limits_{stem}.md")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else _NO_DEVICE
 
 
 def _augment(settings: Mapping[str, Any]) -> str:
