@@ -20,6 +20,7 @@ from ssdlib.evaluation.tables import LEVEL, Interval
 from ssdlib.inference.detections import Detections, class_thresholds
 
 CANDIDATES = np.arange(1, 100) / 100
+_TOTAL_WITHIN = 0.02
 _SPREAD = 1.96
 """Standard deviations that hold 95 % of a normal distribution."""
 
@@ -36,6 +37,8 @@ class CountCurve:
     """(T,) float64: mean difference, counted less true; NaN without images."""
     objects: int
     """Objects of the class in all images."""
+    images: int
+    """The number of images."""
 
     def best(self) -> float:
         """The threshold of least MAE, of those the one of least |bias|, of those the nearest to 0.5.
@@ -50,13 +53,17 @@ class CountCurve:
         return float(self.thresholds[np.lexsort(keys)[0]])
 
     def unbiased(self) -> float:
-        """The threshold of least |bias|, of those the one of least MAE: totals come out right with it.
+        """Of the thresholds whose total is within 2 % of the truth, or else nearest to it, the one of least MAE,
+        of those the nearest to 0.5.
 
         Where the split has no object of the class, 0.5.
         """
         if not self.objects:
             return DEFAULT_THRESHOLD
-        return float(self.thresholds[np.lexsort((self.mae.round(9), np.abs(self.bias).round(9)))[0]])
+        off = np.abs(self.bias) * self.images
+        right = off <= max(off.min(), _TOTAL_WITHIN * self.objects) + 1e-9
+        keys = (np.abs(self.thresholds - DEFAULT_THRESHOLD), self.mae.round(9), ~right)
+        return float(self.thresholds[np.lexsort(keys)[0]])
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def count_curve(detections: Sequence[Detections], targets: Sequence[Target], lab
     difference = (counted - true[:, None]).astype(np.float64)
     images = len(targets) or np.nan
     mae, bias = np.abs(difference).sum(axis=0) / images, difference.sum(axis=0) / images
-    return CountCurve(CANDIDATES, mae, bias, int(true.sum()))
+    return CountCurve(CANDIDATES, mae, bias, int(true.sum()), len(targets))
 
 
 def count_thresholds(
