@@ -53,8 +53,8 @@ class CountCurve:
         return float(self.thresholds[np.lexsort(keys)[0]])
 
     def unbiased(self) -> float:
-        """Of the thresholds whose total is within 2 % of the truth, or else nearest to it, the one of least MAE,
-        of those the nearest to 0.5.
+        """Of the thresholds whose total is within 2 % of the truth, or else nearest to it, the one of least
+        MAE, of those the nearest to 0.5.
 
         Where the split has no object of the class, 0.5.
         """
