@@ -263,7 +263,7 @@ def test_a_full_disk_in_training_keeps_what_was_written(ssdlib, smears_root, tmp
 )
 def test_a_full_disk_keeps_the_former_results(ssdlib, smears_root, tmp_path, command, named):
     (tmp_path / "old.json").write_text("[]")
-    with full_disk(300):
+    with full_disk(500):
         text, code = ssdlib(command.format(root=smears_root))
     assert code == 1 and "cannot write" in text and named in text and "Free some space" in text
     left = {name: digest for name, digest in contents(tmp_path).items() if not name.startswith("job/")}

@@ -18,7 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ssdlib.common.errors import TrainingError
-from ssdlib.config import RECIPES, Recipe, Settings
+from ssdlib.config import RECIPES, ModelConfig, Recipe, Settings
 from ssdlib.data.dataset import DetectionDataset, ImageCache
 from ssdlib.data.loaders import EpochBatches, SeededDataset, choose_workers, set_epoch
 from ssdlib.data.source import DataSource
@@ -206,6 +206,7 @@ class TorchvisionDetector:
 
     def __init__(self, model: torch.nn.Module, class_names: tuple[str, ...], device: torch.device) -> None:
         self.model, self.class_names, self.device = model.eval(), class_names, device
+        self.config = ModelConfig(class_names=class_names)
 
     def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
         """Detections of each (H, W, 3) uint8 RGB image, in its pixels."""
