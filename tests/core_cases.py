@@ -14,7 +14,6 @@ from torchvision.models.detection.ssd import SSD
 
 from ssdlib.config import PriorConfig
 from ssdlib.detector.boxes import cxcywh_to_xyxy
-from ssdlib.detector.nms import CANDIDATES
 
 fast = settings(derandomize=True, deadline=None, max_examples=100, database=None)
 """The same examples on every run, however slow the machine."""
@@ -69,6 +68,10 @@ def torchvision_loss(
     return losses["bbox_regression"], losses["classification"]
 
 
+PAPER_LIMITS = {"top_k": 200, "candidates": 400}
+"""Of the paper and of torchvision; ours let a crowded field have more."""
+
+
 def torchvision_detections(
     locs: Tensor,
     logits: Tensor,
@@ -76,8 +79,8 @@ def torchvision_detections(
     *,
     score: float = 0.01,
     iou: float = 0.45,
-    top_k: int = 10**6,
-    candidates: int = CANDIDATES,
+    top_k: int = 200,
+    candidates: int = 400,
 ) -> list[dict[str, Tensor]]:
     """torchvision's SSD.postprocess_detections on an image of 300 pixels; boxes come back in pixels."""
     parts = SimpleNamespace(

@@ -18,7 +18,7 @@ from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.weights import COCO_MEAN, COCO_STD, build_model, convert_torchvision_ssd
-from tests.core_cases import seeded, torchvision_detections, torchvision_ssd
+from tests.core_cases import PAPER_LIMITS, seeded, torchvision_detections, torchvision_ssd
 
 NARROW = ModelConfig(width=0.125)
 
@@ -188,7 +188,7 @@ def test_raw_outputs_equal_torchvision(twins):
 def test_detections_equal_torchvision(twins):
     """From the same raw outputs: the same boxes, scores and labels in the same order."""
     locs, logits = twins.outputs
-    mine = detect_objects(locs, logits, twins.ours.priors)
+    mine = detect_objects(locs, logits, twins.ours.priors, **PAPER_LIMITS)
     theirs = torchvision_detections(locs, logits, twins.ours.priors)
     for (boxes, scores, labels), other in zip(mine, theirs, strict=True):
         assert len(boxes) > 50 and len(scores.unique()) > 20 and len(labels.unique()) > 1
@@ -200,7 +200,7 @@ def test_detections_equal_torchvision(twins):
 def test_images_to_detections_equal_torchvision(twins):
     """Each by its own forward and its own decoding. Where two IoUs or scores differ in the seventh digit a
     choice may fall the other way, and which does depends on the processor: one in fifty may."""
-    mine = detect_objects(*twins.outputs, twins.ours.priors)
+    mine = detect_objects(*twins.outputs, twins.ours.priors, **PAPER_LIMITS)
     sizes = [(300, 300)] * len(mine)
     expected = twins.theirs.postprocess_detections(twins.expected_outputs, twins.anchors, sizes)
     for (boxes, scores, labels), other in zip(mine, expected, strict=True):

@@ -17,7 +17,15 @@ from ssdlib.detector.boxes import decode, encode
 from ssdlib.detector.nms import batched_nms, detect_objects, nms_reference
 from ssdlib.detector.priors import make_priors
 from ssdlib.detector.weights import build_model
-from tests.core_cases import boxes_strategy, fast, grid_boxes, random_boxes, seeded, torchvision_detections
+from tests.core_cases import (
+    PAPER_LIMITS,
+    boxes_strategy,
+    fast,
+    grid_boxes,
+    random_boxes,
+    seeded,
+    torchvision_detections,
+)
 
 PRIORS = make_priors(PriorConfig())
 
@@ -128,6 +136,7 @@ def outputs(images: int, classes: int, seed: int, spread: float = 2.0) -> tuple[
 )
 def test_detections_equal_torchvision(images, classes, options):
     locs, logits = outputs(images, classes, seed=images + classes)
+    options = {**PAPER_LIMITS, **options}
     ours = detect_objects(locs, logits, PRIORS, **options)
     names = {"score_threshold": "score", "iou_threshold": "iou"}
     theirs = torchvision_detections(locs, logits, PRIORS, **{names.get(k, k): v for k, v in options.items()})
