@@ -95,7 +95,7 @@ def test_raw_outputs_of_the_shipped_network_are_pytorchs(shipped, samples):
 def assert_raw_outputs_of_pytorch(weights: Path, exported: Path, pixels: torch.Tensor) -> None:
     expected = Predictor.from_checkpoint(weights, device="cpu", precision="fp32").raw(pixels)
     for own, value in zip(run(exported, pixels), expected, strict=True):
-        np.testing.assert_allclose(own, value.numpy(), atol=1e-4)
+        np.testing.assert_allclose(own, value.numpy(), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3])

@@ -192,14 +192,19 @@ class Session:
         image = decode_upload(list(self._fields)[number], self.limits)
         return encode_image(annotate(image, self.shown[number]), ".jpg", quality=92)
 
+    def scale_of(self, field: Field) -> float | None:
+        """The measured micrometers per pixel of a field: those given, though it was looked at before, or its
+        file's."""
+        return self.um_per_pixel or field.seen.measured_um
+
     def unit(self, number: int) -> str:
         """The unit of `sizes`: µm where the scale of a field was given or stands in its file, else px."""
-        return "µm" if self.fields[number].seen.measured_um else "px"
+        return "µm" if self.scale_of(self.fields[number]) else "px"
 
     def sizes(self, number: int) -> dict[str, np.ndarray]:
         """The sizes of the cells of each class in a field, in `unit`: the mean of a box's width and height,
         which for what is round is the diameter."""
-        found, um = self.shown[number], self.fields[number].seen.measured_um
+        found, um = self.shown[number], self.scale_of(self.fields[number])
         sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(dim=1).numpy() * (um or 1.0)
         labels = found.labels.numpy()
         return {name: sizes[labels == label] for label, name in enumerate(self.class_names, start=1)}
@@ -208,13 +213,13 @@ class Session:
         """All fields as one slide, at the present thresholds and scale."""
         tally = Tally(self.class_names)
         for field, found in zip(self.fields, self.shown, strict=True):
-            more = {"view": field.seen.view, "quality": field.quality, "measured_um": field.seen.measured_um}
+            more = {"view": field.seen.view, "quality": field.quality, "measured_um": self.scale_of(field)}
             tally.add({**found.to_dict(), **more})
         return tally.slide("all images")
 
     def to_csv(self) -> str:
         """The cells.csv of `ssdlib detect`: a row for each cell of all fields."""
-        scales = (field.seen.measured_um for field in self.fields)
+        scales = map(self.scale_of, self.fields)
         return cells_csv(zip(self.shown, scales, strict=True))
 
     def to_json(self) -> str:
@@ -223,8 +228,8 @@ class Session:
             {
                 **found.to_dict(),
                 "thresholds": self.thresholds,
-                "um_per_pixel": field.seen.um_per_pixel,
-                "scale": field.seen.scale,
+                "um_per_pixel": self.um_per_pixel or field.seen.um_per_pixel,
+                "scale": "given" if self.um_per_pixel else field.seen.scale,
             }
             for found, field in zip(self.shown, self.fields, strict=True)
         ]
