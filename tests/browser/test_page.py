@@ -75,7 +75,7 @@ def test_upload_slide_and_save(open_page, shots, temporary, scheme):
     wait_for_image(page, SMEARS[2].name)
     found = counts(page)
     assert found["RBC"] > 5 and found["WBC"] >= 1
-    assert page.locator(".ssd-all tbody tr").count() == 3  # with their sum
+    assert page.locator(".ssd-each tbody tr").count() == 3  # with their sum
     page.screenshot(path=shots / f"two-images-{scheme}.png", full_page=True)
     # The uploads are gone from the disk as soon as they have been read.
     assert files_in(temporary) == []
@@ -130,7 +130,7 @@ def test_broken_files_are_named_and_the_rest_is_done(open_page, shots):
         "empty.png is",
     ):
         assert words in text
-    assert page.locator(".ssd-all").count() == 0
+    assert page.locator(".ssd-each").count() == 0
     page.screenshot(path=shots / "broken.png", full_page=True)
 
 
@@ -170,7 +170,7 @@ def test_on_a_phone_nothing_is_cut_off(open_page, shots, scheme):
     page.wait_for_timeout(500)  # until the page has settled
     page.screenshot(path=shots / f"phone-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    table = page.locator(".ssd-all .scroll")
+    table = page.locator(".ssd-each .scroll")
     assert table.evaluate("(table) => table.scrollWidth <= table.clientWidth")
     assert page.get_by_text("Not a medical device").is_visible()
     if scheme == "dark":
@@ -283,7 +283,7 @@ def test_names_are_shown_as_text(open_page, own_server, name):
     caption.wait_for()
     shown = name if len(name) < 80 else f"{name[:60]}…{name[-19:]}"
     # Gradio keeps a few characters of a name from the disk; what it keeps is text on the page.
-    assert caption.inner_text() == page.locator(".ssd-all tbody td").first.inner_text() == shown
+    assert caption.inner_text() == page.locator(".ssd-each tbody td").first.inner_text() == shown
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
