@@ -375,5 +375,5 @@ def test_a_closed_page_is_forgotten(browser, own_server, monkeypatch):
     wait_until(lambda: not opened[0]().waiting)
     detector.free.release(50)
     wait_until(lambda: gc.collect() >= 0 and opened[0]() is None)
-    # The small image at three scales, 6 views, and of the large one the tiles that tell its scale and a batch.
+    # The small image at three scales, 6 views; of the large one the tiles that tell its scale, and a batch.
     assert sum(detector.batches) <= 6 + 2 * detector.batch_size
