@@ -63,6 +63,10 @@ Engine = Annotated[
     str, typer.Option(help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use).")
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
+FoldEpochs = Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)]
+FoldInit = Annotated[
+    str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
+]
 Split = Annotated[str, typer.Option(help="train, val, test or trainval.")]
 Batch = Annotated[int, typer.Option(help="Images at once.", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -539,10 +543,8 @@ def data_label_errors(
     data: Data = "auto",
     split: Annotated[str, typer.Option(help="all (every labeled image), train, val or test.")] = "all",
     folds: Annotated[int, typer.Option(help="Networks trained, each without one fold.", min=2)] = 5,
-    epochs: Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)] = None,
-    init: Annotated[
-        str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
-    ] = "scratch",
+    epochs: FoldEpochs = None,
+    init: FoldInit = "scratch",
     predictions: Annotated[
         Path | None,
         typer.Option(help="Folder of `detect --json` files to use; their detector must not know the labels."),
@@ -574,15 +576,8 @@ def data_label_errors(
         print(", ".join(f"{action}: {count}" for action, count in changes.items()))
         print(f"corrected copy: {out}")
         return
-    asked = FoldSettings(
-        split=split,
-        folds=folds,
-        epochs=epochs,
-        init=init,
-        overrides=_overrides(settings) or {},
-        device=device,
-        progress=not quiet,
-    )
+    about = {"split": split, "folds": folds, "epochs": epochs, "init": init, "device": device}
+    asked = FoldSettings(**about, overrides=_overrides(settings) or {}, progress=not quiet)
     cuts = CUTS if min_score is None else {**CUTS, "unlabeled": min_score}
     found = search(source, out, asked, predictions=predictions, cuts=cuts)
     if source.notice:
@@ -599,10 +594,8 @@ def data_complete(
     data: Data = "auto",
     split: Annotated[str, typer.Option(help="Images to complete: train, val, test or all.")] = "train",
     folds: Annotated[int, typer.Option(help="Networks of a round, each without one fold.", min=2)] = 5,
-    epochs: Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)] = None,
-    init: Annotated[
-        str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
-    ] = "scratch",
+    epochs: FoldEpochs = None,
+    init: FoldInit = "scratch",
     predictions: Annotated[
         Path | None,
         typer.Option(
@@ -645,15 +638,8 @@ def data_complete(
     if apply is not None:
         print(f"added: {len(work.apply_finds(source, apply, out))}\ncompleted copy: {out}")
         return
-    asked = FoldSettings(
-        split=split,
-        folds=folds,
-        epochs=epochs,
-        init=init,
-        overrides=_overrides(settings) or {},
-        device=device,
-        progress=not quiet,
-    )
+    about = {"split": split, "folds": folds, "epochs": epochs, "init": init, "device": device}
+    asked = FoldSettings(**about, overrides=_overrides(settings) or {}, progress=not quiet)
     rounds = rounds or (work.ROUNDS if predictions is None else 1)
     result = work.complete(
         source,

@@ -128,19 +128,16 @@ def count_curve(detections: Sequence[Detections], targets: Sequence[Target], lab
 
 
 def count_thresholds(
-    detections: Sequence[Detections],
-    targets: Sequence[Target],
-    class_names: Sequence[str],
-    *,
-    unbiased: bool = False,
+    detections: Sequence[Detections], targets: Sequence[Target], class_names: Sequence[str]
 ) -> dict[str, float]:
     """The score threshold of each class that counts best on these images (val), of 0.01, 0.02, ... 0.99.
 
-    By default the one that misses least image by image (`CountCurve.best`); `unbiased`: that whose totals are
-    right (`CountCurve.unbiased`), which is what weights are to carry.
+    See `CountCurve.best` for ties and for classes without objects.
     """
-    curves = {name: count_curve(detections, targets, k) for k, name in enumerate(class_names, start=1)}
-    return {name: curve.unbiased() if unbiased else curve.best() for name, curve in curves.items()}
+    return {
+        name: count_curve(detections, targets, label).best()
+        for label, name in enumerate(class_names, start=1)
+    }
 
 
 def count_report(

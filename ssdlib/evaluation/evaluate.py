@@ -125,8 +125,8 @@ def evaluate_model(
     """The metrics and the detections of a network on every image of `dataset`, whose transform is not used.
 
     The images are looked at as `ssdlib detect` does, or, by their width and height, as `tilings` says, so
-    that their scale need not be found. The detections carry the image ids
-    and come in the dataset's order. With `shared` each process of a
+    that their scale need not be found. The detections carry the image ids and come in the dataset's order.
+    With `shared` each process of a
     distributed training detects on its share of the images; all must call it, and all get the whole result.
     Raises CheckpointError if the network was made for other classes.
     """

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssdlib.data.images import crop
 from ssdlib.inference.detections import Detections, Detector
-from ssdlib.inference.tiling import Tile, Tiling, merge
+from ssdlib.inference.tiling import Tile, Tiling, clear_of_border, merge
 
 PROBE_SCORE = 0.3
 """Score from which a detection tells the size of cells."""
@@ -190,12 +190,12 @@ def _sizes(found: dict[int, Detections], tiles: Sequence[Tile], tiling: Tiling) 
     """How many times as large as in training each whole cell in these tiles looks: (K,)."""
     use, sides = tiling.use, [torch.empty(0)]
     for number, one in found.items():
-        width, height = tiles[number][2] - tiles[number][0], tiles[number][3] - tiles[number][1]
+        left, top, right, bottom = tiles[number]
+        size = right - left, bottom - top
         label = one.class_names.index(use.reference) + 1
         boxes = one.boxes[(one.labels == label) & (one.scores >= PROBE_SCORE)]
-        edge = 0.01 * torch.tensor([width, height])
-        clear = (boxes[:, :2] > edge).all(dim=1) & (boxes[:, 2:] < 99 * edge).all(dim=1)
-        shares = (boxes[clear, 2:] - boxes[clear, :2]) / torch.tensor([width, height])
+        boxes = boxes[torch.from_numpy(clear_of_border(boxes.numpy(), size, size))]
+        shares = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor(size)
         sides.append(shares.prod(dim=1).sqrt())
     usual = use.reference_side / math.sqrt(use.view[0] * use.view[1])
     return torch.cat(sides) / usual

@@ -37,7 +37,10 @@ MAX_ROWS = 100
 
 @dataclass(frozen=True)
 class DetectJob:
-    """The images of a job, what decides its results, and where they are written."""
+    """The images of a job, what decides its results, and where they are written.
+
+    Raises ConfigError for an unknown `border`.
+    """
 
     tasks: Sequence[ImageTask]
     thresholds: Mapping[str, float]
@@ -58,6 +61,10 @@ class DetectJob:
     """What names an image's slide: see `ssdlib.inference.slides.slide_of`."""
     weights: str = ""
     """What the report calls the weights."""
+
+    def __post_init__(self) -> None:
+        if self.border not in BORDER_RULES:
+            raise ConfigError(f"--border takes {' or '.join(BORDER_RULES)}, not {self.border!r}")
 
     def settings(self) -> dict[str, Any]:
         """All that must be the same for the job to be resumed."""

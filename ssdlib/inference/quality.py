@@ -15,6 +15,7 @@ import numpy as np
 
 from ssdlib.config import Appearance, Interval
 from ssdlib.inference.detections import Detections
+from ssdlib.inference.tiling import clear_of_border
 
 NOTES = {
     "too dark": "the background is darker than in training",
@@ -192,15 +193,6 @@ def measure(image: np.ndarray, cells: Detections, view: tuple[int, int], referen
         stained=float(dark.mean()),
         uncovered=float((dark & ~covered).sum() / max(dark.sum(), 1)),
     )
-
-
-def clear_of_border(boxes: np.ndarray, size: tuple[int, int], view: tuple[int, int]) -> np.ndarray:
-    """(D,) bool: which boxes (D, 4), xyxy in pixels, keep 1 % of the view off the border of an image.
-
-    The others may be of cells that it cuts. `size` is the image's width and height, `view` the view's.
-    """
-    margin = 0.01 * np.asarray(view)
-    return (boxes[:, :2] > margin).all(axis=1) & (boxes[:, 2:] < np.asarray(size) - margin).all(axis=1)
 
 
 def edge_blur(gray: np.ndarray) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.tables import Table, number
-from ssdlib.inference.quality import clear_of_border
+from ssdlib.inference.tiling import clear_of_border
 
 REFERENCE = "RBC"
 """The class that others are counted per 100 of, and whose diameters are measured."""

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
@@ -29,6 +30,9 @@ of a view wide."""
 MARGIN = 0.025
 """Share of a tile's width: a box nearer to a tile's edge may be of a cut cell; clearances so near count as
 equal."""
+
+BORDER = 0.01
+"""Share of the view's sides: boxes nearer to the border of an image may be of cells that it cuts."""
 
 MERGE_IOU = 0.45
 """Boxes of two tiles that overlap more are of one cell."""
@@ -111,6 +115,15 @@ class Tiling:
 def plausible_scale(um_per_pixel: float) -> bool:
     """Whether so many micrometers per pixel can be those of a blood smear under a microscope."""
     return 0.01 <= um_per_pixel <= 0.5
+
+
+def clear_of_border(boxes: np.ndarray, size: tuple[int, int], view: tuple[int, int]) -> np.ndarray:
+    """(D,) bool: which boxes (D, 4), xyxy in pixels, keep `BORDER` of the view off the border of an image.
+
+    The others may be of cells that it cuts. `size` is the image's width and height, `view` the view's.
+    """
+    margin = BORDER * np.asarray(view)
+    return (boxes[:, :2] > margin).all(axis=1) & (boxes[:, 2:] < np.asarray(size) - margin).all(axis=1)
 
 
 def _starts(length: int, tile: int, overlap: int) -> list[int]:

@@ -15,15 +15,13 @@ import numpy as np
 
 from ssdlib.config import Use
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.inference.tiling import GUESSED_TOLERANCE, KNOWN_TOLERANCE, RED_CELL_UM, Tiling
+from ssdlib.inference.tiling import GUESSED_TOLERANCE, KNOWN_TOLERANCE, RED_CELL_UM, Tiling, clear_of_border
 
 VISIBLE = 0.3
 """Share of an object's area that a view must show."""
 
 _ENOUGH = 20
 """Objects of the reference class that tell the scale of a data set."""
-_EDGE = 0.01
-"""Share of the side: objects nearer to the border may be cut by it."""
 
 
 def use_for(data: DetectionDataset, known: Use) -> Use:
@@ -78,10 +76,10 @@ def reference_sides(data: DetectionDataset, name: str) -> dict[tuple[int, int], 
     sides: dict[tuple[int, int], list[np.ndarray]] = defaultdict(list)
     label = data.class_names.index(name) + 1 if name in data.class_names else 0
     for sample in data.samples:
-        size = np.array([sample.width, sample.height])
+        size = sample.width, sample.height
         boxes = sample.boxes[sample.labels == label]
-        clear = (boxes[:, :2] > _EDGE * size).all(axis=1) & (boxes[:, 2:] < (1 - _EDGE) * size).all(axis=1)
-        sides[sample.width, sample.height].append(np.sqrt((boxes[clear, 2:] - boxes[clear, :2]).prod(axis=1)))
+        boxes = boxes[clear_of_border(boxes, size, size)]
+        sides[size].append(np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1)))
     return {size: np.concatenate(parts) for size, parts in sides.items()}
 
 

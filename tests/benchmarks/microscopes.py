@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.microscopes --weights shipped --another FOLDER --json microscopes.json
 
-Completely labeled fields of TXL-PBC's val and test, by the microscope they come from: BCCD's, Raabin-WBC's
-and PBC's. `--another` adds the fields of a microscope that was never trained on, a folder with images/ and
-annotations.csv (image, xmin, ymin, xmax, ymax as fractions, label). `--scales` looks at each field enlarged
-and reduced, too.
+Completely labeled fields of TXL-PBC's test, which chose nothing, by the microscope they come from: BCCD's,
+Raabin-WBC's and PBC's. `--another` adds the fields of a microscope that was never trained on, a folder with
+images/ and annotations.csv (image, xmin, ymin, xmax, ymax as fractions, label). `--scales` looks at each
+field enlarged and reduced, too.
 """
 
 from __future__ import annotations
@@ -104,12 +104,12 @@ def main() -> None:
     )
     parser.add_argument("--weights", default="shipped")
     parser.add_argument("--another", type=Path, help="folder of a microscope that was not trained on")
+    parser.add_argument("--splits", nargs="*", default=["test"], help="of TXL-PBC; val chose the thresholds")
     parser.add_argument("--scales", type=float, nargs="*", default=[1.0])
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     source = resolve("txl-pbc")
-    held_out = [*source.dataset("val").samples, *source.dataset("test").samples]
-    groups = by_microscope(held_out)
+    groups = by_microscope([one for split in asked.splits for one in source.dataset(split).samples])
     if asked.another:
         groups["another"] = read_another(asked.another)
     path = find_weights(asked.weights)
@@ -127,7 +127,13 @@ def main() -> None:
     print("true / counted (off by, in a field; AP@0.5)\n" + Table(header, rows).to_text())
     if asked.json:
         write_json(
-            asked.json, {"weights": path.name, "thresholds": predictor.config.thresholds, "results": results}
+            asked.json,
+            {
+                "weights": path.name,
+                "splits": asked.splits,
+                "thresholds": predictor.config.thresholds,
+                "results": results,
+            },
         )
 
 

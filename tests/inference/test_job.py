@@ -306,6 +306,11 @@ def test_cells_cut_by_the_border_are_counted_by_the_rule(tmp_path):
         assert summary.counts == [0, count, 0]
 
 
+def test_an_unknown_border_rule_is_refused():
+    with pytest.raises(ConfigError, match="--border takes all or two-sides, not 'three-sides'"):
+        DetectJob([], SURE, border="three-sides")
+
+
 def test_a_crowded_field_is_counted_whole(tmp_path):
     write_image(tmp_path / "a.png", field(420, (1400, 1400), 55))
     job = DetectJob(find_images([tmp_path / "a.png"]), SURE)

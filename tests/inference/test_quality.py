@@ -24,13 +24,13 @@ from ssdlib.inference.quality import (
     SIZES,
     UNSURE,
     appearance_of,
-    clear_of_border,
     edge_blur,
     measure,
     notes_of,
     quality_notes,
     quality_text,
 )
+from ssdlib.inference.tiling import clear_of_border
 
 NAMES = ("WBC", "RBC", "Platelets")
 VIEW = (640, 480)

@@ -15,6 +15,7 @@ from ssdlib.common.files import read_json, write_json
 from ssdlib.data import source as bccd
 from ssdlib.data.formats.voc import read_tree
 from ssdlib.data.writers import write_layout
+from ssdlib.inference import tiling
 from ssdlib.tools.label_errors import complete as work
 from ssdlib.tools.label_errors.complete import apply_finds, complete, completion_table, find_missing
 from ssdlib.tools.label_errors.folds import FoldSettings
@@ -89,7 +90,7 @@ def test_the_precision_that_is_estimated_is_that_of_the_truth(tmp_path):
 
 
 def test_each_place_has_its_own_share_of_labels(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "BORDER", 0.04)  # the first row and the outer columns
+    monkeypatch.setattr(tiling, "BORDER", 0.04)  # the first row and the outer columns
     images, detections, real = fields(80, lambda column, row: 0.9 if row > 0 and column in (1, 2) else 0.3)
     result = find_missing(folder_of(tmp_path, images).dataset("all"), detections)
     labeled = result.classes[1].labeled

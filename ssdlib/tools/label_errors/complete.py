@@ -28,6 +28,7 @@ from ssdlib.data.source import DataSource, open_folder
 from ssdlib.data.writers import copy_with_added
 from ssdlib.evaluation.matching import match
 from ssdlib.inference.detections import Detections
+from ssdlib.inference.tiling import clear_of_border
 from ssdlib.tools.label_errors.folds import FoldSettings, out_of_fold, read_predictions
 from ssdlib.tools.label_errors.pages import write_page
 from ssdlib.tools.label_errors.rank import COVERED_IOU, ImageLabels, LabelIssue, grouped, median_areas
@@ -44,9 +45,6 @@ one size: half of a cell, or a box around two."""
 ONE_SIZE = 4.0
 """Classes are of one size if their labels' median areas differ by less than this factor. Platelets are not of
 the size of the cells that they lie on."""
-
-BORDER = 0.01
-"""A box lies at the border if it comes this close, in widths and heights of the image."""
 
 TOUCHING = 0.02
 """Boxes overlap if their IoU is larger."""
@@ -154,9 +152,8 @@ def _candidates(image: ImageLabels, areas: Mapping[str, float]) -> list[Candidat
     for d in np.argsort(-image.scores, kind="stable").tolist():
         if agrees[d] or not (labeled[d] or twice[d, kept].any()):
             kept.append(d)
-    width, height = image.sample.width, image.sample.height
-    low, high = np.array([BORDER * width, BORDER * height]), np.array([width, height]) * (1 - BORDER)
-    at_border = ((image.found[:, :2] <= low) | (image.found[:, 2:] >= high)).any(axis=1)
+    size = image.sample.width, image.sample.height
+    at_border = ~clear_of_border(image.found, size, size)
     others = image.between_found - np.eye(len(image.found))
     touches = others[:, kept].max(axis=1, initial=0) > TOUCHING
     found = []
