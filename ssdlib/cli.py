@@ -363,7 +363,7 @@ def detect(
     from ssdlib.common.files import sha256_of
     from ssdlib.inference.engines import config_of, open_predictor
     from ssdlib.inference.fields import PROBE_SCORE
-    from ssdlib.inference.inputs import find_images, listed_paths
+    from ssdlib.inference.inputs import PassedOver, find_images, listed_paths
     from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
     from ssdlib.inference.slides import parse_group
     from ssdlib.inference.tiling import Tiling
@@ -375,7 +375,10 @@ def detect(
     thresholds = parse_thresholds(threshold, config)
     tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel, config.use)
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
-    tasks = find_images([given for given in images if given not in lists], out, listed=listed_paths(lists))
+    named, passed = [given for given in images if given not in lists], PassedOver()
+    tasks = find_images(named, out, listed=listed_paths(lists), passed_over=passed)
+    if str(passed):
+        print(f"note: passed over {passed}", file=sys.stderr)
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
     job = DetectJob(
         tasks,

@@ -117,3 +117,9 @@ def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, as hexadecimal digits."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_hidden(path: str | Path) -> bool:
+    """Whether a file or folder is one that systems leave beside the user's: hidden, ._a.jpg, __MACOSX."""
+    name = Path(path).name
+    return name.startswith(".") or name.lower() in ("__macosx", "@eadir", "thumbs.db", "desktop.ini")

@@ -6,10 +6,10 @@ import glob
 import os
 import re
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -17,8 +17,9 @@ from typing import TypeVar
 import torch
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.files import is_hidden
 from ssdlib.common.runtime import need_extra
-from ssdlib.data.images import IMAGE_SUFFIXES, image_size
+from ssdlib.data.images import IMAGE_SUFFIXES, fields_in, file_of, image_size
 
 PIXELS_AHEAD = 64_000_000
 """The most that is decoded before its turn (192 MB), so that large fields do not fill the memory."""
@@ -46,32 +47,73 @@ class ImageTask:
         return self.name.replace("/", "--")
 
 
+@dataclass
+class PassedOver:
+    """What folders hold and a job does not look at."""
+
+    endings: Counter[str] = field(default_factory=Counter)
+    """The number of files of each ending that is no image's; "" for those without."""
+    hidden: int = 0
+    """The number of files and folders that are hidden, such as macOS' companions `._a.jpg`."""
+    links: int = 0
+    """The number of links to folders, which could lead anywhere."""
+    unreadable: int = 0
+    """The number of folders that the operating system does not let in."""
+
+    def __str__(self) -> str:
+        """All of it in one phrase; empty if nothing was passed over."""
+        shown = ", ".join(ending or "no ending" for ending, _ in self.endings.most_common(5))
+        more = ", ..." if len(self.endings) > 5 else ""
+        kinds = (
+            (self.endings.total(), "file", f" with other endings ({shown}{more})"),
+            (self.hidden, "hidden file or folder", ""),
+            (self.links, "link to a folder", ": name it to have it looked at"),
+            (self.unreadable, "folder that cannot be opened", ""),
+        )
+        return "; ".join(
+            f"{number:,} {what.replace('file', 'files').replace('folder', 'folders') if number > 1 else what}"
+            f"{note}"
+            for number, what, note in kinds
+            if number
+        )
+
+
 def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
     """A file's size in bytes and time of the last change in nanoseconds; None if it is not there.
 
     A file that differs in either is taken for another one.
     """
     try:
-        status = os.stat(path)  # noqa: PTH116 (paths may be bytes)
+        status = file_of(Path(os.fsdecode(path))).stat()
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns
 
 
 def find_images(
-    paths: Sequence[str | Path], out: Path | None = None, *, listed: Iterable[str] = ()
+    paths: Sequence[str | Path],
+    out: Path | None = None,
+    *,
+    listed: Iterable[str] = (),
+    passed_over: PassedOver | None = None,
 ) -> list[ImageTask]:
     """Tasks for each file given, each image inside a folder given, and what a pattern (`a/**/*.tif`) matches.
 
-    `listed` are paths from lists, where a missing file is only found out (and said) when it is read.
-    What lies inside `out` is passed over in folders and patterns: an earlier call wrote it. Raises DataError
-    for a path that does not exist, a folder or pattern without images, and an image given inside `out`.
+    A TIFF with several fields gives a task for each, see `ssdlib.data.images.fields_in`. `listed` are paths
+    from lists, where a missing file is only found out (and said) when it is read. What lies inside `out` is
+    passed over in folders and patterns: an earlier call wrote it. What else is passed over in folders is
+    added to `passed_over`. Raises DataError for a path that does not exist, a folder or pattern without
+    images, and an image given inside `out`.
     """
     found: dict[Path, str] = {}
-    given = (pair for path in paths for pair in _given(str(path), out))
-    read = (pair for entry in listed if entry for pair in _images(Path(entry), out))
+    passed = passed_over or PassedOver()
+    given = (pair for path in paths for pair in _given(str(path), out, passed))
+    read = (pair for entry in listed if entry for pair in _images(Path(entry), out, passed))
     for image, name in chain(given, read):
-        found.setdefault(image, name)
+        fields = fields_in(image)
+        for number, one in enumerate(fields, 1):
+            stem, dot, ending = name.rpartition(".")
+            found.setdefault(one, f"{stem}-{number}{dot}{ending}" if len(fields) > 1 else name)
     taken: set[str] = set()
     return [ImageTask(path, _free_name(name, taken)) for path, name in found.items()]
 
@@ -105,17 +147,19 @@ def _parquet_paths(given: str) -> Iterator[str]:
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
 
-def _given(given: str, out: Path | None) -> list[tuple[Path, str]]:
+def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """(image, its name with folders below the path given) of one argument."""
     path = Path(given)
-    if path.exists():
+    if path.exists() or file_of(path) != path:
         if path.is_dir():
             _refuse_output(path, out)
-        pairs = _images(path, out)
+        pairs = _images(path, out, passed)
         problem = f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder"
+        if str(passed):
+            problem += f". Passed over: {passed}"
     elif glob.has_magic(given):
         met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
-        pairs = [pair for entry in met if entry.is_dir() for pair in _images(entry, out)]
+        pairs = [pair for entry in met if entry.is_dir() for pair in _images(entry, out, passed)]
         pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
         problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
     else:
@@ -126,13 +170,36 @@ def _given(given: str, out: Path | None) -> list[tuple[Path, str]]:
     return pairs
 
 
-def _images(path: Path, out: Path | None) -> list[tuple[Path, str]]:
+def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """The images in a folder, or the file itself, each with its name below the folder."""
     if not path.is_dir():
         _refuse_output(path, out)
-        return [(path, path.name)]
-    images = sorted(image for image in path.rglob("*") if _is_image(image) and not _is_output(image, out))
-    return [(image, image.relative_to(path).as_posix()) for image in images]
+        file = file_of(path)
+        number = re.sub(r"\D", "", path.name[len(file.name) :])  # of name.tif[2]
+        return [(path, f"{file.stem}-{number}{file.suffix}" if number else path.name)]
+    images = []
+
+    def count_unreadable(_: OSError) -> None:
+        passed.unreadable += 1
+
+    for folder, folders, files in os.walk(path, onerror=count_unreadable):
+        here = Path(folder)
+        if _is_output(here, out):
+            folders.clear()
+            continue
+        links = {name for name in folders if (here / name).is_symlink()}
+        hidden = {name for name in folders if is_hidden(here / name)}
+        passed.links += len(links - hidden)
+        passed.hidden += len(hidden)
+        folders[:] = [name for name in folders if name not in links | hidden]
+        for file in (here / name for name in files):
+            if is_hidden(file):
+                passed.hidden += 1
+            elif file.suffix.lower() not in IMAGE_SUFFIXES:
+                passed.endings[file.suffix.lower()] += 1
+            elif file.is_file():
+                images.append(file)
+    return [(image, image.relative_to(path).as_posix()) for image in sorted(images)]
 
 
 def _is_image(path: Path) -> bool:

@@ -1,6 +1,10 @@
 """Reading images: every format a microscope saves, and every way a file can be broken."""
 
+import os
+import struct
+
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,6 +55,79 @@ def test_transparency_is_laid_on_white(tmp_path):
     image = read_image(tmp_path / "a.png")
     assert (image[:, :16] == 255).all()
     assert np.array_equal(image[:, 16:], RGB[:, 16:])
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+@pytest.mark.parametrize("hides", ["half", "all"])
+def test_sixteen_bit_alpha_is_laid_on_white_unless_it_hides_everything(tmp_path, channels, hides):
+    colors = RGB if channels == 4 else GREY[..., None]
+    alpha = np.zeros((24, 32, 1), np.uint8)
+    if hides == "half":
+        alpha[:, 16:] = 255
+    deep = np.concatenate([colors, alpha], -1).astype(np.uint16) * 257
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(deep))
+    image = read_image(tmp_path / "a.png")
+    assert np.array_equal(image[:, 16:], np.broadcast_to(colors, RGB.shape)[:, 16:])
+    expected = np.full_like(RGB, 255) if hides == "half" else np.broadcast_to(colors, RGB.shape)
+    assert np.array_equal(image[:, :16], expected[:, :16])
+
+
+def test_alpha_that_hides_everything_is_no_alpha(tmp_path):
+    Image.fromarray(np.concatenate([RGB, np.zeros((24, 32, 1), np.uint8)], -1)).save(tmp_path / "a.png")
+    assert np.array_equal(read_image(tmp_path / "a.png"), RGB)
+
+
+def test_sixteen_bit_pgm(tmp_path):
+    Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "a.pgm")
+    assert np.array_equal(read_image(tmp_path / "a.pgm"), np.stack([GREY] * 3, -1))
+
+
+@pytest.mark.parametrize("suffix", images.IMAGE_SUFFIXES)
+def test_what_is_found_in_folders_can_be_read(tmp_path, suffix):
+    formats = {".jpe": "JPEG", ".jfif": "JPEG", ".jp2": "JPEG2000", ".j2k": "JPEG2000", ".svs": "TIFF"}
+    picture = Image.fromarray(GREY if suffix == ".pgm" else RGB)
+    picture.save(tmp_path / f"a{suffix.upper()}", format=formats.get(suffix))
+    assert list_images(tmp_path) == [tmp_path / f"a{suffix.upper()}"]
+    assert read_image(tmp_path / f"a{suffix.upper()}").shape == RGB.shape
+
+
+@pytest.mark.parametrize("kind", ["EPS", "ICNS", "DDS", "TGA", "PCX", "PDF", "SGI", "ICO"])
+def test_formats_that_nobody_asked_for_are_not_opened_by_any_name(tmp_path, kind, monkeypatch):
+    picture = Image.new("RGB", (64, 64))
+    picture.save(tmp_path / "a.jpg", format=kind)
+
+    def started(*_, **__):
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    with pytest.raises(DataError, match=r"a\.jpg is not an image"):
+        read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes")
+def test_what_is_no_file_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for path in (tmp_path / "a.jpg", tmp_path, "/dev/zero"):
+        with pytest.raises(DataError, match=str(path)):
+            read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "value"),
+    [
+        (3, 1, b"\0\0"),
+        (3, 1, b"\x09\0"),
+        (3, 1, b"\xff\xff"),
+        (2, 2, b"6\0"),
+        (5, 1, b"\x99\x99"),
+        (99, 1, b"6"),
+    ],
+)
+def test_an_orientation_that_makes_no_sense_is_none(tmp_path, kind, count, value):
+    entry = struct.pack("<HHI4s", 0x0112, kind, count, value)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + entry + bytes(4)
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), RGB)
 
 
 def test_palette_and_cmyk(tmp_path):

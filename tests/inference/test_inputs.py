@@ -6,11 +6,12 @@ import os
 import numpy as np
 import pyarrow as pa
 import pytest
+import tifffile
 from pyarrow import parquet
 
 from ssdlib.common.errors import DataError
 from ssdlib.data.images import read_image, write_image
-from ssdlib.inference.inputs import find_images, listed_paths, pixels_of, read_ahead
+from ssdlib.inference.inputs import PassedOver, find_images, listed_paths, pixels_of, read_ahead
 
 
 @pytest.fixture
@@ -76,6 +77,48 @@ def test_what_is_no_parquet_list_is_refused(tmp_path, content, told):
         parquet.write_table(pa.table({"file": ["a.png"]}), file)
     with pytest.raises(DataError, match=rf"list\.parquet.*{told}"):
         list(listed_paths([str(file)]))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_what_a_folder_holds_besides_is_said_with_its_number(folder):
+    for name in (
+        "x/._a.jpg",
+        "x/.DS_Store",
+        "x/__MACOSX/._a.png",
+        "x/b.czi",
+        "x/c.CZI",
+        "x/LIESMICH",
+        "x/d.jfif",
+    ):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    (folder / "x/linked").symlink_to(folder / "y")
+    passed = PassedOver()
+    names = [task.name for task in find_images(["x"], passed_over=passed)]
+    assert names == ["a", "d", "deep/a", "deep/b"]
+    assert str(passed) == (
+        "3 files with other endings (.czi, no ending); 3 hidden files or folders; "
+        "1 link to a folder: name it to have it looked at"
+    )
+    assert [task.name for task in find_images(["x/linked"])] == ["a", "odd_1_"]
+    only_others = folder / "others"
+    only_others.mkdir()
+    (only_others / "field.czi").touch()
+    with pytest.raises(DataError, match=r"holds no images.*1 file with other endings \(\.czi\)"):
+        find_images([only_others])
+    assert not str(PassedOver())
+
+
+def test_each_field_of_a_file_is_a_task_with_a_name_of_its_own(folder):
+    with tifffile.TiffWriter("x/two.tif") as out:
+        for value in (60, 200):
+            out.write(np.full((30, 40, 3), value, np.uint8), photometric="rgb")
+    found = {str(task.path): task.name for task in find_images(["x/two.tif"])}
+    assert found == {"x/two.tif[1]": "two-1", "x/two.tif[2]": "two-2"}
+    (second,) = find_images(["x/two.tif[2]"])
+    assert (str(second.path), second.name) == ("x/two.tif[2]", "two-2")
+    assert (read_image(second.path) == 200).all()
+    assert pixels_of(second.path) == 1200
 
 
 def test_names_never_collide_in_any_folder_or_case(folder):

@@ -1,12 +1,10 @@
 """Files of strangers: each is refused in words or read, whatever is in it and whatever it is called."""
 
-import io
 import struct
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ssdlib.common.errors import DataError
 from ssdlib.data.images import encode_image
@@ -23,12 +21,6 @@ def png(width, height, rows=b""):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def gif():
-    stream = io.BytesIO()
-    Image.new("RGB", (20, 20)).save(stream, "GIF")
-    return stream.getvalue()
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -38,7 +30,6 @@ def gif():
         (b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>", "not an image"),
         (b"<!DOCTYPE html><script>alert(1)</script>", "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
-        (gif(), "not an image"),  # harmless, but a format that no camera writes
         (encode_image(np.zeros((900, 900, 3), np.uint8))[:1500], "truncated or damaged"),
         (b"\xff\xd8\xff\xe0" + bytes(500), "not an image"),
         (png(7000, 9000, zlib.compress(bytes(10**6))), "7000 x 9000"),

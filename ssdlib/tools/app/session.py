@@ -16,7 +16,7 @@ import numpy as np
 
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.config import ModelConfig
-from ssdlib.data.images import encode_image, read_um_per_pixel
+from ssdlib.data.images import encode_image, fields_in, read_um_per_pixel
 from ssdlib.inference.detections import Detections, class_thresholds
 from ssdlib.inference.draw import annotate
 from ssdlib.inference.fields import Seen
@@ -88,7 +88,9 @@ class Session:
             if sum(len(one.content) for one in (*held, upload)) > self.limits.total_bytes:
                 most = f"{self.limits.total_bytes / 1e6:g} MB"
                 raise DataError(f"{name}: all images together would be above {most}. Clear the page first.")
-            self.waiting.append(upload)
+            self.waiting += [
+                Upload(str(one), upload.content) for one in fields_in(Path(name), upload.content)
+            ]
         except DataError as error:
             self.refused.append(str(error))
 
