@@ -66,20 +66,23 @@ def decode_image(content: bytes, path: Path, max_pixels: int | None = None) -> n
         return _decode(io.BytesIO(content), path, max_pixels)
 
 
+def image_header(path: str | Path) -> tuple[tuple[int, int], int]:
+    """Width and height in pixels, upright, and how EXIF turns the stored raster: 1 (upright) to 8.
+
+    Only the file's header is read. Raises DataError like `read_image`.
+    """
+    (width, height), orientation = _read(Path(path), _header)
+    return ((height, width) if orientation in (5, 6, 7, 8) else (width, height)), orientation
+
+
 def image_size(path: str | Path) -> tuple[int, int]:
     """Width and height in pixels, upright, from the file's header. Raises DataError like `read_image`."""
-    (width, height), orientation = _read(Path(path), _header)
-    return (height, width) if orientation in (5, 6, 7, 8) else (width, height)
-
-
-def orientation_of(path: str | Path) -> int:
-    """How the stored raster is turned or mirrored: EXIF's 1 (upright) to 8. DataError like `read_image`."""
-    return _read(Path(path), _header)[1]
+    return image_header(path)[0]
 
 
 def is_turned(path: str | Path) -> bool:
     """Whether EXIF says that the picture is to be turned or mirrored. Raises DataError like `read_image`."""
-    return orientation_of(path) != 1
+    return image_header(path)[1] != 1
 
 
 def fields_in(path: Path, content: bytes | None = None) -> list[Path]:
@@ -121,6 +124,20 @@ def upright(raster: np.ndarray, orientation: int) -> np.ndarray:
     return raster[:: -1 if flip_y else 1, :: -1 if flip_x else 1]
 
 
+def turned_corners(
+    corners: tuple[float, float, float, float], size: tuple[int, int], orientation: int
+) -> tuple[float, float, float, float]:
+    """The corners xyxy of a box on a stored raster of (width, height) as they lie on the upright picture."""
+    (x1, y1, x2, y2), (width, height) = corners, size
+    if orientation in (5, 6, 7, 8):
+        x1, y1, x2, y2, width, height = y1, x1, y2, x2, height, width
+    if orientation in (2, 3, 6, 7):
+        x1, x2 = width - x2, width - x1
+    if orientation in (3, 4, 7, 8):
+        y1, y2 = height - y2, height - y1
+    return x1, y1, x2, y2
+
+
 def to_eight_bits(samples: np.ndarray, visible: np.ndarray | None = None) -> np.ndarray:
     """Samples (H, W, ...) uint16 as uint8, by the depth in use or, where that is dark, by their own light.
 
@@ -128,14 +145,14 @@ def to_eight_bits(samples: np.ndarray, visible: np.ndarray | None = None) -> np.
     nor a scale bar that is burnt in change it. Cameras fill 8, 10, 12, 14 or 16 bits: the least depth that
     holds the light is taken for that of the camera, and a light field fills most of it (BCCD's percentile is
     208 of 255, the least of 700 others 187). One that does not is a camera that does not use its range: its
-    light becomes 220.
+    light becomes 212.
     """
     seen = samples if visible is None else samples[visible]
     light = float(np.percentile(seen, 95)) or float(samples.max()) or 1.0
     depth = tiff.depth_of(light)
     if light >= _LIGHT * 2**depth:
         return np.minimum(samples >> (depth - 8), 255).astype(np.uint8)
-    return np.minimum(samples * (220 / light) + 0.5, 255).astype(np.uint8)
+    return np.minimum(samples * (212 / light) + 0.5, 255).astype(np.uint8)
 
 
 _LIGHT = 0.7

@@ -179,7 +179,7 @@ def _add(image: LabeledImage, entry: dict[str, Any], names: dict[Any, str], wher
 def _compare_size(image: LabeledImage, entry: dict[str, Any], shown: str) -> None:
     size = image.width, image.height
     stated = entry.get("width", size[0]), entry.get("height", size[1])
-    if stated != size:
+    if not image.fits(*stated):
         message = f"{shown} states {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]}"
         message += ": if it was resized, its boxes are in wrong places."
         remedy = "Export the labels for the images as they are."

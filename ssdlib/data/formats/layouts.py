@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ssdlib.data.formats import coco, voc, yolo
 from ssdlib.data.formats.records import LabeledFolder, relative
+from ssdlib.data.formats.turned import settle_turned
 from ssdlib.data.splits import complete
 
 READERS = (yolo.read_yolo, coco.read_coco_folder, voc.read_beside)
@@ -25,6 +26,7 @@ def read_folder(path: Path) -> LabeledFolder | None:
     None if the folder is none of these. Nothing is written. Raises DataError where it is damaged as a whole.
     """
     if folder := voc.read_voc_folder(path):
+        settle_turned(folder)
         return folder
     root = path.resolve()
     found = (reader(root) for reader in READERS if root.is_dir())
@@ -34,6 +36,7 @@ def read_folder(path: Path) -> LabeledFolder | None:
 
 def _completed(folder: LabeledFolder) -> LabeledFolder:
     """The folder with image ids, all splits, and only the classes that an object has."""
+    settle_turned(folder)
     folder.files += [image.path for image in folder.images if image.path.is_file()]
     given: dict[str | None, list[str]] = {}
     image_ids = _image_ids([image.path for image in folder.images], folder.root)

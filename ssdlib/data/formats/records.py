@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.data.images import image_size
+from ssdlib.data.images import image_header
 
 Corners = tuple[float, float, float, float]
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -85,6 +85,10 @@ class LabeledImage:
     width: int = 0
     height: int = 0
     """Those of the real image, upright; those that the label file states, or 0, if it cannot be read."""
+    orientation: int = 1
+    """How EXIF turns the picture: 1 (upright) to 8."""
+    on_raster: bool | None = None
+    """Whether the labels of a turned picture are of its raster as it is stored; None where no size tells."""
     complete: bool = True
     """False where the image is missing, or the annotation that it needs to be used."""
     objects: list[LabeledObject] = field(default_factory=list)
@@ -117,7 +121,7 @@ class LabeledImage:
     def measure(self) -> bool:
         """Read width and height from the image. False, with an error among the findings, where impossible."""
         try:
-            self.width, self.height = image_size(self.path)
+            (self.width, self.height), self.orientation = image_header(self.path)
         except DataError as error:
             self.complete = self.path.is_file()
             if self.complete:
@@ -128,13 +132,25 @@ class LabeledImage:
             return False
         return True
 
-    def add(self, name: str, corners: Corners, where: str) -> None:
-        """Add an object, its box repaired, and a finding for each repair that names `where` it is written."""
+    def fits(self, width: float, height: float) -> bool:
+        """Whether a stated size is the image's, upright or, where EXIF turns it, as it is stored."""
+        sides = (self.width, self.height)
+        if self.orientation in (5, 6, 7, 8) and self.width != self.height and {width, height} == {*sides}:
+            self.on_raster = (width, height) != sides
+            return True
+        return (width, height) == sides
+
+    def add(self, name: str, corners: Corners, where: str, *, written: Corners | None = None) -> None:
+        """Add an object, its box repaired, and a finding for each repair that names `where` it is written.
+
+        `written` is how the file has the corners, if they were turned.
+        """
         box, repairs = repair_box(corners, self.width, self.height)
-        self.objects.append(LabeledObject(name, corners, box, tuple(kind for kind, _ in repairs)))
-        written = ", ".join(f"{value:g}" for value in corners)
+        kinds = tuple(kind for kind, _ in repairs)
+        self.objects.append(LabeledObject(name, written or corners, box, kinds))
+        shown = ", ".join(f"{value:g}" for value in written or corners)
         for kind, what in repairs:
-            message = f"{where} ({name}) [{written}]: {what}."
+            message = f"{where} ({name}) [{shown}]: {what}."
             self.report(kind, "warning", message, f"To mend it for good, edit {self.label_file}.")
 
 

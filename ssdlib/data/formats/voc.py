@@ -161,7 +161,7 @@ def read_voc(image: LabeledImage) -> None:
     width, height = (_number(side, image.label_file, "size") for side in sides)
     if not (image.path.is_file() and image.measure()):
         image.width, image.height = int(width), int(height)
-    elif (width, height) != (image.width, image.height):
+    elif not image.fits(width, height):
         states = f"{width:g} x {height:g}" if width or height else "no size"
         message = f"the file states {states}, the image is {image.width} x {image.height}."
         image.report("size_mismatch", "warning", message, f"To mend it for good, edit {image.label_file}.")
