@@ -8,6 +8,7 @@ import tifffile
 from PIL import Image, ImageOps
 
 from ssdlib.common.errors import DataError
+from ssdlib.data.formats.records import LabeledImage
 from ssdlib.data.images import fields_in, image_size, read_image, read_um_per_pixel, to_eight_bits
 
 RNG = np.random.default_rng(0)
@@ -197,6 +198,18 @@ def test_two_fields_are_two_pictures(tmp_path):
     assert np.array_equal(read_image(second), field_like(2))
     with pytest.raises(DataError, match="has 2 pictures"):
         read_image(tmp_path / "a.tif[3]")
+
+
+def test_labels_of_a_file_with_two_fields_say_that_one_is_used(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "a.tif") as out:
+        for seed in (1, 2):
+            out.write(field_like(seed), photometric="rgb")
+    image = LabeledImage(tmp_path / "a.tif", tmp_path / "a.txt")
+    assert image.measure()
+    assert [str(finding) for finding in image.findings] == [
+        f"{tmp_path / 'a.tif'} holds 2 pictures: the first is used. "
+        "Save the others as files of their own to make use of them."
+    ]
 
 
 # --- what cannot be read ---------------------------------------------------------------------------------

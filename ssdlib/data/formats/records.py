@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.data.images import image_header
+from ssdlib.data.images import fields_in, image_header
 
 Corners = tuple[float, float, float, float]
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
@@ -130,6 +130,11 @@ class LabeledImage:
                 remedy = "It cannot be used: restore it, or take it out of the labels."
                 self.report("missing_image", "error", str(error), remedy)
             return False
+        if (count := len(fields_in(self.path))) > 1:
+            remedy = "Save the others as files of their own to make use of them."
+            self.report(
+                "several_fields", "warning", f"{self.path} holds {count} pictures: the first is used.", remedy
+            )
         return True
 
     def fits(self, width: float, height: float) -> bool:
