@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import re
 import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,11 @@ IMAGE_SUFFIXES = (
 MAX_PIXELS = 178_000_000
 """An image that unpacks to more is refused: a small file can claim any size (a decompression bomb). 178
 megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit."""
+
+MAX_SIDE = 65_535
+"""Longer sides are refused, too: a line of 170 million pixels is no field, and its tiles have no end."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` decides
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _Value = TypeVar("_Value")
@@ -260,10 +266,9 @@ def _field(opened: tiff.TiffFile, path: Path, max_pixels: int | None = None) -> 
 
 def _check_size(path: Path, width: int, height: int, max_pixels: int | None) -> None:
     most = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
-    if width * height > most:
-        raise DataError(
-            f"{path} is {width} x {height}: more than {most / 1e6:g} megapixels. Cut it into fields first."
-        )
+    if width * height > most or max(width, height) > MAX_SIDE:
+        limit = f"{most / 1e6:g} megapixels" if width * height > most else f"{MAX_SIDE:,} pixels on a side"
+        raise DataError(f"{path} is {width} x {height}: more than {limit}. Cut it into fields first.")
 
 
 @contextmanager
