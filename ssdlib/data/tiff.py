@@ -178,10 +178,16 @@ _JPEG = (COMPRESSION.JPEG, COMPRESSION.OJPEG, COMPRESSION.JPEG_LOSSY, COMPRESSIO
 
 def _decode_color(tiff: TiffFile, page: TiffPage) -> Raster:
     """The samples of a page in CMYK, Lab or YCbCr, which Pillow turns into RGB and tifffile leaves alone."""
+    deep = int(np.max(page.bitspersample)) > 8
+    if deep and page.photometric == PHOTOMETRIC.SEPARATED and page.samplesperpixel == 4:
+        samples = page.asarray(maxworkers=1)
+        samples = np.moveaxis(samples, 0, -1) if page.planarconfig == 2 else samples
+        inks = np.ascontiguousarray(samples >> 8).astype(np.uint8)
+        return Raster(np.array(Image.fromarray(inks, "CMYK").convert("RGB")))
+    if deep or page.treeindex[1:]:
+        raise DataError(f"it is in {page.photometric.name} colors: save it as RGB")
     tiff.filehandle.seek(0)
     with Image.open(tiff.filehandle, formats=["TIFF"]) as image:
-        if page.treeindex[1:] or int(np.max(page.bitspersample)) > 8:
-            raise DataError(f"it is in {page.photometric.name} colors: save it as RGB")
         image.seek(page.index)
         return Raster(np.array(image.convert("RGB")))
 

@@ -77,6 +77,15 @@ def test_colors_of_other_programs_are_those_that_they_see(tmp_path, mode, compre
     assert np.abs(read_image(tmp_path / "a.tif") - expected).max() <= 1
 
 
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+def test_cmyk_of_16_bits(tmp_path, planar):
+    image = Image.fromarray(field_like()).convert("CMYK")
+    inks = np.array(image).astype(np.uint16) * 257
+    inks = np.moveaxis(inks, -1, 0) if planar == "separate" else inks
+    tifffile.imwrite(tmp_path / "a.tif", inks, photometric="separated", planarconfig=planar)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), np.array(image.convert("RGB")))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("kind", ["unassalpha", "assocalpha"])
 def test_alpha_is_laid_on_white_unless_it_hides_everything(tmp_path, dtype, kind):
