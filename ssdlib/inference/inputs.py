@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
 import sys
@@ -44,7 +45,7 @@ class ImageTask:
     @property
     def image_id(self) -> str:
         """A file name without folder or ending, for layouts that keep all images in one folder."""
-        return self.name.replace("/", "--")
+        return _short(self.name.replace("/", "--"))
 
 
 @dataclass
@@ -219,14 +220,29 @@ def _free_name(name: str, taken: set[str]) -> str:
     """`name` without ending, in letters that every system takes; a number makes a second one differ.
 
     Case is no difference (it is none on Windows and macOS), nor is the folder: `a/b` and `a--b` share an id.
+    No part leads out of a folder, and none is too long for a file system.
     """
     stem = re.sub(r"[^\w\-. ()+,=@#/]", "_", os.fsencode(name).decode("utf-8", "replace"))
-    stem = "/".join(part.strip(" ") or "_" for part in stem[: len(stem) - len(Path(stem).suffix)].split("/"))
+    parts = (part.strip(" ") for part in stem[: len(stem) - len(Path(stem).suffix)].split("/"))
+    stem = "/".join(_short(part) if part.strip(".") else "_" for part in parts)
     free, number = stem, 2
-    while free.replace("/", "--").casefold() in taken:
+    while _short(free.replace("/", "--")).casefold() in taken:
         free, number = f"{stem}-{number}", number + 1
-    taken.add(free.replace("/", "--").casefold())
+    taken.add(_short(free.replace("/", "--")).casefold())
     return free
+
+
+_MOST_BYTES = 200
+"""Bytes of a name at most. File systems take 255, and an ending or the mark of an unfinished file is added."""
+
+
+def _short(name: str) -> str:
+    """The name itself, or its beginning with a hash of the whole where it is too long for a file."""
+    encoded = name.encode()
+    if len(encoded) <= _MOST_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: _MOST_BYTES - 9].decode('utf-8', 'ignore')}-{digest}"
 
 
 def read_ahead(

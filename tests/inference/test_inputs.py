@@ -130,6 +130,30 @@ def test_names_never_collide_in_any_folder_or_case(folder):
     assert all(task.image_id.strip() == task.image_id for task in tasks)
 
 
+@pytest.mark.parametrize("part", [" ..", " .. ", " . ", " ...", " "])
+def test_no_part_of_a_name_leads_out_of_the_output(tmp_path, part):
+    for inner in (f"in/a/{part}/{part}/b", f"in/{part}x/b"):
+        (tmp_path / inner).mkdir(parents=True, exist_ok=True)
+        (tmp_path / inner / "a.png").touch()
+    for task in find_images([tmp_path / "in"]):
+        assert not {"..", ".", ""} & set(task.name.split("/"))
+        assert ".." not in task.image_id.split("/")
+
+
+@pytest.mark.parametrize("letter", ["a", "ü", "漢"])
+def test_names_of_any_length_are_shortened_and_stay_different(tmp_path, letter):
+    longest = 250 // len(letter.encode())
+    folder = tmp_path / (letter * longest) / (letter * longest)
+    folder.mkdir(parents=True)
+    for ending in ("x", "y"):
+        (folder / f"{letter * (longest - 1)}{ending}.png").touch()
+    tasks = find_images([tmp_path])
+    assert len({task.name for task in tasks}) == len({task.image_id for task in tasks}) == 2
+    for task in tasks:
+        for name in (*task.name.split("/"), task.image_id):
+            (tmp_path / f".{name}.png.12345678.tmp").touch()
+
+
 def test_own_output_is_passed_over_and_never_overwrites_an_image(folder):
     out = folder / "x" / "deep"
     assert [task.name for task in find_images(["x"], out)] == ["a"]
