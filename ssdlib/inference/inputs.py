@@ -233,7 +233,7 @@ def _free_name(name: str, taken: set[str]) -> str:
 
 
 _MOST_BYTES = 200
-"""Bytes of a name at most. File systems take 255, and an ending or the mark of an unfinished file is added."""
+"""Bytes of a name at most: file systems take 255, and an ending or the mark of an unfinished file follows."""
 
 
 def _short(name: str) -> str:
