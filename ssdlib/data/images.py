@@ -283,8 +283,9 @@ def _file_named_in_errors(path: Path) -> Iterator[None]:
     except Exception as error:  # decoders that are fed garbage raise whatever they come across
         if isinstance(error, OSError) and error.strerror:  # the operating system's, not the decoder's
             raise DataError(f"cannot read {path}: {error.strerror}") from error
+        why = str(error) or type(error).__name__
         raise DataError(
-            f"{path} is truncated or damaged ({error}). Copy it again from its source, or remove it."
+            f"{path} is truncated or damaged ({why}). Copy it again from its source, or remove it."
         ) from error
 
 

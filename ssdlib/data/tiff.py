@@ -6,6 +6,7 @@ here. https://www.loc.gov/preservation/digital/formats/content/tiff_tags.shtml l
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from PIL import Image
 from tifffile import COMPRESSION, PHOTOMETRIC, TiffFile, TiffPage
 
 from ssdlib.common.errors import DataError
+
+logging.getLogger("tifffile").addHandler(logging.NullHandler())  # what it logs of damage is raised here
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """The first four bytes of TIFF and BigTIFF files, in both byte orders."""

@@ -218,7 +218,8 @@ def run_detection(
 def _finish(predictor: Detector, job: DetectJob, journal: Journal, progress: bool) -> int:
     """The number of images that had been done, after doing the others."""
     groups = in_groups(job.tasks, predictor.batch_size)
-    groups = [group for group in groups if not all(task in journal for task in group)]
+    done = {task for task in job.tasks if task in journal}  # each is asked for before any is read
+    groups = [group for group in groups if not done.issuperset(group)]
     resumed = len(job.tasks) - sum(map(len, groups))
     with tqdm(total=len(job.tasks), initial=resumed, unit="img", disable=not progress) as bar:
         for seen in detect_images(predictor, groups, job):

@@ -20,7 +20,8 @@ class Journal:
     """One line of JSON for each finished image, in a file that only grows.
 
     A line counts once its end is written: what a killed process left of one is cut off when the file is
-    opened again. An image is known by its path, size, time of change and name, so a changed one is done anew.
+    opened again. An image is known by its path, size, time of change and name, so a changed one is done anew:
+    by the next call, where it changes while the job runs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -35,6 +36,7 @@ class Journal:
             ) from error
         self._path = path
         self._offsets: dict[str, int] = {}
+        self._keys: dict[ImageTask, str] = {}  # as they were when each image was first asked for
         end = 0
         with suppress(ValueError, KeyError, TypeError):
             for line in self._stream:
@@ -52,11 +54,16 @@ class Journal:
         os.close(self._file)
 
     def __contains__(self, task: ImageTask) -> bool:
-        return _key(task) in self._offsets
+        return self._key(task) in self._offsets
+
+    def _key(self, task: ImageTask) -> str:
+        if task not in self._keys:
+            self._keys[task] = json.dumps([task.shown, task.name, stamp_of(task.path)])
+        return self._keys[task]
 
     def append(self, task: ImageTask, record: Record) -> None:
         """Write the record of an image whose other files are written."""
-        key = _key(task)
+        key = self._key(task)
         line = json.dumps({"key": json.loads(key), **record}, allow_nan=False).encode() + b"\n"
         end, rest = os.fstat(self._file).st_size, memoryview(line)
         try:
@@ -71,16 +78,12 @@ class Journal:
 
     def read(self, tasks: Iterable[ImageTask]) -> Iterator[Record]:
         """The record of each task that has one, in the order of the tasks."""
-        for key in map(_key, tasks):
+        for key in map(self._key, tasks):
             if key in self._offsets:
                 self._stream.seek(self._offsets[key])
                 record = json.loads(self._stream.readline())
                 del record["key"]
                 yield record
-
-
-def _key(task: ImageTask) -> str:
-    return json.dumps([task.shown, task.name, stamp_of(task.path)])
 
 
 def open_journal(folder: Path, settings: Mapping[str, Any], *, restart: bool = False) -> Journal:

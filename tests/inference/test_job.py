@@ -261,6 +261,30 @@ def test_other_settings_are_refused_until_told_to_start_anew(fields, tmp_path, c
     assert run(fields, out, "csv", **{**same, **change}, restart=True)[1] > 0
 
 
+@pytest.mark.parametrize("change", ["touch", "replace", "remove"])
+def test_an_image_that_changes_meanwhile_keeps_its_row_and_is_done_anew(fields, tmp_path, change):
+    first = sorted(fields.glob("*.png"))[0]
+
+    class Changing(Blobs):
+        def stream(self, images):
+            yield from super().stream(images)
+            if change == "touch":
+                os.utime(first, ns=(1, 1))
+            elif change == "replace":
+                write_image(first, field(3))
+            else:
+                first.unlink(missing_ok=True)
+
+    job = DetectJob(find_images([fields]), SURE, out=tmp_path / "out", formats=("csv",))
+    run_detection(Changing(), job, progress=False)
+    rows = list(csv.DictReader((tmp_path / "out/images.csv").read_text(encoding="utf-8-sig").splitlines()))
+    assert len(rows) == len(job.tasks)
+    again = DetectJob(find_images([fields]), SURE, out=tmp_path / "out", formats=("csv",))
+    network = Blobs()
+    run_detection(network, again, progress=False)
+    assert (network.seen > 0) == (change != "remove")
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
 def test_half_a_line_of_the_journal_is_forgotten(fields, tmp_path, share):
     tasks = find_images([fields])[:3]
