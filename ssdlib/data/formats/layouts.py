@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ssdlib.data.formats import coco, voc, yolo
-from ssdlib.data.formats.records import LabeledFolder, relative
+from ssdlib.common.errors import DataError
+from ssdlib.common.files import files_below, is_hidden
+from ssdlib.data.formats import coco, tables, voc, yolo
+from ssdlib.data.formats.records import SPLIT_WORDS, LabeledFolder, relative, report_fractions
+from ssdlib.data.images import IMAGE_SUFFIXES
 from ssdlib.data.splits import complete
 
-READERS = (yolo.read_yolo, coco.read_coco_folder, voc.read_beside)
+READERS = (yolo.read_yolo, coco.read_coco_folder, voc.read_beside, tables.read_tables)
 """Readers of the layouts that may leave image ids and splits open, tried in turn; add further ones here.
 
 Each returns None for a folder of another kind, and raises DataError for one of its kind that is damaged as a
@@ -20,20 +23,83 @@ whole; what is wrong with single images goes to their findings."""
 
 
 def read_folder(path: Path) -> LabeledFolder | None:
-    """The images, labels and splits of a VOC, COCO or YOLO folder, or of images with XML files beside them.
+    """The images, labels and splits of a folder in VOC's, COCO's or YOLO's layout, or with XML or CSV files.
 
     None if the folder is none of these. Nothing is written. Raises DataError where it is damaged as a whole.
     """
-    if folder := voc.read_voc_folder(path):
-        return folder
-    root = path.resolve()
-    found = (reader(root) for reader in READERS if root.is_dir())
-    folder = next((one for one in found if one is not None), None)
-    return folder and _completed(folder)
+    folder = voc.read_voc_folder(path)
+    if folder is None:
+        root = path.resolve()
+        found = (reader(root) for reader in READERS if root.is_dir())
+        folder = next((one for one in found if one is not None), None)
+        if folder is None:
+            return None
+        _complete(folder)
+    if folder.kind != "yolo":
+        report_fractions(folder)
+    return folder
 
 
-def _completed(folder: LabeledFolder) -> LabeledFolder:
-    """The folder with image ids, all splits, and only the classes that an object has."""
+def folder_of(file: Path) -> Path:
+    """The folder that a file with labels belongs to, where it alone decides what is read of it.
+
+    Raises DataError that says what to give for any other file.
+    """
+    if file.suffix.lower() in (".yaml", ".yml", ".json", ".csv", ".data", ".names", ".txt"):
+        for place in (file.parent, file.parent.parent)[: 1 + (file.parent.name.lower() in _INNER)]:
+            folder = read_folder(place)
+            others = (".yaml", ".yml", ".json", ".csv")
+            if folder and file.resolve() in folder.files:
+                if all(one == file.resolve() for one in folder.files if one.suffix.lower() in others):
+                    return place
+                raise DataError(f"{file} is one of several files with labels: give their folder, {place}.")
+    if file.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        raise DataError(f"{file} is an archive. Unpack it, and give the folder.")
+    raise DataError(f"{file} is a file: give the folder that holds the images and their labels.")
+
+
+_INNER = ("annotations", "labels", *SPLIT_WORDS)
+
+
+def what_to_give(path: Path) -> str:
+    """A sentence that says what is in a folder that is no dataset, or which folder is one."""
+    if not path.is_dir():
+        return f"there is no folder {path.absolute()}"
+    try:
+        inner = [one for one in _folders(path) if _holds_labels(one)]
+    except DataError:
+        inner = []
+    if inner:
+        several = f", or several of them with commas between: {', '.join(map(str, inner[:9]))}"
+        return f"the data are further below. Give {inner[0]}{several if len(inner) > 1 else ''}"
+    files = files_below(path, depth=3)
+    kinds = Counter(file.suffix.lower() for file in files)
+    pictures = sum(kinds[suffix] for suffix in IMAGE_SUFFIXES)
+    archives = [file for file in files if file.suffix.lower() in (".zip", ".tgz", ".7z", ".rar")]
+    if archives and not pictures:
+        return f"it holds {archives[0].name}: unpack it"
+    labels = ", ".join(f"{kinds[one]} {one} files" for one in (".xml", ".json", ".csv", ".txt") if kinds[one])
+    if labels and pictures:
+        names = ", and no list of class names (data.yaml, classes.txt)" if kinds[".txt"] else ""
+        return f"it holds {pictures} images and {labels}{names}, in no layout that is known"
+    lacking = f"{labels} and no image" if labels else f"{pictures or 'no'} images and no file with labels"
+    return f"it holds {lacking}"
+
+
+def _folders(path: Path) -> list[Path]:
+    """The folders in it, and those in these."""
+    level = [one for one in sorted(path.iterdir()) if one.is_dir() and not is_hidden(one)][:50]
+    return level + [one for place in level for one in sorted(place.iterdir()) if one.is_dir()][:200]
+
+
+def _holds_labels(folder: Path) -> bool:
+    if voc.find_root(folder):
+        return voc.find_root(folder) == folder.resolve()
+    return bool(yolo.names_file(folder) or coco.coco_files(folder) or tables.csv_files(folder))
+
+
+def _complete(folder: LabeledFolder) -> None:
+    """Give the folder image ids, all splits, and only the classes that an object has."""
     folder.files += [image.path for image in folder.images if image.path.is_file()]
     given: dict[str | None, list[str]] = {}
     image_ids = _image_ids([image.path for image in folder.images], folder.root)
@@ -50,7 +116,6 @@ def _completed(folder: LabeledFolder) -> LabeledFolder:
         if name not in used:
             folder.report("unused_class", "info", f"class {name!r} has no object: it is left out.")
     folder.class_names = tuple(name for name in folder.class_names if name in used)
-    return folder
 
 
 def _image_ids(paths: Sequence[Path], root: Path) -> list[str]:
