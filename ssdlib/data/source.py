@@ -300,7 +300,8 @@ def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
     if (labels.root / "smears.json").is_file() or all(
         image.image_id.startswith(_SMEAR_PREFIX) for image in labels.images
     ):
-        return DataSource("smears", labels, names, synthetic=True, notice=_SMEAR_NOTICE)
+        notice = f"{_SMEAR_NOTICE}\n{labels.notice}".strip()
+        return DataSource("smears", labels, names, synthetic=True, notice=notice)
     annotations = {file.stem for file in labels.files if file.suffix == ".xml"}
     published = {Path(name).stem for name in download.BCCD.manifest() if name.endswith(".xml")}
     if annotations == published and voc.find_root(labels.root):

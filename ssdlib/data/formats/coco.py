@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssdlib.common.errors import DataError, SsdError
-from ssdlib.common.files import files_below, is_hidden, read_json
+from ssdlib.common.files import files_below, read_json
 from ssdlib.data.formats.lookup import Files, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
@@ -74,8 +74,8 @@ def coco_files(root: Path) -> dict[Path, Any]:
     words = {"annotations", *SPLIT_WORDS}
     places = [root, *(place for place in sorted(root.iterdir()) if place.name.lower() in words)]
     places += [place / "annotations" for place in places[1:]]
-    files = [file for place in places if place.is_dir() for file in sorted(place.iterdir())]
-    files = [file for file in files if file.suffix.lower() == ".json" and not is_hidden(file)]
+    files = [file for place in places if place.is_dir() for file in files_below(place, depth=0)]
+    files = [file for file in files if file.suffix.lower() == ".json"]
     passed = ("captions_", "panoptic_", "image_info_")
     if any(file.name.startswith("instances_") for file in files):
         passed += ("person_keypoints_",)  # the same objects once more

@@ -108,7 +108,9 @@ def _complete(folder: LabeledFolder) -> None:
         image.findings = [replace(finding, image_id=image_id) for finding in image.findings]
         given.setdefault(image.split, []).append(image_id)
     folder.images.sort(key=lambda image: image.image_id)
-    # Where some images have a split, those without stay in none.
+    if given.keys() > {None} and "train" not in given:
+        given["train"] = given.pop(None)
+    # Where train is given, images of no split stay in none.
     folder.splits, done = complete({s: ids for s, ids in given.items() if s} or {"": given[None]})
     folder.notice = f"{folder.root} {done}" if done else ""
     used = {o.name for image in folder.images for o in image.objects}

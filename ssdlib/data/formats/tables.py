@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import files_below, is_hidden
+from ssdlib.common.files import files_below
 from ssdlib.data.formats.lookup import Files, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
@@ -61,9 +61,8 @@ def csv_files(root: Path) -> dict[Path, list[Row]]:
     """The lines of the CSV files with labels, in the folder, annotations, labels and split folders."""
     words = {"annotations", "labels", *SPLIT_WORDS}
     places = [root, *(place for place in sorted(root.iterdir()) if place.name.lower() in words)]
-    files = [file for place in places if place.is_dir() for file in sorted(place.iterdir())]
-    files = [file for file in files if file.suffix.lower() == ".csv" and not is_hidden(file)]
-    return {file: rows for file in files if (rows := _read_rows(file))}
+    files = [file for place in places if place.is_dir() for file in files_below(place, depth=0)]
+    return {file: rows for file in files if file.suffix.lower() == ".csv" and (rows := _read_rows(file))}
 
 
 def _read_rows(file: Path) -> list[Row]:

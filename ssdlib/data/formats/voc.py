@@ -17,7 +17,7 @@ import numpy as np
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import files_below, is_hidden, write_bytes, write_text
+from ssdlib.common.files import files_below, write_bytes, write_text
 from ssdlib.data.formats.lookup import Files, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
@@ -119,8 +119,8 @@ def _ids(keys: Sequence[str]) -> dict[str, str]:
 def _lists(root: Path) -> list[Path]:
     """The lists of images in ImageSets/Main."""
     place = root / "ImageSets" / "Main"
-    files = sorted(place.iterdir()) if place.is_dir() else []
-    return [file for file in files if file.suffix.lower() == ".txt" and not is_hidden(file)]
+    files = files_below(place, depth=0) if place.is_dir() else []
+    return [file for file in files if file.suffix.lower() == ".txt"]
 
 
 def _read_splits(folder: LabeledFolder, ids: Mapping[str, str], annotated: Sequence[str]) -> None:

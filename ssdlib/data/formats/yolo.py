@@ -116,21 +116,20 @@ def label_lines(
 
 def names_file(root: Path) -> tuple[Path, Any] | None:
     """The file that names the classes, with its content: parsed YAML or a list of lines."""
-    files = [file for file in sorted(root.iterdir()) if not is_hidden(file)]
-    yamls = [file for file in files if file.suffix.lower() in (".yaml", ".yml")]
+    yamls = [file for file in files_below(root, depth=0) if file.suffix.lower() in (".yaml", ".yml")]
     for file in sorted(yamls, key=lambda file: (file.stem not in ("data", "dataset"), file.name)):
         content = _read_yaml(file)
         if isinstance(content, dict) and "names" in content:
             return file, content
         if file.stem == "data":
             raise DataError(f'{file} has no "names". List the classes there: names: [RBC, WBC].')
-    places = {file.name.lower(): file for file in files if file.is_dir()}
+    places = {place.name.lower(): place for place in root.iterdir() if place.is_dir()}
     inner = [places[word] for word in ("labels", "data", *_PLACES[:2], *SPLIT_WORDS) if word in places]
     inner += [
         one for place in inner for one in sorted(place.iterdir()) if one.is_dir() and not is_hidden(one)
     ]
     for level in ([root], inner):  # LabelImg writes the list where it saves the labels
-        here = [file for place in level for file in sorted(place.iterdir()) if file.is_file()]
+        here = [file for place in level for file in files_below(place, depth=0)]
         lists = [file for name in _NAMES_FILES for file in here if file.name.lower() == name]
         lists += [file for file in here if file.suffix.lower() == ".names" and file not in lists]
         contents = [read_names(file) for file in lists]
@@ -384,8 +383,8 @@ def _read_line(words: list[str], class_names: tuple[str, ...], image: LabeledIma
 def _report_unused_labels(folder: LabeledFolder, used: set[Path], names_file: Path) -> None:
     other = {"classes", "labels", "notes", "readme", *SPLIT_WORDS}
     for place in sorted({label.parent for label in used if label.parent.is_dir()}):
-        for file in sorted(place.iterdir()):
-            if file.suffix.lower() != ".txt" or is_hidden(file) or file in used or file == names_file:
+        for file in files_below(place, depth=0):
+            if file.suffix.lower() != ".txt" or file in used or file == names_file:
                 continue
             if file.stem.split(".")[0].lower() in other:
                 continue
