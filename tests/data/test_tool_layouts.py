@@ -8,6 +8,8 @@ import csv
 import functools
 import io
 import json
+import shutil
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -16,7 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssdlib.common.errors import DataError
+from ssdlib.data.audit import audit
 from ssdlib.data.formats import layouts
+from ssdlib.data.formats.voc import read_objects, read_tree
+from ssdlib.data.source import open_folder
 
 WIDTH, HEIGHT = 160, 120
 CLASSES = ["RBC", "WBC"]
@@ -453,3 +459,411 @@ def test_the_same_labels_are_read(tmp_path, layout, way):
     with_splits = layout(tmp_path / "mine", way)
     way.finish()
     check(tmp_path / "mine", bool(with_splits))
+
+
+# --- what is odd in such a folder -------------------------------------------------------------------------
+
+PLAIN = WAYS["plain"]
+
+
+def write(tmp_path, layout, **options) -> Path:
+    layout(tmp_path / "mine", replace(PLAIN, written=[], **options))
+    return tmp_path / "mine"
+
+
+def read(root: Path) -> dict[str, list[tuple]]:
+    """(class, box) of the objects of each image, by its file's path below the root."""
+    folder = layouts.read_folder(root)
+    return {
+        image.path.relative_to(root).as_posix(): [(o.name, tuple(map(round, o.box))) for o in image.objects]
+        for image in folder.images
+    }
+
+
+def findings(root: Path) -> list[tuple[str, str, str]]:
+    folder = layouts.read_folder(root)
+    every = [*folder.findings, *(finding for image in folder.images for finding in image.findings)]
+    return [(f.kind, f.severity, str(f)) for f in every if f.kind != "unused_class"]
+
+
+def edit(file: Path, change) -> None:
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [
+        (labelimg, "labels/classes.txt"),
+        (darknet, "data/train.txt"),
+        (ultralytics, "data.yaml"),
+        (cvat_coco, "annotations/instances_default.json"),
+        (csv_plain, "labels.csv"),
+        (voc_lists, "ImageSets/Main/train.txt"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+@pytest.mark.parametrize("content", ["Lymphozyt groß\n".encode("cp1252"), "RBC\n".encode("utf-16-le")])
+def test_other_encodings_are_refused_by_name(tmp_path, layout, file, content):
+    root = write(tmp_path, layout)
+    (root / file).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{Path(file).name} is not .*UTF-8 text.*Save it as UTF-8"):
+        open_folder(root).split_ids("train")
+
+
+def test_labels_go_to_the_image_that_the_annotation_names(tmp_path):
+    for layout in (voc, beside):
+        root = write(tmp_path / layout.__name__, layout)
+        place = root if layout is beside else root / "JPEGImages"
+        labels = root if layout is beside else root / "Annotations"
+        for suffix in (".bmp", ".jpg", ".tif"):  # before and behind it in the alphabet
+            Image.new("RGB", (WIDTH, HEIGHT)).save((place / PLAIN.name(0)).with_suffix(suffix))
+        (kept,) = [name for name in read(root) if Path(name).stem == PLAIN.name(0)]
+        assert kept.endswith(".png") and read(root)[kept] == OBJECTS[0]
+        ((kind, severity, said),) = findings(root)
+        assert (kind, severity) == ("same_name", "warning") and f"{PLAIN.name(0)}.bmp" in said
+        name = f"{PLAIN.name(0)}.tif"
+        (labels / f"{PLAIN.name(0)}.xml").write_text(xml(PLAIN, name, OBJECTS[0]), encoding="utf-8")
+        assert any(one.endswith(name) and boxes == OBJECTS[0] for one, boxes in read(root).items())
+
+
+def test_an_annotation_does_not_take_the_image_of_another(tmp_path):
+    """Some tools copy the name of the first image into all annotations."""
+    for layout in (voc, beside):
+        root = write(tmp_path / layout.__name__, layout)
+        (missing,) = root.rglob(f"{PLAIN.name(1)}.png")
+        missing.unlink()
+        (file,) = root.rglob(f"{PLAIN.name(1)}.xml")
+        file.write_text(xml(PLAIN, f"{PLAIN.name(0)}.png", OBJECTS[1]), encoding="utf-8")
+        assert [boxes for name, boxes in read(root).items() if PLAIN.name(0) in name] == [OBJECTS[0]]
+        assert [kind for kind, *_ in findings(root)] == ["annotation_without_image"]
+
+
+def listed_twice(spelled):
+    def change(content):
+        first, second = content["images"][0], {**content["images"][0], "id": 77}
+        content["images"].append({**second, "file_name": spelled.format(first["file_name"])})
+        content["annotations"][1]["image_id"] = 77
+        content["annotations"].append({**content["annotations"][0], "image_id": 77, "id": 99})  # once more
+
+    return change
+
+
+@pytest.mark.parametrize("spelled", ["{}", "./{}", "images/{}", "C:\\slides\\images\\{}"])
+def test_an_image_that_coco_lists_twice_is_one(tmp_path, spelled):
+    root = write(tmp_path, coco)
+    edit(root / "result.json", listed_twice(spelled))
+    found = read(root)
+    assert len(found) == 6 and sorted(found[f"images/{PLAIN.name(0)}.png"]) == sorted(OBJECTS[0])
+    ((kind, severity, said),) = findings(root)
+    assert (kind, severity) == ("listed_twice", "warning") and "joined" in said
+
+
+def test_an_image_of_two_splits_is_in_one(tmp_path):
+    root = write(tmp_path, cvat_coco_by_split)
+    train, test = (root / "annotations" / f"instances_{split}.json" for split in ("train", "test"))
+    both = json.loads(test.read_text())
+    both["images"] += json.loads(train.read_text())["images"][:1]
+    test.write_text(json.dumps(both))
+    assert [said for kind, _, said in findings(root) if kind == "listed_twice" and "test" in said]
+    splits = layouts.read_folder(root).splits
+    assert [len(splits[split]) for split in ("train", "val", "test")] == [3, 1, 2]
+
+
+def test_a_missing_image_does_not_take_another_of_its_base_name(tmp_path):
+    root = write(tmp_path, coco, folders=True)
+    (root / "images" / "slide 1" / "frame_000000.png").unlink()
+    found = read(root)
+    assert found["images/slide 0/frame_000000.png"] == OBJECTS[0] and len(found) == 6
+    assert [kind for kind, *_ in findings(root)] == ["missing_image"]
+
+
+def test_same_names_in_each_subset(tmp_path):
+    root = tmp_path / "mine"
+    for k, subset in enumerate(("train", "val", "slides")):
+        place = root / "images" / subset
+        place.mkdir(parents=True)
+        (place / "frame_000000.PNG").write_bytes(picture(k, ".png"))
+        file = root / "annotations" / f"instances_{subset}.json"
+        PLAIN.text(file, json.dumps(coco_entries(PLAIN, [(k, "frame_000000.PNG")])))
+    assert list(read(root).values()) == [OBJECTS[2], OBJECTS[0], OBJECTS[1]]
+    (root / "annotations" / "instances_slides.json").rename(root / "annotations" / "labels.json")
+    (finding,) = findings(root)
+    assert finding[0] == "missing_image"  # nobody can say which of the three is meant
+
+
+@pytest.mark.parametrize("content", ["RBC\n\nWBC\n", "\nRBC\nWBC", "RBC\n  \t\nWBC\n\n"])
+@pytest.mark.parametrize(("layout", "file"), [(labelimg_all_in_one, "classes.txt"), (cvat_yolo, "obj.names")])
+def test_an_empty_line_among_the_class_names(tmp_path, layout, file, content):
+    root = write(tmp_path, layout)
+    (root / file).write_text(content)
+    line = content.split("RBC")[0].count("\n") or 2
+    with pytest.raises(DataError, match=rf"{file}, line {line} is empty"):
+        layouts.read_folder(root)
+
+
+def test_lists_of_classes_that_differ(tmp_path):
+    root = write(tmp_path, labelimg_by_split)
+    (root / "labels" / "val" / "classes.txt").write_text("WBC\nRBC\n")
+    with pytest.raises(DataError, match=r"classes\.txt and .*classes\.txt name different classes"):
+        layouts.read_folder(root)
+
+
+def fractions(box):
+    return tuple(round(value / side, 4) for value, side in zip(box, 2 * (WIDTH, HEIGHT), strict=True))
+
+
+@pytest.mark.parametrize("layout", [voc, beside, coco, csv_plain], ids=lambda layout: layout.__name__)
+def test_fractions_where_pixels_are_meant(tmp_path, monkeypatch, layout):
+    of_fractions = [[(name, fractions(box)) for name, box in objects] for objects in OBJECTS]
+    monkeypatch.setattr(sys.modules[__name__], "OBJECTS", of_fractions)
+    root = write(tmp_path, layout)
+    ((kind, severity, said),) = findings(root)
+    assert (kind, severity) == ("fractions", "error")
+    assert "pixels are expected" in said and "18 boxes of 6 images" in said
+    with pytest.raises(DataError, match="pixels are expected"):
+        open_folder(root).dataset("train")
+
+
+def test_small_boxes_are_no_fractions(tmp_path, monkeypatch):
+    """Some tools write 0, 0, 1, 1 for an image without objects."""
+    corner = [[("RBC", (0, 0, 1, 1))], [("WBC", (5.2, 5, 5.9, 8))], *OBJECTS[2:]]
+    monkeypatch.setattr(sys.modules[__name__], "OBJECTS", corner)
+    root = write(tmp_path, csv_plain)
+    assert findings(root) == []
+    (finding,) = audit(open_folder(root)).of_kind("tiny_box")
+    assert finding.severity == "warning" and "1 box " in finding.message
+
+
+@pytest.mark.parametrize("size", [None, 0, "160", 160.0])
+def test_a_size_that_is_not_stated_is_no_wrong_one(tmp_path, size):
+    root = write(tmp_path, coco)
+    edit(root / "result.json", lambda content: [e.update(width=size) for e in content["images"]])
+    assert findings(root) == []
+
+
+def test_a_change_behind_a_linked_folder_is_seen(tmp_path):
+    store, root = write(tmp_path, labelimg), tmp_path / "set"
+    (store / "labels" / "classes.txt").rename(store / "classes.txt")
+    root.mkdir()
+    (root / "classes.txt").write_text("RBC\nWBC\n")
+    for name in ("images", "labels"):
+        (store / name / "inner").mkdir()
+        for file in sorted(one for one in (store / name).iterdir() if one.is_file())[:3]:
+            file.rename(store / name / "inner" / file.name)
+        (tmp_path / f"{name}-inner").symlink_to((store / name / "inner").rename(tmp_path / f"inner-{name}"))
+        (store / name / "inner").symlink_to(tmp_path / f"{name}-inner")  # a link to a link
+        (store / name / "loop").symlink_to(store)
+        (root / name).symlink_to(store / name)
+    check(root, False)
+    before = open_folder(root).fingerprint
+    for file in store.parent.rglob("*.txt"):
+        if file.name != "classes.txt":
+            file.write_text("".join(f"1{line[1:]}" for line in file.read_text().splitlines(True)))
+    after = open_folder(root)
+    assert {o.name for image in after.labels.images for o in image.objects} == {"WBC"}
+    assert after.fingerprint != before
+
+
+def test_one_object_with_several_boxes_is_several_objects(tmp_path):
+    root = write(tmp_path, voc_ybat)
+    file = root / "Annotations" / f"{PLAIN.name(0)}.xml"
+    assert [read_objects(file)[k] for k in range(3)] == OBJECTS[0]
+    assert [len(node.findall("bndbox")) for node in read_tree(file).findall("object")] == [1, 1, 1]
+
+
+# --- what is said ----------------------------------------------------------------------------------------
+
+
+def all_crowd(content):
+    for entry in content["annotations"]:
+        entry["iscrowd"] = 1
+
+
+def other_ids(content):
+    for entry in content["annotations"]:
+        entry["image_id"] += 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (all_crowd, r"none of the 18 annotations in .*result\.json is of use: 18 are crowd regions"),
+        (other_ids, r"none of the 18 .*: 18 have an image_id that no image has \(the images have 1, 2, 3"),
+        (lambda content: content.update(annotations=[]), r"Label some images first: there are 6 without"),
+        (lambda content: content["images"].clear(), r"no image is listed"),
+    ],
+)
+def test_why_no_label_is_of_use(tmp_path, change, said):
+    root = write(tmp_path, coco)
+    edit(root / "result.json", change)
+    with pytest.raises(DataError, match=said) as error:
+        open_folder(root)
+    assert ("Label some" in str(error.value)) == ("Label some" in said)
+
+
+def test_labels_whose_images_are_gone(tmp_path):
+    root = write(tmp_path, voc)
+    shutil.rmtree(root / "JPEGImages")
+    (root / "JPEGImages").mkdir()
+    with pytest.raises(DataError, match=r"no image .*can be used: .*\.xml has no image.*with 5 more"):
+        open_folder(root).split_ids("all")
+    (root / "JPEGImages").rmdir()
+    with pytest.raises(DataError, match=r"mine is not a dataset: it holds 6 \.xml files and no image"):
+        open_folder(root)
+
+
+def test_a_folder_that_holds_the_data_further_below(tmp_path):
+    for layout in (voc_lists, ultralytics, cvat_coco, csv_plain):
+        root = write(tmp_path / layout.__name__ / "data", layout)
+        shutil.copytree(root, tmp_path / "several" / layout.__name__)
+        for given in (root.parent, root.parent.parent):
+            with pytest.raises(DataError, match="is not a dataset: the data are further below") as error:
+                open_folder(given)
+            assert f"Give {root}. " in str(error.value)
+        for part in ("JPEGImages", "Annotations", "images", "annotations"):
+            if layout not in (cvat_coco, csv_plain) and (root / part).is_dir():
+                with pytest.raises(DataError, match=rf"it is a part of one. Give {root}\."):
+                    open_folder(root / part)
+    with pytest.raises(DataError, match=r"or several of them with commas between: .*csv_plain.*voc_lists"):
+        open_folder(tmp_path / "several")
+
+
+@pytest.mark.parametrize(
+    ("layout", "file"),
+    [
+        (ultralytics, "data.yaml"),
+        (cvat_coco, "annotations/instances_default.json"),
+        (coco, "result.json"),
+        (csv_plain, "labels.csv"),
+        (cvat_yolo, "obj.data"),
+        (cvat_yolo, "obj.names"),
+        (labelimg, "labels/classes.txt"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_file_that_stands_for_its_folder(tmp_path, layout, file):
+    root = write(tmp_path, layout)
+    source = open_folder(root / file)
+    assert source.folder == root and source.fingerprint == open_folder(root).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("layout", "file", "said"),
+    [
+        (cvat_coco_by_split, "annotations/instances_train.json", r"one of several files .*give .*mine\."),
+        (coco, "images/Zelle ä 0.png", r"is a file: give the folder"),
+        (voc, "Annotations/Zelle ä 0.xml", r"is a file: give the folder"),
+        (coco, "cells.zip", r"cells\.zip is an archive. Unpack it, and give the folder"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_file_that_does_not(tmp_path, layout, file, said):
+    root = write(tmp_path, layout)
+    (root / "cells.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=said):
+        open_folder(root / file)
+
+
+def test_a_folder_that_is_not_there_is_named_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        DataError, match=f"{tmp_path}/cells is not a dataset: there is no folder {tmp_path}/cells"
+    ):
+        open_folder("cells")
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "a.zip").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"cells is not a dataset: it holds a\.zip: unpack it"):
+        open_folder("cells")
+    root = write(tmp_path, labelimg)
+    (root / "labels" / "classes.txt").unlink()
+    with pytest.raises(DataError, match=r"6 images and 6 \.txt files, and no list of class names"):
+        open_folder(root)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("0 0,156 0,266 0,175 0,233", "'0 0,156 0,266 0,175 0,233' (decimals are written with a point"),
+        ("0,0.156,0.266,0.175,0.233", "'0,0.156,0.266,0.175,0.233' (decimals are written with a point"),
+        ("0 25 32 28 28", "expected, not 25 32 28 28 (these look like pixels)"),
+        ("0 0.156250 0.266667 0.175000 0.233333 0.9 17", "from 0 to 1 are expected, not 17."),
+        ("RBC 0.1 0.1 0.1 0.1", "numbers are expected, not 'RBC 0.1 0.1 0.1 0.1'."),
+    ],
+)
+def test_what_is_said_of_a_line_of_yolo(tmp_path, line, said):
+    root = write(tmp_path, labelimg)
+    (root / "labels" / f"{PLAIN.name(0)}.txt").write_text(f"{line}\n")
+    ((kind, severity, text),) = findings(root)
+    assert (kind, severity) == ("damaged_labels", "error")
+    assert text.startswith(f"labels/{PLAIN.name(0)}.txt, line 1: ") and said in text
+
+
+# --- CSV --------------------------------------------------------------------------------------------------
+
+
+def rows(tmp_path, content: str, name: str = "labels.csv") -> Path:
+    for k in range(6):
+        PLAIN.picture(tmp_path / "mine", k)
+    (tmp_path / "mine" / name).write_text(content)
+    return tmp_path / "mine"
+
+
+HEADER = "image,xmin,ymin,xmax,ymax,label"
+
+
+def test_lines_of_a_csv_file(tmp_path):
+    first, second, third = (PLAIN.name(k) for k in range(3))  # one of them without its ending
+    content = f"{HEADER}\n{first}.png,1,2,30,40,RBC\n{second}.png,,,,,\n\n{third},5,5,9,9,WBC\n"
+    root = rows(tmp_path, content)
+    assert list(read(root).values()) == [[("RBC", (1, 2, 30, 40))], [], [("WBC", (5, 5, 9, 9))]]
+    assert findings(root) == []
+    (root / "labels.csv").write_text(content.replace(",", ";").replace(";30;", ";30,5;"))
+    assert layouts.read_folder(root).images[0].objects[0].box == (1, 2, 30.5, 40)
+
+
+@pytest.mark.parametrize("line", ["1,2,x,40,RBC", "1,2,30,,RBC", "1,2,30,40,", "1,2,nan,40,RBC", "1,2,30"])
+def test_a_damaged_line_of_a_csv_file(tmp_path, line):
+    root = rows(tmp_path, f"{HEADER}\n{PLAIN.name(1)}.png,5,5,9,9,WBC\n{PLAIN.name(0)}.png,{line}\n")
+    ((kind, severity, said),) = findings(root)
+    assert (kind, severity) == ("damaged_labels", "error") and "labels.csv, line 3: a box of four" in said
+    with pytest.raises(DataError, match="line 3"):
+        open_folder(root).dataset("all")
+
+
+def test_a_csv_file_that_names_no_image(tmp_path):
+    with pytest.raises(DataError, match=r"labels\.csv, line 2 names no image"):
+        layouts.read_folder(rows(tmp_path, f"{HEADER}\n,1,2,30,40,RBC\n"))
+
+
+def test_detections_are_not_taken_for_labels_without_a_word(tmp_path):
+    """The cells.csv that `detect` writes."""
+    header = "image,class,score,xmin,ymin,xmax,ymax,width,height"
+    root = rows(tmp_path, f"{header}\n{PLAIN.name(0)}.png,RBC,0.93,1,2,30,40,29,38\n", "cells.csv")
+    ((kind, severity, said),) = findings(root)
+    assert (kind, severity) == ("scored_label", "warning") and "as predictions have" in said
+
+
+def test_detections_beside_labels_are_not_used(tmp_path):
+    root = write(tmp_path, csv_plain)
+    (root / "cells.csv").write_text(
+        f"image,class,score,xmin,ymin,xmax,ymax\n{PLAIN.name(0)}.png,RBC,0.9,1,1,9,9"
+    )
+    assert [(kind, severity) for kind, severity, _ in findings(root)] == [("scored_label", "info")]
+    assert list(read(root).values()) == OBJECTS
+
+
+@pytest.mark.parametrize(
+    "content", ["", "\n", "image,WBC,RBC\na.png,1,2\n", "a,b,c,d,e,f\n", "a.png,1,2,3,x,RBC\n", "x\n" * 9]
+)
+def test_other_tables_are_no_labels(tmp_path, content):
+    assert layouts.read_folder(rows(tmp_path, content, "images.csv")) is None
+
+
+def test_a_list_of_classes_beside_labels_of_another_kind(tmp_path):
+    """LabelImg keeps its classes.txt also where it writes XML."""
+    for layout in (beside, xml_in_a_folder_of_its_own, coco, livecell, csv_plain):
+        root = write(tmp_path / layout.__name__, layout)
+        (root / "classes.txt").write_text("WBC\nRBC\n")
+        check(root, False)

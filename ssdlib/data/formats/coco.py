@@ -15,7 +15,7 @@ import numpy as np
 
 from ssdlib.common.errors import DataError, SsdError
 from ssdlib.common.files import files_below, read_json
-from ssdlib.data.formats.lookup import Files, split_of
+from ssdlib.data.formats.lookup import Files, missing_image, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     AddedObject,
@@ -138,7 +138,7 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
         if (key := _id(entry["id"])) in images:
             raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
         if place is None:
-            place = _usual_place(found, path) / (re.split(r"[/\\]", name)[-1] or "image")
+            place = missing_image(name, path, folder.root)
         image = images[key] = folder.add_image(place, path, split, entry["id"])
         if not image.joined and image.measure():
             _compare_size(image, entry, shown)
@@ -166,13 +166,6 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
 def _id(value: Any) -> str:
     """An id for comparison: some tools write 1 here and "1" or 1.0 there."""
     return str(int(value) if isinstance(value, float) and value.is_integer() else value).strip()
-
-
-def _usual_place(found: list[Path | None], file: Path) -> Path:
-    """Where a missing image should be: beside the others, else in images, else beside the COCO file."""
-    if there := next(filter(None, found), None):
-        return there.parent
-    return file.parent.parent / "images" if file.parent.name.lower() == "annotations" else file.parent
 
 
 def _class_names(categories: list[dict], annotations: list[dict], path: Path) -> dict[str, str]:

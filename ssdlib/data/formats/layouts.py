@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def folder_of(file: Path) -> Path:
     Raises DataError that says what to give for any other file.
     """
     if file.suffix.lower() in (".yaml", ".yml", ".json", ".csv", ".data", ".names", ".txt"):
-        for place in (file.parent, file.parent.parent)[: 1 + (file.parent.name.lower() in _INNER)]:
+        inside = file.parent.name.lower() in ("annotations", "labels", "data", *SPLIT_WORDS)
+        for place in [file.parent.parent, file.parent][not inside :]:
             folder = read_folder(place)
             others = (".yaml", ".yml", ".json", ".csv")
             if folder and file.resolve() in folder.files:
@@ -58,18 +60,14 @@ def folder_of(file: Path) -> Path:
     raise DataError(f"{file} is a file: give the folder that holds the images and their labels.")
 
 
-_INNER = ("annotations", "labels", *SPLIT_WORDS)
-
-
 def what_to_give(path: Path) -> str:
     """A sentence that says what is in a folder that is no dataset, or which folder is one."""
     if not path.is_dir():
         return f"there is no folder {path.absolute()}"
-    try:
-        inner = [one for one in _folders(path) if _holds_labels(one)]
-    except DataError:
-        inner = []
-    if inner:
+    if _holds_labels(path.absolute().parent):
+        return f"it is a part of one. Give {path.absolute().parent}"
+    inner = [one for one in _folders(path.absolute()) if _holds_labels(one)]
+    if inner := [one for one in inner if not any(other in one.parents for other in inner)]:
         several = f", or several of them with commas between: {', '.join(map(str, inner[:9]))}"
         return f"the data are further below. Give {inner[0]}{several if len(inner) > 1 else ''}"
     files = files_below(path, depth=3)
@@ -89,13 +87,20 @@ def what_to_give(path: Path) -> str:
 def _folders(path: Path) -> list[Path]:
     """The folders in it, and those in these."""
     level = [one for one in sorted(path.iterdir()) if one.is_dir() and not is_hidden(one)][:50]
-    return level + [one for place in level for one in sorted(place.iterdir()) if one.is_dir()][:200]
+    with suppress(OSError):  # of the system's, if the path was wrong
+        level += [one for place in level for one in sorted(place.iterdir()) if one.is_dir()][:200]
+    return level
 
 
 def _holds_labels(folder: Path) -> bool:
     if voc.find_root(folder):
         return voc.find_root(folder) == folder.resolve()
-    return bool(yolo.names_file(folder) or coco.coco_files(folder) or tables.csv_files(folder))
+    try:
+        return bool(yolo.names_file(folder) or coco.coco_files(folder) or tables.csv_files(folder))
+    except DataError:
+        return True
+    except OSError:
+        return False
 
 
 def _complete(folder: LabeledFolder) -> None:

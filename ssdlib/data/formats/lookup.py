@@ -110,6 +110,14 @@ def _spellings(name: str) -> Iterator[list[str]]:
             yield parts
 
 
+def missing_image(name: str, file: Path, root: Path) -> Path:
+    """Where the image should be that a label file names and that is not there."""
+    inner = file.parent.name.lower() in ("annotations", "labels")
+    place = root / "images" if (root / "images").is_dir() else file.parent.parent if inner else file.parent
+    parts = next(_spellings(name), ["image"])
+    return place.joinpath(*parts) if (place / parts[-1]).exists() else place / parts[-1]
+
+
 def split_of(file: Path, root: Path) -> tuple[str | None, str]:
     """(train, val, test or None; the word that says so) from the file's folder or name."""
     folders = reversed(file.parent.relative_to(root).parts)

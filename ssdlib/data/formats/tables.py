@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below
-from ssdlib.data.formats.lookup import Files, split_of
+from ssdlib.data.formats.lookup import Files, missing_image, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
@@ -50,7 +50,12 @@ def read_tables(root: Path) -> LabeledFolder | None:
     if not (files := csv_files(root)):
         return None
     folder, pictures = LabeledFolder("csv", root, (), [], list(files)), Files(files_below(root), root)
+    scored = [file for file, rows in files.items() if any(row.get("score") for _, row in rows)]
     for file, rows in files.items():
+        if file in scored and len(scored) < len(files):
+            message = f"{relative(file, root)} has scores, as predictions have: it is not used."
+            folder.report("scored_label", "info", message)
+            continue
         _add_rows(folder, file, rows, pictures)
     names = sorted({o.name for image in folder.images for o in image.objects})
     folder.class_names = check_names(names, next(iter(files))) if names else ()
@@ -99,14 +104,12 @@ def _add_rows(folder: LabeledFolder, file: Path, rows: Sequence[Row], pictures: 
     split, word = split_of(file, folder.root)
     stated = list(dict.fromkeys(row.get("image", "") for _, row in rows))
     found = dict(zip(stated, pictures.find_all(stated, file.parent, [word] if word else []), strict=True))
-    there = next((path.parent for path in found.values() if path), folder.root)
     images: dict[str, LabeledImage] = {}
     for name, path in found.items():
         if not name:
             number = next(number for number, row in rows if not row.get("image"))
             raise DataError(f"{file}, line {number} names no image. Fill it in, or delete the line.")
-        path = path or there / name.replace("\\", "/").rpartition("/")[2]
-        images[name] = folder.add_image(path, file, split)
+        images[name] = folder.add_image(path or missing_image(name, file, folder.root), file, split)
         if not images[name].joined:
             images[name].measure()
     scores = 0

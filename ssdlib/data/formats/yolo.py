@@ -58,16 +58,18 @@ def read_yolo(root: Path) -> LabeledFolder | None:
     labels = _Labels(files, root)
     _find_images(folder, content if isinstance(content, dict) else {}, file, Files(files, root), labels)
     images = folder.images
+    owners = Counter(image.label_file for image in images)
+    present = sorted(label for label in owners if label.is_file())
+    if not present and any(
+        file.suffix.lower() in (".xml", ".json", ".csv") and file.name != "notes.json" for file in files
+    ):
+        return None  # labels of another kind, and LabelImg's list of classes beside them
     if not images:
         raise DataError(
             f"{root} has no images where {file.name} lets them be looked for. Put them into "
             f"{root / 'images'}, their labels into {root / 'labels'}, or correct {file}."
         )
-    owners = Counter(image.label_file for image in images)
-    present = sorted(label for label in owners if label.is_file())
     if not present:
-        if any(f.suffix.lower() in (".xml", ".json", ".csv") and f.name != "notes.json" for f in files):
-            return None  # labels of another kind, and LabelImg's list of classes beside them
         first = images[0]
         raise DataError(
             f"none of the {len(images)} images has a label file: for {relative(first.path, root)} there "
@@ -184,7 +186,8 @@ def _find_images(folder: LabeledFolder, content: dict, file: Path, pictures: Fil
     if not stated:
         for key, place in _lists(root):
             folder.files.append(place)
-            add(_listed(place, root, pictures), SPLIT_WORDS[key])
+            if key:
+                add(_listed(place, root, pictures), SPLIT_WORDS[key])
     for key, entry in stated.items():
         for one in entry if isinstance(entry, list) else [entry]:
             place = _place(root, str(one), content.get("path"))
@@ -230,7 +233,10 @@ def _is_usual(parts: Sequence[str]) -> bool:
 
 
 def _lists(root: Path) -> list[tuple[str, Path]]:
-    """(word for a split, list of its images), named by obj.data (darknet, CVAT) or by itself: train.txt."""
+    """(word for a split, list of its images), named by obj.data (darknet, CVAT) or by itself: train.txt.
+
+    The files that name lists are among them, without a word.
+    """
     files = [file for file in files_below(root, depth=1) if file.parent in (root, root / "data")]
     found = []
     for file in files:
@@ -240,7 +246,8 @@ def _lists(root: Path) -> list[tuple[str, Path]]:
             trials = (
                 (key, _place(root, value, None, True)) for key, value in named.items() if key in SPLIT_WORDS
             )
-            found += [(key, place) for key, place in trials if place is not None and place.is_file()]
+            named = [(key, place) for key, place in trials if place is not None and place.is_file()]
+            found += [("", file), *named] if named else []
     for file in files:
         word = file.stem.lower()
         if file.suffix.lower() == ".txt" and word in SPLIT_WORDS and all(file != place for _, place in found):
