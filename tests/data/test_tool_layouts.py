@@ -87,6 +87,8 @@ class Way:
         for file in self.written:
             (file.parent / f"._{file.name}").write_bytes(b"\0\5\x16\7\0\2\0\0Mac OS X")
             (file.parent / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+            (file.parent / "__MACOSX").mkdir(exist_ok=True)
+            (file.parent / "__MACOSX" / file.name).write_bytes(file.read_bytes())
             thumbnail = file.parent / "@eaDir" / file.name / "SYNOPHOTO_THUMB_M.jpg"
             thumbnail.parent.mkdir(parents=True, exist_ok=True)
             thumbnail.write_bytes(picture(0, ".jpg"))
@@ -157,6 +159,15 @@ def voc_lists_of_classes(root, way):
     return voc_lists(root, way, "{name}{ending} 1\n", "RBC_{split}")
 
 
+def voc_lists_without_main(root, way):
+    voc_lists(root, way)
+    for file in (root / "ImageSets" / "Main").iterdir():
+        file.rename(root / "ImageSets" / file.name)
+    (root / "ImageSets" / "Main").rmdir()
+    way.written = [file for file in way.written if file.parent.name != "Main"]
+    return True
+
+
 def beside(root, way):
     for k in range(6):
         name = way.picture(root, k)
@@ -179,6 +190,20 @@ def voc_in_folders_of_splits(root, way):
     for k, split in enumerate(SPLITS):
         name = way.picture(root / split / "JPEGImages", k)
         way.text(root / split / "Annotations" / f"{way.name(k)}.xml", xml(way, name, OBJECTS[k]))
+    return True
+
+
+def xml_flat_and_images_by_split(root, way):
+    for k, split in enumerate(SPLITS):
+        name = way.picture(root / "images" / split, k)
+        way.text(root / "annotations" / f"{way.name(k)}.xml", xml(way, name, OBJECTS[k]))
+    return True
+
+
+def xml_by_split_and_images_flat(root, way):
+    for k, split in enumerate(SPLITS):
+        name = way.picture(root / "images", k)
+        way.text(root / "annotations" / split / f"{way.name(k)}.xml", xml(way, name, OBJECTS[k]))
     return True
 
 
@@ -243,6 +268,11 @@ def darknet(root, way):
 def darknet_without_lists(root, way):
     yolo_files(root, way, "JPEGImages", "labels")
     way.text(root / "voc.names", "RBC\nWBC\n")
+
+
+def darknet_beside_empty_annotations(root, way):
+    (root / "Annotations").mkdir(parents=True)
+    darknet_without_lists(root, way)
 
 
 def labelimg(root, way):
@@ -350,6 +380,12 @@ def livecell(root, way):
     way.text(root / "livecell_all.json", json.dumps(content))
 
 
+def coco_and_images_by_split(root, way):
+    names = [(k, way.picture(root / split, k)) for k, split in enumerate(SPLITS)]
+    way.text(root / "labels.json", json.dumps(coco_entries(way, names)))
+    return True
+
+
 def cvat_coco(root, way, subsets=("default",)):
     places = {subset: [] for subset in subsets}
     for k, split in enumerate(SPLITS):
@@ -421,7 +457,9 @@ def csv_keras_retinanet(root, way):
 
 
 LAYOUTS = [
-    voc, voc_ybat, voc_lists, voc_lists_with_endings, voc_lists_with_paths, voc_lists_of_classes, beside,
+    voc, voc_ybat, voc_lists, voc_lists_without_main, voc_lists_with_endings, voc_lists_with_paths,
+    voc_lists_of_classes, xml_flat_and_images_by_split, xml_by_split_and_images_flat, beside,
+    coco_and_images_by_split, darknet_beside_empty_annotations,
     xml_in_a_folder_of_its_own, xml_of_other_names, voc_in_folders_of_splits, ultralytics, roboflow_yolo,
     cvat_yolo, cvat_yolo_without_lists, darknet, darknet_without_lists, labelimg, labelimg_all_in_one,
     labelimg_images_above, labelimg_by_split, make_sense, coco, coco_with_ids_as_text,

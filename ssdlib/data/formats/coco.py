@@ -139,7 +139,8 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
             raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
         if place is None:
             place = missing_image(name, path, folder.root)
-        image = images[key] = folder.add_image(place, path, split, entry["id"])
+        own = split or split_of(place.parent / "_", folder.root)[0]
+        image = images[key] = folder.add_image(place, path, own, entry["id"])
         if not image.joined and image.measure():
             _compare_size(image, entry, shown)
     unused: Counter[str] = Counter()
@@ -152,7 +153,7 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
             folder.report("unknown_image", "warning", message, "List the image, or delete it.")
             known = ", ".join(repr(one["id"]) for one in entries[:3])
             unused[f"have an image_id that no image has (the images have {known}, ...)"] += 1
-        elif entry.get("iscrowd"):
+        elif str(entry.get("iscrowd") or 0) not in ("0", "0.0", "False", "false"):
             crowds[image] += 1
             unused["are crowd regions (iscrowd is 1), which are passed over"] += 1
         else:

@@ -29,13 +29,14 @@ def read_folder(path: Path) -> LabeledFolder | None:
     None if the folder is none of these. Nothing is written. Raises DataError where it is damaged as a whole.
     """
     folder = voc.read_voc_folder(path)
-    if folder is None:
+    if folder is None or not any(image.label_file.is_file() for image in folder.images):
         root = path.resolve()
-        found = (reader(root) for reader in READERS if root.is_dir())
-        folder = next((one for one in found if one is not None), None)
-        if folder is None:
-            return None
-        _complete(folder)
+        readers = (reader(root) for reader in READERS if root.is_dir())
+        if other := next((one for one in readers if one is not None), None):
+            folder = other
+            _complete(folder)
+    if folder is None:
+        return None
     if folder.kind != "yolo":
         report_fractions(folder)
     return folder

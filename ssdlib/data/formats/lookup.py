@@ -25,7 +25,7 @@ class Files:
             self._by_stem[_folded(file.stem)].append((parts, file))
 
     def find(self, name: str, near: Path, words: Iterable[str] = ()) -> Path | None:
-        """The file that `name` means in a label file in the folder `near`; None if there is none or no one.
+        """The file that `name` means in a label file in the folder `near`; None if it cannot be told.
 
         The base name decides, with an ending or without; of several files, the one in whose path most of the
         stated folders follow; then one in `near`, in a folder named by one of `words`, or in a usual place.

@@ -109,7 +109,9 @@ def _add_rows(folder: LabeledFolder, file: Path, rows: Sequence[Row], pictures: 
         if not name:
             number = next(number for number, row in rows if not row.get("image"))
             raise DataError(f"{file}, line {number} names no image. Fill it in, or delete the line.")
-        images[name] = folder.add_image(path or missing_image(name, file, folder.root), file, split)
+        path = path or missing_image(name, file, folder.root)
+        own = split or split_of(path.parent / "_", folder.root)[0]
+        images[name] = folder.add_image(path, file, own)
         if not images[name].joined:
             images[name].measure()
     scores = 0

@@ -117,8 +117,9 @@ def _ids(keys: Sequence[str]) -> dict[str, str]:
 
 
 def _lists(root: Path) -> list[Path]:
-    """The lists of images in ImageSets/Main."""
+    """The lists of images in ImageSets/Main, or in ImageSets where there is no such folder."""
     place = root / "ImageSets" / "Main"
+    place = place if place.is_dir() else place.parent
     files = files_below(place, depth=0) if place.is_dir() else []
     return [file for file in files if file.suffix.lower() == ".txt"]
 
@@ -170,30 +171,36 @@ def read_beside(root: Path) -> LabeledFolder | None:
         beside[file.with_suffix("")].append(file)
     labeled = {file.with_suffix("") for file in files}
     elsewhere = Files((file for file in pictures.all if file.with_suffix("") not in labeled), root)
-    images: list[LabeledImage] = []
+    images: dict[Path, LabeledImage] = {}
     for file in files:
+        split = split_of(file.parent / "_", root)[0]
         name, own = file.with_suffix(""), beside.get(file.with_suffix(""), [])
 
-        def named(stated: str, name: Path = name, own: list[Path] = own) -> Path | None:
+        def named(
+            stated: str, name: Path = name, own: list[Path] = own, split: str | None = split
+        ) -> Path | None:
             if own:
                 return Files(own, root).find(stated, name.parent)
             same = elsewhere.find(name.relative_to(root).as_posix(), name.parent)
-            return same or elsewhere.find(stated, name.parent)
+            if other := same or elsewhere.find(stated, name.parent):
+                of_other = split_of(other.parent / "_", root)[0]
+                return None if split and of_other and split != of_other else other
+            return None
 
-        split = split_of(file.parent / "_", root)[0]
-        image = LabeledImage(own[0] if own else file.with_suffix(".jpg"), file, split=split)
+        image = LabeledImage(own[0] if own else file.with_suffix(".jpg"), file)
         _read_or_report(image, "error", named)
+        image.split = split or split_of(image.path.parent / "_", root)[0]
         _report_spare(image, own, root)
-        if other := next((one for one in images if one.path == image.path), None):
-            message = (
-                f"{relative(file, root)} and {relative(other.label_file, root)} are both of {image.path}."
-            )
-            image.report("same_name", "error", message, "Keep one annotation for each image.")
-        images.append(image)
-    if not any(image.path.is_file() for image in images):
+        if other := images.get(image.path):
+            both = f"{relative(file, root)} and {relative(other.label_file, root)}"
+            message = f"{both} are both of {relative(image.path, root)}: the second is not used."
+            other.report("same_name", "error", message, "Keep one annotation for each image.")
+        else:
+            images[image.path] = image
+    if not any(path.is_file() for path in images):
         return None
-    names = sorted({o.name for image in images for o in image.objects})
-    return LabeledFolder("voc", root, tuple(names), images, files)
+    names = sorted({o.name for image in images.values() for o in image.objects})
+    return LabeledFolder("voc", root, tuple(names), list(images.values()), files)
 
 
 def _is_inner(file: Path, root: Path) -> bool:
@@ -234,7 +241,7 @@ def _read_ids(file: Path, ids: Mapping[str, str]) -> list[str]:
         plain = re.sub(r"\s+-?[01]$", "", text)
         image_id = next((known[one] for name in (text, plain) for one in _ends(name) if one in known), None)
         if image_id is None:
-            image_id = _ends(text)[0]
+            image_id = _ENDING.sub("", text.replace("\\", "/"))
             if "/" in image_id or image_id in (".", ".."):
                 raise DataError(f"{file} lists {text!r}: there is no such image or annotation in the folder.")
         found.append(image_id)
@@ -242,11 +249,13 @@ def _read_ids(file: Path, ids: Mapping[str, str]) -> list[str]:
 
 
 def _ends(name: str) -> list[str]:
-    """The name without ending, with all of its folders, then with fewer of them; at first as it is."""
+    """The name with all of its folders, then with fewer of them, each as it is and without ending."""
     parts = name.replace("\\", "/").split("/")
-    whole = ["/".join(parts[k:]) for k in range(len(parts))]
-    ended = name.lower().endswith((*IMAGE_SUFFIXES, ".xml"))
-    return [*([one.rpartition(".")[0] for one in whole] if ended else []), *whole]
+    ends = ["/".join(parts[k:]) for k in range(len(parts))]
+    return [one for end in ends for one in (end, _ENDING.sub("", end))]
+
+
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.xml')))})$", re.IGNORECASE)
 
 
 # --- files -----------------------------------------------------------------------------------------------
