@@ -599,14 +599,14 @@ def test_an_image_that_coco_lists_twice_is_one(tmp_path, spelled):
 
 
 def test_an_image_of_two_splits_is_in_one(tmp_path):
-    root = write(tmp_path, cvat_coco_by_split)
-    train, test = (root / "annotations" / f"instances_{split}.json" for split in ("train", "test"))
-    both = json.loads(test.read_text())
-    both["images"] += json.loads(train.read_text())["images"][:1]
-    test.write_text(json.dumps(both))
-    assert [said for kind, _, said in findings(root) if kind == "listed_twice" and "test" in said]
+    root = write(tmp_path, coco)
+    (root / "result.json").rename(root / "train.json")
+    (root / "test.json").write_text(json.dumps(coco_entries(PLAIN, [(5, f"{PLAIN.name(5)}.png")])))
+    ((kind, severity, said),) = findings(root)
+    assert (kind, severity) == ("listed_twice", "warning") and "now for train, but it stays in test" in said
     splits = layouts.read_folder(root).splits
-    assert [len(splits[split]) for split in ("train", "val", "test")] == [3, 1, 2]
+    assert splits["test"] == [PLAIN.name(5)] and PLAIN.name(5) not in splits["trainval"]
+    assert list(read(root).values()) == OBJECTS  # what is written twice counts once
 
 
 def test_a_missing_image_does_not_take_another_of_its_base_name(tmp_path):
@@ -615,6 +615,27 @@ def test_a_missing_image_does_not_take_another_of_its_base_name(tmp_path):
     found = read(root)
     assert found["images/slide 0/frame_000000.png"] == OBJECTS[0] and len(found) == 6
     assert [kind for kind, *_ in findings(root)] == ["missing_image"]
+
+
+def test_an_image_of_another_split_is_not_taken(tmp_path):
+    """Both have frames of one name, and that of val is missing."""
+    for layout, label in ((cvat_coco_by_split, "annotations/*.json"), (xml_flat_and_images_by_split, None)):
+        way = replace(PLAIN, written=[])
+        way.name = lambda k: f"frame_{SPLITS[:k].count(SPLITS[k])}"
+        root = tmp_path / layout.__name__
+        if label is None:
+            for k, split in enumerate(SPLITS):
+                name = way.picture(root / "images" / split, k)
+                way.text(root / "labels" / split / f"{way.name(k)}.xml", xml(way, name, OBJECTS[k]))
+        else:
+            layout(root, way)
+        check(root, True)
+        (root / "images" / "val" / "frame_0.png").unlink()
+        found = read(root)
+        assert (
+            found["images/train/frame_0.png"] == OBJECTS[0] and found["images/test/frame_0.png"] == OBJECTS[5]
+        )
+        assert [kind for kind, *_ in findings(root)] in (["missing_image"], ["annotation_without_image"])
 
 
 def test_same_names_in_each_subset(tmp_path):
@@ -643,6 +664,8 @@ def test_an_empty_line_among_the_class_names(tmp_path, layout, file, content):
 
 def test_lists_of_classes_that_differ(tmp_path):
     root = write(tmp_path, labelimg_by_split)
+    (root / "labels" / "val" / "classes.txt").write_text("RBC\n")  # as far as LabelImg had come
+    check(root, True)
     (root / "labels" / "val" / "classes.txt").write_text("WBC\nRBC\n")
     with pytest.raises(DataError, match=r"classes\.txt and .*classes\.txt name different classes"):
         layouts.read_folder(root)
@@ -785,6 +808,9 @@ def test_a_file_that_stands_for_its_folder(tmp_path, layout, file):
     root = write(tmp_path, layout)
     source = open_folder(root / file)
     assert source.folder == root and source.fingerprint == open_folder(root).fingerprint
+    (root / file).rename(tmp_path / "elsewhere")
+    (root / file).symlink_to(tmp_path / "elsewhere")
+    assert open_folder(root / file).folder == root
 
 
 @pytest.mark.parametrize(

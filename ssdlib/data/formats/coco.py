@@ -15,7 +15,7 @@ import numpy as np
 
 from ssdlib.common.errors import DataError, SsdError
 from ssdlib.common.files import files_below, read_json
-from ssdlib.data.formats.lookup import Files, missing_image, split_of
+from ssdlib.data.formats.lookup import Files, folder_split, missing_image, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     AddedObject,
@@ -132,14 +132,14 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
     names = _class_names(categories, annotations, path)
     folder.class_names = tuple(dict.fromkeys((*folder.class_names, *names.values())))
     stated = [str(entry["file_name"]) for entry in entries]
-    found = pictures.find_all(stated, path.parent, [subset, *([word] if word else [])])
+    found = pictures.find_all(stated, path.parent, split, [subset, word])
     images: dict[str, LabeledImage] = {}
     for entry, place, name in zip(entries, found, stated, strict=True):
         if (key := _id(entry["id"])) in images:
             raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
         if place is None:
             place = missing_image(name, path, folder.root)
-        own = split or split_of(place.parent / "_", folder.root)[0]
+        own = split or folder_split(place, folder.root)
         image = images[key] = folder.add_image(place, path, own, entry["id"])
         if not image.joined and image.measure():
             _compare_size(image, entry, shown)

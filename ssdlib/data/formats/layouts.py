@@ -50,10 +50,10 @@ def folder_of(file: Path) -> Path:
     if file.suffix.lower() in (".yaml", ".yml", ".json", ".csv", ".data", ".names", ".txt"):
         inside = file.parent.name.lower() in ("annotations", "labels", "data", *SPLIT_WORDS)
         for place in [file.parent.parent, file.parent][not inside :]:
-            folder = read_folder(place)
+            folder, own = read_folder(place), place.resolve() / file.relative_to(place)
             others = (".yaml", ".yml", ".json", ".csv")
-            if folder and file.resolve() in folder.files:
-                if all(one == file.resolve() for one in folder.files if one.suffix.lower() in others):
+            if folder and own in folder.files:
+                if all(one == own for one in folder.files if one.suffix.lower() in others):
                     return place
                 raise DataError(f"{file} is one of several files with labels: give their folder, {place}.")
     if file.suffix.lower() in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):

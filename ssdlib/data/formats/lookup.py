@@ -14,29 +14,34 @@ from ssdlib.data.images import IMAGE_SUFFIXES
 
 
 class Files:
-    """The files of a folder, found by what label files and lists call them, often on another machine."""
+    """The images of a folder, found by what label files and lists call them, often on another machine."""
 
-    def __init__(self, files: Iterable[Path], root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> None:
-        self.all = [file for file in files if file.suffix.lower() in suffixes]
-        self._root, self._suffixes = root, suffixes
+    def __init__(self, files: Iterable[Path], root: Path) -> None:
+        self.all = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        self._root = root
         self._by_stem: dict[str, list[tuple[tuple[str, ...], Path]]] = defaultdict(list)
         for file in self.all:
             parts = tuple(map(_folded, file.relative_to(root).parts))
             self._by_stem[_folded(file.stem)].append((parts, file))
 
-    def find(self, name: str, near: Path, words: Iterable[str] = ()) -> Path | None:
-        """The file that `name` means in a label file in the folder `near`; None if it cannot be told.
+    def find(self, name: str, near: Path, split: str | None = None) -> Path | None:
+        """The image that `name` means in a label file in the folder `near`; None if it cannot be told.
 
-        The base name decides, with an ending or without; of several files, the one in whose path most of the
-        stated folders follow; then one in `near`, in a folder named by one of `words`, or in a usual place.
+        The base name decides, with an ending or without; of several images, the one in whose path most of the
+        stated folders follow; then one in `near` or in a usual place. None is in a folder of another split.
         """
-        found = self._best(name, near, [_folded(word) for word in words])
+        found = self._best(name, near, split, ())
         return found[0][1] if len(found) == 1 else None
 
-    def find_all(self, names: Sequence[str], near: Path, words: Iterable[str] = ()) -> list[Path | None]:
-        """`find` for all names of one label file; of names of different files, one file goes to the best."""
+    def find_all(
+        self, names: Sequence[str], near: Path, split: str | None = None, words: Iterable[str] = ()
+    ) -> list[Path | None]:
+        """`find` for all names of one label file, in folders named by one of `words` first.
+
+        Of names of different images, one image goes to that which fits best.
+        """
         words = [_folded(word) for word in words]
-        found = [self._best(name, near, words) for name in names]
+        found = [self._best(name, near, split, words) for name in names]
         stated = [tuple(map(_folded, next(_spellings(name), ()))) for name in names]
         owners: dict[Path, tuple[int, tuple[str, ...]]] = {}
         for parts, files in zip(stated, found, strict=True):
@@ -47,29 +52,27 @@ class Files:
             for parts, files in zip(stated, found, strict=True)
         ]
 
-    def _best(self, name: str, near: Path, words: Sequence[str]) -> list[tuple[tuple, Path]]:
-        """(rank, file) of the files that fit the name equally well; the rank begins with the length of the
+    def _best(
+        self, name: str, near: Path, split: str | None, words: Sequence[str]
+    ) -> list[tuple[tuple, Path]]:
+        """(rank, image) of those that fit the name equally well; the rank begins with the length of the
         stated path's end that fits."""
-        here = tuple(map(_folded, near.relative_to(self._root).parts)) if near != self._root else ()
+        here = tuple(map(_folded, near.relative_to(self._root).parts))
         for parts in _spellings(name):
-            base, ended = _folded(parts[-1]), parts[-1].lower().endswith(tuple(self._suffixes))
-            stem = base.rpartition(".")[0] if ended else base
+            base, ended = _folded(parts[-1]), parts[-1].lower().endswith(IMAGE_SUFFIXES)
             ranked = []
-            for own, file in self._by_stem.get(stem, ()):
-                if ended and own[-1] != base:
+            for own, file in self._by_stem.get(base.rpartition(".")[0] if ended else base, ()):
+                if (ended and own[-1] != base) or (
+                    split and folder_split(file, self._root) not in (None, split)
+                ):
                     continue
-                stated = [*map(_folded, parts[:-1]), own[-1]]
-                tail = _common(reversed(stated), reversed(own))
-                whole, usual = tuple(stated), ((), ("images",), ("jpegimages",), ("data",))
+                stated = (*map(_folded, parts[:-1]), own[-1])
                 rank = (
-                    tail,
-                    own == (*here, *whole),
+                    _common(reversed(stated), reversed(own)),
+                    own == (*here, *stated),
                     any(word in own[:-1] for word in words),
                     _common(here, own),
-                    max(
-                        (len(usual) - k for k, place in enumerate(usual) if own == (*place, *whole)),
-                        default=0,
-                    ),
+                    max(k * (own == (*place, *stated)) for k, place in enumerate(_USUAL)),
                     file.name == parts[-1],
                 )
                 ranked.append((rank, file))
@@ -77,6 +80,10 @@ class Files:
                 best = max(rank for rank, _ in ranked)
                 return [one for one in ranked if one[0] == best]
         return []
+
+
+_USUAL = (("?",), ("data",), ("jpegimages",), ("images",), ())
+"""Folders of images, the likelier the later."""
 
 
 def _folded(text: str) -> str:
@@ -119,9 +126,14 @@ def missing_image(name: str, file: Path, root: Path) -> Path:
 
 
 def split_of(file: Path, root: Path) -> tuple[str | None, str]:
-    """(train, val, test or None; the word that says so) from the file's folder or name."""
+    """(train, val, test or None; the word that says so) from the file's folders or name."""
     folders = reversed(file.parent.relative_to(root).parts)
     for word in (*folders, *re.split(r"[^a-z0-9]+", file.stem.lower())):
         if (plain := word.lower().rstrip("0123456789")) in SPLIT_WORDS:
             return SPLIT_WORDS[plain], word
     return None, ""
+
+
+def folder_split(file: Path, root: Path) -> str | None:
+    """The split that the file's folders tell."""
+    return split_of(file.parent / "_", root)[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below
-from ssdlib.data.formats.lookup import Files, missing_image, split_of
+from ssdlib.data.formats.lookup import Files, folder_split, missing_image, split_of
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
@@ -103,14 +103,14 @@ def _add_rows(folder: LabeledFolder, file: Path, rows: Sequence[Row], pictures: 
     shown = relative(file, folder.root)
     split, word = split_of(file, folder.root)
     stated = list(dict.fromkeys(row.get("image", "") for _, row in rows))
-    found = dict(zip(stated, pictures.find_all(stated, file.parent, [word] if word else []), strict=True))
+    found = dict(zip(stated, pictures.find_all(stated, file.parent, split, [word]), strict=True))
     images: dict[str, LabeledImage] = {}
     for name, path in found.items():
         if not name:
             number = next(number for number, row in rows if not row.get("image"))
             raise DataError(f"{file}, line {number} names no image. Fill it in, or delete the line.")
         path = path or missing_image(name, file, folder.root)
-        own = split or split_of(path.parent / "_", folder.root)[0]
+        own = split or folder_split(path, folder.root)
         images[name] = folder.add_image(path, file, own)
         if not images[name].joined:
             images[name].measure()

@@ -6,6 +6,7 @@ XML from strangers is parsed without entities, DTDs or network, and a file that 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import re
 from collections import Counter, defaultdict
@@ -18,7 +19,7 @@ from lxml import etree
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, write_bytes, write_text
-from ssdlib.data.formats.lookup import Files, split_of
+from ssdlib.data.formats.lookup import Files, folder_split
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
@@ -173,23 +174,14 @@ def read_beside(root: Path) -> LabeledFolder | None:
     elsewhere = Files((file for file in pictures.all if file.with_suffix("") not in labeled), root)
     images: dict[Path, LabeledImage] = {}
     for file in files:
-        split = split_of(file.parent / "_", root)[0]
-        name, own = file.with_suffix(""), beside.get(file.with_suffix(""), [])
-
-        def named(
-            stated: str, name: Path = name, own: list[Path] = own, split: str | None = split
-        ) -> Path | None:
-            if own:
-                return Files(own, root).find(stated, name.parent)
-            same = elsewhere.find(name.relative_to(root).as_posix(), name.parent)
-            if other := same or elsewhere.find(stated, name.parent):
-                of_other = split_of(other.parent / "_", root)[0]
-                return None if split and of_other and split != of_other else other
-            return None
-
-        image = LabeledImage(own[0] if own else file.with_suffix(".jpg"), file)
-        _read_or_report(image, "error", named)
-        image.split = split or split_of(image.path.parent / "_", root)[0]
+        name, split = file.with_suffix(""), folder_split(file, root)
+        own = beside.get(name, [])
+        same = None if own else elsewhere.find(name.relative_to(root).as_posix(), name.parent, split)
+        near = Files(own, root) if own else elsewhere
+        named = functools.partial(near.find, near=name.parent, split=split)
+        image = LabeledImage(own[0] if own else same or file.with_suffix(".jpg"), file)
+        _read_or_report(image, "error", (lambda stated: None) if same else named)
+        image.split = split or folder_split(image.path, root)
         _report_spare(image, own, root)
         if other := images.get(image.path):
             both = f"{relative(file, root)} and {relative(other.label_file, root)}"

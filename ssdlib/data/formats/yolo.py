@@ -17,7 +17,7 @@ import yaml
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, is_hidden
-from ssdlib.data.formats.lookup import Files
+from ssdlib.data.formats.lookup import Files, missing_image
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
@@ -134,15 +134,16 @@ def names_file(root: Path) -> tuple[Path, Any] | None:
         here = [file for place in level for file in files_below(place, depth=0)]
         lists = [file for name in _NAMES_FILES for file in here if file.name.lower() == name]
         lists += [file for file in here if file.suffix.lower() == ".names" and file not in lists]
-        contents = [read_names(file) for file in lists]
-        for file, content in zip(lists, contents, strict=True):
-            if content != contents[0] and level is inner:
+        contents = [read_names(file) for file in (lists if level is inner else lists[:1])]
+        longest = max(contents, key=len, default=[])
+        for file, content in zip(lists, contents, strict=False):
+            if content != longest[: len(content)]:  # LabelImg's lists grow, one in each folder of labels
                 raise DataError(
-                    f"{lists[0]} and {file} name different classes, and no list in {root} says which numbers "
-                    "the labels have. Put the right one there."
+                    f"{file} and {lists[contents.index(longest)]} name different classes, and no list in "
+                    f"{root} says which numbers the labels have. Put the right one there."
                 )
         if lists:
-            return lists[0], contents[0]
+            return lists[contents.index(longest)], longest
     return None
 
 
@@ -275,7 +276,7 @@ def _place(root: Path, entry: str, base: Any, moved: bool = False) -> Path | Non
 def _listed(file: Path, root: Path, pictures: Files) -> list[Path]:
     names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
     found = pictures.find_all(names, file.parent)
-    return [place or root / re.split(r"[/\\]", name)[-1] for name, place in zip(names, found, strict=True)]
+    return [place or missing_image(name, file, root) for name, place in zip(names, found, strict=True)]
 
 
 def _below(folder: Path) -> list[Path]:
