@@ -4,10 +4,12 @@ Six images with two red cells and a white one each, at places of their own, so t
 """
 
 import codecs
+import contextlib
 import csv
 import functools
 import io
 import json
+import random
 import shutil
 import sys
 from dataclasses import dataclass, field, replace
@@ -931,3 +933,39 @@ def test_a_list_of_classes_beside_labels_of_another_kind(tmp_path):
         root = write(tmp_path / layout.__name__, layout)
         (root / "classes.txt").write_text("WBC\nRBC\n")
         check(root, False)
+
+
+# --- damage ----------------------------------------------------------------------------------------------
+
+ODD = [
+    b"",
+    b"-1",
+    b"1e999",
+    b"nan",
+    b"null",
+    b"[]",
+    b"{}",
+    b'""',
+    b"1" * 30,
+    b"\xff",
+    b"\0",
+    b"../../x",
+    b"<a>",
+    b"\n",
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_damaged_files_are_found_or_refused(tmp_path, layout):
+    """Any other error than a DataError is a fault of ours."""
+    root, rng = write(tmp_path, layout), random.Random(layout.__name__)
+    files = sorted(file for file in root.rglob("*") if file.is_file() and file.suffix != ".png")
+    for _ in range(4):
+        file = rng.choice(files)
+        content = file.read_bytes()
+        start = rng.randrange(len(content))
+        end = min(len(content), start + rng.choice([0, 1, 3, 9, 99999]))
+        file.write_bytes(content[:start] + rng.choice(ODD) + content[end:])
+        with contextlib.suppress(DataError):
+            open_folder(root).dataset("all")
+        file.write_bytes(content)
