@@ -848,6 +848,25 @@ def test_a_folder_that_is_not_there_is_named_as_a_whole(tmp_path, monkeypatch):
         open_folder(root)
 
 
+def test_files_that_are_no_labels_of_a_known_kind(tmp_path):
+    root = write(tmp_path, coco)
+    (root / "result.json").write_text('{"shapes": []}')
+    with pytest.raises(DataError, match=r"it holds 6 images and 1 \.json file, in no layout that is known"):
+        open_folder(root)
+    (root / "annotations.xml").write_text("<annotations><image/></annotations>")  # CVAT's own
+    with pytest.raises(DataError, match=r"1 \.xml file, .*annotations\.xml is not a Pascal VOC annotation"):
+        open_folder(root)
+    (root / "annotations.xml").write_text(xml(PLAIN, "other.png", OBJECTS[0]))
+    with pytest.raises(DataError, match=r"1 \.xml file, .*which belong to none of the images"):
+        open_folder(root)
+
+
+def test_the_part_of_a_coco_folder_with_the_labels_alone(tmp_path):
+    root = write(tmp_path, cvat_coco)
+    with pytest.raises(DataError, match=r"no label in .*annotations is of use.*no image .*annotations"):
+        open_folder(root / "annotations")
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [

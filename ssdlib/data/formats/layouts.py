@@ -77,10 +77,19 @@ def what_to_give(path: Path) -> str:
     archives = [file for file in files if file.suffix.lower() in (".zip", ".tgz", ".7z", ".rar")]
     if archives and not pictures:
         return f"it holds {archives[0].name}: unpack it"
-    labels = ", ".join(f"{kinds[one]} {one} files" for one in (".xml", ".json", ".csv", ".txt") if kinds[one])
+    suffixes = [suffix for suffix in (".xml", ".json", ".csv", ".txt") if kinds[suffix]]
+    labels = ", ".join(f"{kinds[one]} {one} file{'s' * (kinds[one] > 1)}" for one in suffixes)
     if labels and pictures:
-        names = ", and no list of class names (data.yaml, classes.txt)" if kinds[".txt"] else ""
-        return f"it holds {pictures} images and {labels}{names}, in no layout that is known"
+        why = "in no layout that is known"
+        if kinds[".xml"]:
+            try:
+                voc.read_tree(next(file for file in files if file.suffix.lower() == ".xml"))
+                why = "which belong to none of the images"
+            except DataError as error:
+                why = str(error).rstrip(".")
+        elif kinds[".txt"]:
+            why = "and no list of class names (data.yaml, classes.txt)"
+        return f"it holds {pictures} images and {labels}, {why}"
     lacking = f"{labels} and no image" if labels else f"{pictures or 'no'} images and no file with labels"
     return f"it holds {lacking}"
 

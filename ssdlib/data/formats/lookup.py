@@ -119,7 +119,7 @@ def _spellings(name: str) -> Iterator[list[str]]:
 
 def missing_image(name: str, file: Path, root: Path) -> Path:
     """Where the image should be that a label file names and that is not there."""
-    inner = file.parent.name.lower() in ("annotations", "labels")
+    inner = file.parent != root and file.parent.name.lower() in ("annotations", "labels")
     place = root / "images" if (root / "images").is_dir() else file.parent.parent if inner else file.parent
     parts = next(_spellings(name), ["image"])
     return place.joinpath(*parts) if (place / parts[-1]).exists() else place / parts[-1]
