@@ -83,6 +83,11 @@ def cut(file: Path, size: int = 4000) -> None:
     file.write_bytes(file.read_bytes()[:size])
 
 
+def empty(root: Path, *splits: str) -> None:
+    for split in splits:
+        (root / f"ImageSets/Main/{split}.txt").write_text("\n")
+
+
 def misspell(root, name):
     annotation(root, name).write_text(annotation(root, name).read_text().replace(">RBC<", ">Rbc<"))
 
@@ -115,12 +120,12 @@ ERRORS = [
     ("missing folder", shutil.rmtree, TRAIN, ["{root} is not a dataset", "Give the folder"], 1),
     ("missing folder", shutil.rmtree, CHECK, ["{root} is not a dataset", "Give the folder"], 1),
     ("missing folder", shutil.rmtree, EVALUATE, ["{root} is not a dataset", "Give the folder"], 1),
-    ("empty split", lambda r: (r / "ImageSets/Main/train.txt").write_text(""), TRAIN,
+    ("empty split", lambda r: empty(r, "train", "trainval"), TRAIN,
      ["split train", "train.txt", "remove ImageSets"], 1),
-    ("empty split", lambda r: (r / "ImageSets/Main/test.txt").write_text("\n"), EVALUATE,
+    ("empty split", lambda r: empty(r, "train", "val", "trainval", "test"), EVALUATE,
      ["split test", "test.txt", "remove ImageSets"], 1),
-    ("empty split", lambda r: (r / "ImageSets/Main/val.txt").write_text(""), CHECK,
-     ["empty_split", "split val is empty", "List some images"], 1),
+    ("empty split", lambda r: empty(r, "train", "trainval"), CHECK,
+     ["empty_split", "split train is empty", "List some images"], 1),
     ("truncated JPEG", lambda r: cut(image(r)), TRAIN, [f"{NAME}.jpg is truncated", "Copy it again"], 1),
     ("truncated JPEG in val", lambda r: cut(image(r, VAL)), TRAIN,
      [f"{VAL}.jpg is truncated", "Copy it again"], 1),

@@ -1,7 +1,8 @@
-"""Writing files so that nothing already on disk is ever lost: write beside, sync, then rename."""
+"""Reading text and folders; writing so that nothing on disk is ever lost: write beside, sync, then rename."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -98,13 +99,62 @@ def write_json(path: str | Path, value: Any) -> None:
 def read_json(path: str | Path, *, hint: str = "") -> Any:
     """The value in a JSON file. Raises SsdError with the file and `hint` if it is missing or damaged."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(decode_text(Path(path).read_bytes(), path))
     except FileNotFoundError as error:
         raise SsdError(f"{path} is missing. {hint}".strip()) from error
     except OSError as error:
         raise SsdError(f"cannot read {path}: {error.strerror or error}. {hint}".strip()) from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, DataError, RecursionError) as error:
         raise SsdError(f"{path} is not valid JSON ({error}). {hint}".strip()) from error
+
+
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+
+
+def decode_text(content: bytes, path: str | Path) -> str:
+    """The text of a file's bytes: UTF-8, or UTF-16 where a byte order mark says so, without the mark.
+
+    Raises DataError, naming the file, for any other encoding.
+    """
+    encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
+    if "\0" in text:  # UTF-16 without a mark, or no text at all
+        raise DataError(f"{path} is not UTF-8 text (it has zero bytes). Save it as UTF-8.")
+    return text
+
+
+def is_hidden(path: str | Path) -> bool:
+    """Whether a file or folder is one that systems leave beside the user's: hidden, ._a.jpg, __MACOSX."""
+    name = Path(path).name
+    return name.startswith(".") or name.lower() in ("__macosx", "@eadir", "thumbs.db", "desktop.ini")
+
+
+def files_below(folder: str | Path, depth: int | None = None) -> list[Path]:
+    """All files in a folder and in those below it, `depth` levels at most, sorted; hidden ones are left out.
+
+    Linked folders are entered, unless they lead back to one that they are in. Raises DataError for a folder
+    that cannot be read.
+    """
+
+    def enter(place: str, above: tuple[str, ...]) -> Iterator[Path]:
+        real = os.path.realpath(place)
+        if real in above or (depth is not None and len(above) > depth):
+            return
+        for entry in sorted(os.scandir(place), key=lambda entry: entry.name):
+            if is_hidden(entry.name):
+                continue
+            if entry.is_dir():
+                yield from enter(entry.path, (*above, real))
+            elif entry.is_file():
+                yield Path(entry.path)
+
+    try:
+        return list(enter(str(folder), ()))
+    except OSError as error:
+        raise DataError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error
 
 
 def write_with(path: str | Path, writer: Callable[[BinaryIO], Any]) -> None:
@@ -117,9 +167,3 @@ def sha256_of(path: str | Path) -> str:
     """The SHA-256 of a file's bytes, as hexadecimal digits."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def is_hidden(path: str | Path) -> bool:
-    """Whether a file or folder is one that systems leave beside the user's: hidden, ._a.jpg, __MACOSX."""
-    name = Path(path).name
-    return name.startswith(".") or name.lower() in ("__macosx", "@eadir", "thumbs.db", "desktop.ini")

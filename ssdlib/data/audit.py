@@ -132,6 +132,10 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
         message = "no object is labeled: it teaches background only."
         yield Finding("no_objects", "info", image.image_id, message)
     boxes, names = torch.from_numpy(image.boxes), image.names
+    if tiny := int(((boxes[:, 2:] - boxes[:, :2]).min(1).values < 1).sum()) if len(boxes) else 0:
+        boxes_are = "1 box is" if tiny == 1 else f"{tiny} boxes are"
+        message = f"{boxes_are} narrower than a pixel: no network can see what is in it."
+        yield Finding("tiny_box", "warning", image.image_id, message, "Draw them anew, or delete them.")
     for a, b in (box_iou(boxes, boxes).triu(1) >= DUPLICATE_BOX_IOU).nonzero().tolist():
         kind = "duplicate_box" if names[a] == names[b] else "contradicting_boxes"
         corners = ", ".join(f"{value:g}" for value in image.boxes[b])

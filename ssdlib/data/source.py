@@ -20,13 +20,15 @@ from ssdlib.common.files import sha256_of
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import download, txl_pbc
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.data.formats import coco, voc, yolo
+from ssdlib.data.formats import coco, tables, voc, yolo
 from ssdlib.data.formats.joined import join_folders
-from ssdlib.data.formats.layouts import read_folder
+from ssdlib.data.formats.layouts import folder_of, read_folder, what_to_give
 from ssdlib.data.formats.records import Finding, LabeledFolder, LabeledImage, relative
 from ssdlib.data.splits import SPLITS
 
-OTHER_LAYOUTS = f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}) or XML files beside their images"
+OTHER_LAYOUTS = (
+    f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}), XML files beside their images or {tables.LAYOUT}"
+)
 
 NAMED = ("bccd", "txl-pbc", "smears")
 """The sources that go by a name."""
@@ -43,7 +45,7 @@ class DataSource:
     """A folder of labeled images, or several joined, read once when opened, and what is known about it."""
 
     kind: str
-    """bccd, txl-pbc, smears, voc, coco or yolo; of several, theirs with commas between."""
+    """bccd, txl-pbc, smears, voc, coco, yolo or csv; of several, theirs with commas between."""
     labels: LabeledFolder = field(repr=False)
     """Images with their objects and findings, and the splits, whatever layout the folder has."""
     class_names: tuple[str, ...]
@@ -93,7 +95,7 @@ class DataSource:
         if split == "all":
             ids = [image.image_id for image in self.labels.images if image.complete]
             if not ids:
-                raise DataError(f"no image in {self.folder} has an annotation: label some images first.")
+                raise DataError(f"no image in {self.folder} can be used: {_why_none(self.labels)}")
             return ids
         if split not in SPLITS:
             raise DataError(f"there is no split {split!r}; choose one of {', '.join(SPLITS)} or all.")
@@ -275,33 +277,51 @@ def join(sources: Sequence[DataSource]) -> DataSource:
 def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
     """A folder of yours as a data source, in any layout that `read_folder` knows; it is never written to.
 
+    A file that alone decides what is read (data.yaml, a COCO or CSV file) stands for its folder.
     Its classes are BCCD's if it has no others, else its own: in the folder's order where the layout has one
     (COCO, YOLO), else by name. A folder in the layout of VOC may also be given by its parent, if it is named
     BCCD. TXL-PBC is known by its files; `bccd` is where its pictures from BCCD are taken, if not from the
     source of that name. Raises DataError for a folder without labels of use.
     """
-    if txl_pbc.find_root(Path(path).expanduser()):
-        labels = txl_pbc.read_txl_pbc(Path(path).expanduser(), _pictures_of_bccd(bccd))
+    path = Path(path).expanduser()
+    path = folder_of(path) if path.is_file() else path
+    if txl_pbc.find_root(path):
+        labels = txl_pbc.read_txl_pbc(path, _pictures_of_bccd(bccd))
         return _with_notice(DataSource("txl-pbc", labels, BCCD_CLASSES, notice=labels.notice))
-    labels = read_folder(Path(path).expanduser())
+    labels = read_folder(path)
     if labels is None:
         raise DataError(
-            f"{path} is not a dataset: there must be {voc.LAYOUT}. Give the folder that holds them, one that "
-            f"is {OTHER_LAYOUTS}, or one of auto, {', '.join(NAMED)}."
+            f"{path.absolute()} is not a dataset: {what_to_give(path)}. Give the folder that holds images "
+            f"and labels as Pascal VOC ({voc.LAYOUT}), {OTHER_LAYOUTS}; or one of auto, {', '.join(NAMED)}."
         )
     if not labels.class_names:
-        why = next((image.error for image in labels.images if image.error), "Label some images first.")
-        raise DataError(f"no label in {labels.root} is of use. {why}")
+        raise DataError(f"no label in {labels.root} is of use. {_why_none(labels)}")
     names = BCCD_CLASSES if set(labels.class_names) <= set(BCCD_CLASSES) else labels.class_names
     if (labels.root / "smears.json").is_file() or all(
         image.image_id.startswith(_SMEAR_PREFIX) for image in labels.images
     ):
-        return DataSource("smears", labels, names, synthetic=True, notice=_SMEAR_NOTICE)
+        notice = f"{_SMEAR_NOTICE}\n{labels.notice}".strip()
+        return DataSource("smears", labels, names, synthetic=True, notice=notice)
     annotations = {file.stem for file in labels.files if file.suffix == ".xml"}
     published = {Path(name).stem for name in download.BCCD.manifest() if name.endswith(".xml")}
     if annotations == published and voc.find_root(labels.root):
         return _with_notice(DataSource("bccd", labels, BCCD_CLASSES, notice=labels.notice))
     return _with_notice(DataSource(labels.kind, labels, names, notice=labels.notice))
+
+
+def _why_none(labels: LabeledFolder) -> str:
+    """Why nothing in a folder can be used: what was found wrong most often, else that nothing is labeled."""
+    findings = [*labels.findings, *(finding for image in labels.images for finding in image.findings)]
+    findings = [
+        f for f in findings if f.severity != "info" and f.kind not in ("no_label_file", "size_mismatch")
+    ]
+    unlabeled = [finding for finding in findings if finding.kind == "image_without_annotation"]
+    others = [finding for finding in findings if finding.kind != "image_without_annotation"]
+    if not others:
+        return f"Label some images first: there are {len(unlabeled) or len(labels.images)} without an object."
+    first = next((finding for finding in others if finding.severity == "error"), others[0])
+    more = sum(finding.kind == first.kind for finding in others) - 1
+    return f"{first}" + (f" So it is with {more} more." if more else "")
 
 
 def _with_notice(source: DataSource) -> DataSource:
@@ -320,7 +340,7 @@ def extra_smears(count: int, *, progress: bool = True) -> DetectionDataset:
 
     root = paths.data_folder() / "cache" / f"extra-smears-{smears.SMEARS_VERSION}-{count}"
     smears.write_dataset(root, train=count, val=0, test=0, seed=EXTRA_SMEARS_SEED, progress=progress)
-    return open_folder(root).dataset("train")
+    return open_folder(root).dataset("all")  # of train, val and test would be set aside
 
 
 def _bccd(progress: bool, may_download: bool) -> DataSource:

@@ -42,5 +42,6 @@ def complete(given: Mapping[str, Sequence[str]]) -> tuple[dict[str, list[str]], 
         random.Random(_SEED).shuffle(rest)
         count = round(len(rest) * SHARES[missing[0]] / (SHARES["train"] + SHARES[missing[0]]))
         parts |= {missing[0]: sorted(rest[:count]), "train": sorted(rest[count:])}
-        done = f"has no {missing[0]} split: {count} images are set aside for it from train, by a fixed seed."
+        images = "1 image is" if count == 1 else f"{count} images are"
+        done = f"has no {missing[0]} split: {images} set aside for it from train, by a fixed seed."
     return {**parts, "trainval": sorted(parts["train"] + parts["val"])}, done

@@ -139,7 +139,7 @@ def measure_smears(
         predictions = own / "predictions"
         if not (file := predictions / "all.json").exists():
             write_json(file, [detections.to_dict() for detections in shipped_judge(source)])
-    settings = FoldSettings(split="train", folds=folds, epochs=epochs, init="shipped")
+    settings = FoldSettings(split="all", folds=folds, epochs=epochs, init="shipped")
     completed = own / by
     shutil.rmtree(completed / COPY, ignore_errors=True)
     complete(

@@ -1,8 +1,10 @@
-"""Atomic writes: the old file or the whole new one, and nothing beside it, whatever goes wrong."""
+"""Atomic writes (the old file or the whole new one, and nothing beside it), text in any encoding, folders."""
 
 from __future__ import annotations
 
+import codecs
 import errno
+import json
 import os
 import stat
 from contextlib import nullcontext
@@ -12,7 +14,17 @@ from unittest.mock import Mock
 import pytest
 
 from ssdlib.common.errors import DataError, SsdError
-from ssdlib.common.files import atomic_open, new_folder, read_json, write_bytes, write_json, write_text
+from ssdlib.common.files import (
+    atomic_open,
+    decode_text,
+    files_below,
+    is_hidden,
+    new_folder,
+    read_json,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -152,3 +164,53 @@ def test_of_two_that_build_the_same_folder_the_first_stays(tmp_path, already, ou
         path.mkdir()
         (path / "first").touch()
     assert names(tmp_path) == ["data"] and names(path) == ["first"]
+
+
+@pytest.mark.parametrize("text", ["", "RBC\n", "Müller 中 😀\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_text_is_decoded_by_its_mark(tmp_path, text, encoding):
+    mark = codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b""
+    assert decode_text(mark + text.encode(encoding), "a.txt") == text
+    write_bytes(tmp_path / "a.json", mark + json.dumps(text, ensure_ascii=False).encode(encoding))
+    assert read_json(tmp_path / "a.json") == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["groß".encode("cp1252"), "红细胞".encode("gbk"), "RBC".encode("utf-16-le"), b"\xff\xfeR", b"\0"],
+)
+def test_other_text_is_refused_by_name(tmp_path, content):
+    with pytest.raises(DataError, match=r"a\.txt is not UTF-8 text .*Save it as UTF-8"):
+        decode_text(content, "a.txt")
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(SsdError, match=r"a\.json is not valid JSON .*UTF-8.* Export it anew\."):
+        read_json(tmp_path / "a.json", hint="Export it anew.")
+
+
+@pytest.mark.parametrize(
+    "name", [".a.jpg", "._a.jpg", ".DS_Store", "__MACOSX", "@eaDir", "Thumbs.db", ".git"]
+)
+def test_hidden(name):
+    assert is_hidden(name) and is_hidden(f"/data/cells/{name}")
+    assert not is_hidden(f"/home/me/{name}/cells/a.jpg")  # a folder above is the user's choice
+    assert not is_hidden(f"a{name}") and not is_hidden("_a.jpg")
+
+
+def test_files_below(tmp_path):
+    root = tmp_path / ".cache" / "root"
+    for name in ("b/a.txt", "a.txt", "b.txt", "b/c/d.txt", "._a.txt", "__MACOSX/a.txt", "b/.hidden/a.txt"):
+        write_text(root / name, "")
+    write_text(tmp_path / "other" / "e.txt", "")
+    (root / "c").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "back").symlink_to(root)
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    (root / "self").symlink_to(root)
+
+    def below(depth=None):
+        return [file.relative_to(root).as_posix() for file in files_below(root, depth)]
+
+    assert below() == ["a.txt", "b/a.txt", "b/c/d.txt", "b.txt", "c/e.txt"]
+    assert below(0) == ["a.txt", "b.txt"]
+    assert below(1) == ["a.txt", "b/a.txt", "b.txt", "c/e.txt"]
+    with pytest.raises(DataError, match=r"cannot read the folder .*nowhere"):
+        files_below(tmp_path / "nowhere")

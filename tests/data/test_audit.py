@@ -113,7 +113,9 @@ def break_shifted(root, a, b):
          "new"),
         (lambda r, a, b: add(r, "val", a), ["split_overlap"], "warning", "a"),
         (lambda r, a, b: set_split(r, "trainval", f"{a}\n"), ["trainval_mismatch"], "info", "second"),
-        (lambda r, a, b: set_split(r, "test", ""), ["empty_split", "in_no_split"], "error", ""),
+        (lambda r, a, b: set_split(r, "test", ""), ["in_no_split"], "info", "other"),
+        (lambda r, a, b: [set_split(r, name, "") for name in ("train", "trainval")],
+         ["empty_split", "in_no_split"], "error", ""),
         (lambda r, a, b: set_split(r, "test", "../a\n"), ["bad_split", "empty_split", "in_no_split"], "error",
          ""),
         (break_copy, ["duplicate_image"], "warning", "a"),
@@ -131,7 +133,7 @@ def test_each_fault_is_found_and_nothing_else(smears_copy, damage, kinds, severi
         first = result.of_kind(kinds[0])[0]
         assert first.severity == severity
         assert first.kind in result.to_text()
-        assert first.image_id == {"a": image_id, "second": second}.get(where, where)
+        assert first.image_id == {"a": image_id, "second": second, "other": other}.get(where, where)
         assert [finding.severity for finding in result.findings] == sorted(
             (finding.severity for finding in result.findings), key=("error", "warning", "info").index
         )

@@ -16,6 +16,7 @@ from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import download, smears
 from ssdlib.data import source as bccd
 from ssdlib.data.formats.voc import write_voc
+from ssdlib.data.splits import PARTS, divide
 
 
 @pytest.fixture
@@ -139,13 +140,49 @@ def split_file(root, split):
 
 
 @pytest.mark.parametrize("content", [None, "", "\n \n"])
+@pytest.mark.parametrize(("split", "sizes"), [("val", (4, 2, 3)), ("test", (4, 3, 2))])
+def test_a_missing_split_is_set_aside_from_train(smears_copy, content, split, sizes):
+    (smears_copy / "smears.json").unlink()
+    before = {name: bccd.resolve(smears_copy).split_ids(name) for name in PARTS}
+    for name in (split, "trainval"):
+        split_file(smears_copy, name).unlink()
+    if content is not None:
+        split_file(smears_copy, split).write_text(content)
+    source = bccd.resolve(smears_copy)
+    after = {name: source.split_ids(name) for name in PARTS}
+    assert tuple(map(len, after.values())) == sizes
+    assert sorted(after["train"] + after[split]) == before["train"]
+    assert source.split_ids("trainval") == sorted(after["train"] + after["val"])
+    assert f"has no {split} split: 2 images are set aside for it from train" in source.notice
+    assert source.dataset(split).samples
+    assert bccd.resolve(smears_copy).labels.splits == source.labels.splits
+
+
+def test_only_a_list_for_train(smears_copy):
+    for name in ("val", "test", "trainval"):
+        split_file(smears_copy, name).unlink()
+    expected = divide(split_file(smears_copy, "train").read_text().split())
+    assert bccd.resolve(smears_copy).labels.splits == expected
+
+
+def test_trainval_says_what_a_missing_train_or_val_is(smears_copy):
+    expected = bccd.resolve(smears_copy).labels.splits
+    for name in ("train", "val"):
+        content = split_file(smears_copy, name).read_text()
+        split_file(smears_copy, name).unlink()
+        assert bccd.resolve(smears_copy).labels.splits == expected
+        split_file(smears_copy, name).write_text(content)
+
+
+@pytest.mark.parametrize("content", [None, "", "\n \n"])
 def test_an_empty_split_is_an_error_that_names_the_file(smears_copy, content):
-    if content is None:
-        split_file(smears_copy, "val").unlink()
-    else:
-        split_file(smears_copy, "val").write_text(content)
-    with pytest.raises(DataError, match=r"split val of .* is empty.*val\.txt"):
-        bccd.resolve(smears_copy).dataset("val")
+    for split in ("train", "trainval"):
+        if content is None:
+            split_file(smears_copy, split).unlink()
+        else:
+            split_file(smears_copy, split).write_text(content)
+    with pytest.raises(DataError, match=r"split train of .* is empty.*train\.txt"):
+        bccd.resolve(smears_copy).dataset("train")
     with pytest.raises(DataError, match="no split 'valid'"):
         bccd.resolve(smears_copy).split_ids("valid")
 
@@ -340,7 +377,7 @@ def test_extra_smears_are_in_no_split_of_the_smears(no_data):
     extra = bccd.extra_smears(3, progress=False)
     assert len(extra) == 3 and extra.class_names == BCCD_CLASSES
     smears.write_dataset(no_data / "same", train=3, val=0, test=0, progress=False)
-    standard = bccd.open_folder(no_data / "same").dataset("train")
+    standard = bccd.open_folder(no_data / "same").dataset("all")
     for ours, theirs in zip(extra.samples, standard.samples, strict=True):
         assert ours.image_path.read_bytes() != theirs.image_path.read_bytes()
     stamp = extra.samples[0].image_path.stat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""Readers of labeled folders: Pascal VOC, COCO, YOLO, and XML files beside their images.
+"""Readers of labeled folders: Pascal VOC, COCO, YOLO, CSV, and XML files beside their images.
 
 Each reader returns the same record, `records.LabeledFolder`; a new format is one more reader in `layouts`.
 """

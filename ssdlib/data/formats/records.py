@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.files import decode_text
 from ssdlib.data.images import fields_in, image_header
 
 Corners = tuple[float, float, float, float]
@@ -91,6 +92,8 @@ class LabeledImage:
     """Whether the labels of a turned picture are of its raster as it is stored; None where no size tells."""
     complete: bool = True
     """False where the image is missing, or the annotation that it needs to be used."""
+    joined: bool = False
+    """Whether label files list it more than once: then an object that is written twice counts once."""
     objects: list[LabeledObject] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -150,6 +153,8 @@ class LabeledImage:
 
         `written` is how the file has the corners, if they were turned.
         """
+        if self.joined and any((o.name, o.written) == (name, corners) for o in self.objects):
+            return
         box, repairs = repair_box(corners, self.width, self.height)
         kinds = tuple(kind for kind, _ in repairs)
         self.objects.append(LabeledObject(name, written or corners, box, kinds))
@@ -179,15 +184,51 @@ class LabeledFolder:
     """What everyone who reads a result must know: where the splits are not the folder's own."""
     names: dict[Path, str] = field(default_factory=dict)
     """What the fingerprint calls a file, where it is not by its path below `root`."""
+    _listed: dict[Path, LabeledImage] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_id(self) -> dict[str, LabeledImage]:
         """The images by their ids."""
         return {image.image_id: image for image in self.images}
 
+    def add_image(
+        self, path: Path, label_file: Path, split: str | None = None, entry_id: int | str | None = None
+    ) -> LabeledImage:
+        """The image at `path`, appended, or, where a label file lists it again, the one that is there."""
+        if (image := self._listed.get(path)) is None:
+            image = self._listed[path] = LabeledImage(path, label_file, split=split, entry_id=entry_id)
+            self.images.append(image)
+            return image
+        also = (
+            f", now for {split}, but it stays in {image.split or 'no split'}" if split != image.split else ""
+        )
+        message = f"{relative(label_file, self.root)} lists {path.name} again{also}: its objects are joined."
+        image.report("listed_twice", "warning", message, "List each image once, with all of its objects.")
+        image.joined = True
+        return image
+
     def report(self, kind: str, severity: str, message: str, remedy: str = "") -> None:
         """Add a finding that concerns the whole folder."""
         self.findings.append(Finding(kind, severity, "", message, remedy))
+
+
+def report_fractions(folder: LabeledFolder) -> None:
+    """Add an error where boxes that must be pixels are written as fractions of the image."""
+    found = [image for image in folder.images if _has_fractions(image)]
+    if found:
+        first, boxes = found[0], sum(len(image.objects) for image in found)
+        file, size = relative(first.label_file, folder.root), f"{first.width} x {first.height}"
+        message = f"{file}: the boxes of {first.path.name} ({size}) lie within 0 and 1, as fractions do; "
+        message += f"pixels are expected. So it is with {boxes} boxes of {len(found)} images."
+        remedy = "Export the labels in pixels, or multiply them by the images' width and height."
+        folder.report("fractions", "error", message, remedy)
+
+
+def _has_fractions(image: LabeledImage) -> bool:
+    values = [value for o in image.objects for value in o.written]
+    inside = all(-0.25 <= value <= 1.25 for value in values)
+    # Whole numbers are a mark in the corner: some tools write 0, 0, 1, 1 for "nothing".
+    return min(image.width, image.height) > 8 and inside and any(value % 1 for value in values)
 
 
 def repair_box(corners: Corners, width: int, height: int) -> tuple[Corners | None, list[tuple[str, str]]]:
@@ -222,17 +263,6 @@ def relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def inner_path(name: str, file: Path) -> str:
-    """The image name that a label file states, with forward slashes. Raises DataError if it leads outside."""
-    name = name.replace("\\", "/")
-    windows = PureWindowsPath(name)
-    if windows.drive or windows.root or ".." in windows.parts:
-        raise DataError(
-            f"{file} names the image {name!r}, which lies outside the image folder. Use a relative name."
-        )
-    return name
-
-
 def read_limited(file: Path) -> bytes:
     """The bytes of a label file. Raises DataError if it cannot be read or is larger than any label file."""
     try:
@@ -241,6 +271,26 @@ def read_limited(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+
+
+def read_text(file: Path) -> str:
+    """The text of a label file or list. Raises DataError as `read_limited` and `decode_text` do."""
+    return decode_text(read_limited(file), file)
+
+
+def read_names(file: Path) -> list[str]:
+    """The class names of a file with one a line. Raises DataError for an empty line between names.
+
+    Some tools number the names by lines, others skip the empty ones, so nobody can say which is meant.
+    """
+    lines = read_text(file).rstrip().splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise DataError(
+                f"{file}, line {number} is empty: it is not certain which numbers the classes after it have. "
+                "Remove the line, or name the class that it stands for."
+            )
+    return lines
 
 
 def check_names(names: list[str], file: Path) -> tuple[str, ...]:

@@ -5,8 +5,12 @@ XML from strangers is parsed without entities, DTDs or network, and a file that 
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +18,19 @@ import numpy as np
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import write_bytes, write_text
+from ssdlib.common.files import files_below, write_bytes, write_text
+from ssdlib.data.formats.lookup import Files, folder_split
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
     LabeledFolder,
     LabeledImage,
-    inner_path,
     read_limited,
+    read_text,
+    relative,
 )
-from ssdlib.data.images import IMAGE_SUFFIXES, list_images
-from ssdlib.data.splits import SHARES_TEXT, SPLITS, divide
+from ssdlib.data.images import IMAGE_SUFFIXES
+from ssdlib.data.splits import SHARES_TEXT, SPLITS, complete, divide
 
 LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -44,35 +50,50 @@ def find_root(path: Path) -> Path | None:
 def read_voc_folder(path: Path) -> LabeledFolder | None:
     """Read a folder in the layout of Pascal VOC; None if it is not one.
 
-    Images belong to the annotation of the same name. Splits that cannot be read are a finding.
+    Images belong to the annotation of the same name, in the same sub-folder (CVAT). Splits that cannot be
+    read are a finding; where val or test is missing, a share of train is set aside for it.
     """
     root = find_root(path)
     if root is None:
         return None
-    annotations = {file.stem: file for file in sorted((root / "Annotations").glob("*.xml"))}
-    pictures = list_images(root / "JPEGImages")
-    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    folder = LabeledFolder("voc", root, (), [], [*annotations.values(), *lists, *pictures])
-    _read_splits(folder, list(annotations))
-    listed = {image_id for ids in folder.splits.values() for image_id in ids}
-    found = {file.stem: file for file in pictures}
+    places = root / "Annotations", root / "JPEGImages"
+    annotations = {_key(file, places[0]): file for file in _xml_below(places[0])}
+    pictures = Files(files_below(places[1]), places[1])
+    found: dict[str, list[Path]] = defaultdict(list)
+    for file in pictures.all:
+        found[_key(file, places[1])].append(file)
+    folder = LabeledFolder("voc", root, (), [], [*annotations.values(), *_lists(root), *pictures.all])
+    ids = _ids(list(dict.fromkeys([*annotations, *found])))
+    _read_splits(folder, ids, list(annotations))
+    listed = {image_id for names in folder.splits.values() for image_id in names}
 
-    def image_of(image_id: str) -> LabeledImage:
-        picture = found.get(image_id, root / f"JPEGImages/{image_id}.jpg")
-        folder.images.append(LabeledImage(picture, root / f"Annotations/{image_id}.xml", image_id))
+    def image_of(key: str, image_id: str) -> LabeledImage:
+        picture = found[key][0] if key in found else places[1] / f"{key}.jpg"
+        label_file = annotations.get(key, places[0] / f"{key}.xml")
+        folder.images.append(LabeledImage(picture, label_file, image_id))
         return folder.images[-1]
 
-    for image_id in annotations:
-        _read_or_report(image_of(image_id), "error" if image_id in listed else "warning")
+    for key in annotations:
+        image = image_of(key, ids[key])
+
+        def named(stated: str, key: str = key) -> Path | None:
+            """The picture that the annotation names, unless it is another annotation's."""
+            near = (places[1] / key).parent
+            here = Files(found[key], places[1]).find(stated, near) if key in found else None
+            other = None if key in found else pictures.find(key, places[1]) or pictures.find(stated, near)
+            return here or (None if other and _key(other, places[1]) in annotations else other)
+
+        _read_or_report(image, "error" if ids[key] in listed else "warning", named)
+        _report_spare(image, found.get(key, ()), root)
     used = {image.path for image in folder.images}
-    for image_id in sorted(found.keys() - annotations.keys()):
-        if found[image_id] not in used or image_id in listed:
-            image, severity = image_of(image_id), "error" if image_id in listed else "warning"
+    for key in sorted(found.keys() - annotations.keys()):
+        if found[key][0] not in used or ids[key] in listed:
+            image, severity = image_of(key, ids[key]), "error" if ids[key] in listed else "warning"
             remedy = "Label it (an empty annotation will do), or remove it and its line in ImageSets."
             image.report("image_without_annotation", severity, f"{image.path} has no annotation.", remedy)
             image.complete = False
-    for image_id in sorted(listed - annotations.keys() - found.keys()):
-        image = image_of(image_id)
+    for image_id in sorted(listed - set(ids.values())):
+        image = image_of(image_id, image_id)
         message = f"a split lists it, but there is neither an image nor an annotation {image.label_file}."
         image.report("missing_file", "error", message, "Restore them, or take it out of ImageSets.")
         image.complete = False
@@ -80,46 +101,110 @@ def read_voc_folder(path: Path) -> LabeledFolder | None:
     return folder
 
 
-def _read_splits(folder: LabeledFolder, image_ids: Sequence[str]) -> None:
-    files = {split: folder.root / "ImageSets" / "Main" / f"{split}.txt" for split in SPLITS}
-    if not any(file.is_file() for file in files.values()):
-        folder.splits = divide(image_ids)
-        folder.notice = (
-            f"{folder.root} has no ImageSets/Main: its images are divided by a fixed seed ({SHARES_TEXT})."
-        )
+def _xml_below(folder: Path, depth: int | None = None) -> list[Path]:
+    return [file for file in files_below(folder, depth) if file.suffix.lower() == ".xml"]
+
+
+def _key(file: Path, place: Path) -> str:
+    """What an image and its annotation have in common: the path below their place, without ending."""
+    return file.relative_to(place).with_suffix("").as_posix()
+
+
+def _ids(keys: Sequence[str]) -> dict[str, str]:
+    """An image id for each key: its last part; where several have the same, with the folders before it."""
+    often = Counter(key.rpartition("/")[2] for key in keys)
+    plain = {key: key.rpartition("/")[2] for key in keys}
+    return {key: name if often[name] == 1 else key.replace("/", "_") for key, name in plain.items()}
+
+
+def _lists(root: Path) -> list[Path]:
+    """The lists of images in ImageSets/Main, or in ImageSets where there is no such folder."""
+    place = root / "ImageSets" / "Main"
+    place = place if place.is_dir() else place.parent
+    files = files_below(place, depth=0) if place.is_dir() else []
+    return [file for file in files if file.suffix.lower() == ".txt"]
+
+
+def _read_splits(folder: LabeledFolder, ids: Mapping[str, str], annotated: Sequence[str]) -> None:
+    """Set the splits of a folder, whose image ids are given by key, from its lists or by a fixed seed."""
+    words = {**SPLIT_WORDS, "trainval": "trainval"}
+    files = _lists(folder.root)
+    lists = [(words[file.stem.lower()], file) for file in files if file.stem.lower() in words]
+    if not lists:  # RBC_train.txt and so on, as VOC has them for each class, and VoTT nothing else
+        ends = [(file.stem.lower().rpartition("_")[2], file) for file in files if "_" in file.stem]
+        lists = [(words[end], file) for end, file in ends if end in words]
+    if not lists:
+        folder.splits = divide([ids[key] for key in annotated])
+        names = ", ".join(file.name for file in files)
+        lacks = f"only {names} in ImageSets/Main, none of train, val, test" if names else "no ImageSets/Main"
+        folder.notice = f"{folder.root} has {lacks}: its images are divided by a fixed seed ({SHARES_TEXT})."
         return
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     try:
-        folder.splits = {split: _read_ids(file) for split, file in files.items()}
+        for split, file in lists:
+            splits[split] = list(dict.fromkeys([*splits[split], *_read_ids(file, ids)]))
     except DataError as error:
         folder.splits = {split: [] for split in SPLITS}
         folder.report("bad_split", "error", str(error))
-    if not folder.splits["trainval"]:
-        folder.splits["trainval"] = folder.splits["train"] + folder.splits["val"]
+        return
+    given = set(splits["trainval"])
+    for split, other in (("train", "val"), ("val", "train")):  # what trainval has that the other has not
+        if given and not splits[split]:
+            splits[split] = [name for name in splits["trainval"] if name not in splits[other]]
+    if splits["train"] and not (splits["val"] and splits["test"]):
+        splits, done = complete({split: splits[split] for split in ("train", "val", "test")})
+        folder.notice = f"{folder.root} {done}" if done else ""
+    folder.splits = {**splits, "trainval": splits["trainval"] or splits["train"] + splits["val"]}
 
 
 def read_beside(root: Path) -> LabeledFolder | None:
-    """Read a folder with VOC annotations beside the images (labelImg, Roboflow), in the folder itself or in
-    one for each split. None if there are none."""
-    places = [(None, root), *((split, root / word) for word, split in SPLIT_WORDS.items())]
-    files = [(s, file) for s, place in places if place.is_dir() for file in sorted(place.glob("*.xml"))]
-    images = []
-    for split, file in files:
-        found = [path for path in map(file.with_suffix, _SUFFIXES) if path.is_file()]
-        images.append(LabeledImage(found[0] if found else file.with_suffix(".jpg"), file, split=split))
-        _read_or_report(images[-1], "error")
-    if not any(image.path.is_file() for image in images):
+    """Read a folder with VOC annotations beside the images (labelImg, Roboflow) or in folders of their own.
+
+    An image is looked for beside its annotation, in other folders of the same names, and by the name that the
+    annotation states. A folder named after a split, or in one, is that split. None if no image is found.
+    """
+    files = [file for file in _xml_below(root, depth=4) if not _is_inner(file, root)]
+    if not files:
         return None
-    names = sorted({o.name for image in images for o in image.objects})
-    return LabeledFolder("voc", root, tuple(names), images, [file for _, file in files])
+    pictures = Files(files_below(root), root)
+    beside: dict[Path, list[Path]] = defaultdict(list)
+    for file in pictures.all:
+        beside[file.with_suffix("")].append(file)
+    labeled = {file.with_suffix("") for file in files}
+    elsewhere = Files((file for file in pictures.all if file.with_suffix("") not in labeled), root)
+    images: dict[Path, LabeledImage] = {}
+    for file in files:
+        name, split = file.with_suffix(""), folder_split(file, root)
+        own = beside.get(name, [])
+        same = None if own else elsewhere.find(name.relative_to(root).as_posix(), name.parent, split)
+        near = Files(own, root) if own else elsewhere
+        named = functools.partial(near.find, near=name.parent, split=split)
+        image = LabeledImage(own[0] if own else same or file.with_suffix(".jpg"), file)
+        _read_or_report(image, "error", (lambda stated: None) if same else named)
+        image.split = split or folder_split(image.path, root)
+        _report_spare(image, own, root)
+        if other := images.get(image.path):
+            both = f"{relative(file, root)} and {relative(other.label_file, root)}"
+            message = f"{both} are both of {relative(image.path, root)}: the second is not used."
+            other.report("same_name", "error", message, "Keep one annotation for each image.")
+        else:
+            images[image.path] = image
+    if not any(path.is_file() for path in images):
+        return None
+    names = sorted({o.name for image in images.values() for o in image.objects})
+    return LabeledFolder("voc", root, tuple(names), list(images.values()), files)
 
 
-_SUFFIXES = [case for suffix in IMAGE_SUFFIXES for case in (suffix, suffix.upper())]
+def _is_inner(file: Path, root: Path) -> bool:
+    """Whether it lies in a folder with the layout of Pascal VOC further below, which has its own splits."""
+    inner = [one for one in file.parents if one.is_relative_to(root) and one.name == "Annotations"]
+    return any((one.parent / "JPEGImages").is_dir() and one.parent.name not in SPLIT_WORDS for one in inner)
 
 
-def _read_or_report(image: LabeledImage, severity: str) -> None:
+def _read_or_report(image: LabeledImage, severity: str, named: Callable[[str], Path | None]) -> None:
     """`read_voc`, what is wrong going to the image's findings; `severity` is that of a missing image."""
     try:
-        read_voc(image)
+        read_voc(image, named)
     except DataError as error:
         image.report("damaged_annotation", "error", str(error))
         return
@@ -131,42 +216,67 @@ def _read_or_report(image: LabeledImage, severity: str) -> None:
         image.report("annotation_without_image", severity, message, remedy)
 
 
-def _read_ids(file: Path) -> list[str]:
-    if not file.is_file():
-        return []
-    lines = file.read_text(encoding="utf-8").splitlines()
-    ids = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    for image_id in ids:
-        if "/" in image_id or "\\" in image_id or image_id in (".", ".."):
-            raise DataError(f"{file} lists {image_id!r}: a plain image name without a folder is expected.")
-    return ids
+def _report_spare(image: LabeledImage, same_name: Sequence[Path], root: Path) -> None:
+    if spare := [relative(one, root) for one in same_name if one != image.path]:
+        taken = relative(image.label_file, root), relative(image.path, root)
+        message = "{} is taken to be of {}; {}, of the same name, is not used.".format(*taken, spare[0])
+        image.report("same_name", "warning", message, "Give each image a name of its own.")
+
+
+def _read_ids(file: Path, ids: Mapping[str, str]) -> list[str]:
+    """The image ids of a list: names, with or without folders, endings, or the 1 or -1 of a class's list."""
+    known = {**{image_id: image_id for image_id in ids.values()}, **ids}
+    found = []
+    for line in read_text(file).splitlines():
+        if not (text := line.strip()):
+            continue
+        plain = re.sub(r"\s+-?[01]$", "", text)
+        image_id = next((known[one] for name in (text, plain) for one in _ends(name) if one in known), None)
+        if image_id is None:
+            image_id = _ENDING.sub("", text.replace("\\", "/"))
+            if "/" in image_id or image_id in (".", ".."):
+                raise DataError(f"{file} lists {text!r}: there is no such image or annotation in the folder.")
+        found.append(image_id)
+    return list(dict.fromkeys(found))
+
+
+def _ends(name: str) -> list[str]:
+    """The name with all of its folders, then with fewer of them, each as it is and without ending."""
+    parts = name.replace("\\", "/").split("/")
+    ends = ["/".join(parts[k:]) for k in range(len(parts))]
+    return [one for end in ends for one in (end, _ENDING.sub("", end))]
+
+
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, (*IMAGE_SUFFIXES, '.xml')))})$", re.IGNORECASE)
 
 
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def read_voc(image: LabeledImage) -> None:
+def read_voc(image: LabeledImage, named: Callable[[str], Path | None] = lambda stated: None) -> None:
     """Read `image.label_file` into `image`: size and objects, repaired, with a finding for each repair.
 
-    Where `image.path` is missing, the image of the name that the file states is taken, from the same folder.
-    The size of the real image wins over the stated one. Raises DataError, naming the file and the object, for
-    XML that is broken, declares a DOCTYPE or entities, is no VOC annotation, or names an image outside its
-    folder.
+    named: gives the image of the name that the file states, if it is another one than `image.path`. The size
+    of the real image wins over the stated one. Raises DataError, naming the file and the object, for XML that
+    is broken, declares a DOCTYPE or entities, or is no VOC annotation.
     """
     tree = read_tree(image.label_file)
-    stated = image.path.parent / inner_path((tree.findtext("filename") or "").strip(), image.label_file)
-    if not image.path.is_file() and stated.suffix.lower() in IMAGE_SUFFIXES and stated.is_file():
-        image.path = stated
+    image.path = named((tree.findtext("filename") or "").strip()) or image.path
     sides = (tree.findtext(f"size/{side}") or "0" for side in ("width", "height"))
     width, height = (_number(side, image.label_file, "size") for side in sides)
-    if not (image.path.is_file() and image.measure()):
+    if image.path.is_file() and image.measure():
+        _compare_size(image, width, height)
+    else:
         image.width, image.height = int(width), int(height)
-    elif not image.fits(width, height):
+    for number, (name, corners) in enumerate(_objects(tree, image.label_file), 1):
+        image.add(name, corners, f"object {number}")
+
+
+def _compare_size(image: LabeledImage, width: float, height: float) -> None:
+    if not image.fits(width, height):
         states = f"{width:g} x {height:g}" if width or height else "no size"
         message = f"the file states {states}, the image is {image.width} x {image.height}."
         image.report("size_mismatch", "warning", message, f"To mend it for good, edit {image.label_file}.")
-    for number, (name, corners) in enumerate(_objects(tree, image.label_file), 1):
-        image.add(name, corners, f"object {number}")
 
 
 def read_objects(path: str | Path) -> list[tuple[str, Corners]]:
@@ -239,7 +349,10 @@ def write_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
 
 
 def read_tree(path: Path) -> etree._Element:
-    """The root element of an annotation, safe to edit. Raises DataError as `read_voc` does."""
+    """The root element of an annotation, safe to edit, with one box in each object.
+
+    Raises DataError as `read_voc` does.
+    """
     if not path.exists():
         raise DataError(f"there is no annotation {path}. Restore it, or take its name out of the split.")
     content = read_limited(path)
@@ -263,6 +376,12 @@ def read_tree(path: Path) -> etree._Element:
         raise refusal
     if root.tag != "annotation":
         raise DataError(f"{path} is not a Pascal VOC annotation: its root is <{root.tag}>, not <annotation>.")
+    for node in root.findall("object"):  # ybat writes all boxes of a class into one
+        for box in node.findall("bndbox")[:0:-1]:
+            node.remove(box)
+            other = copy.deepcopy(node)
+            other.replace(other.find("bndbox"), box)
+            node.addnext(other)
     return root
 
 

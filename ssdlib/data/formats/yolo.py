@@ -7,53 +7,68 @@ which follow it. Center and size are fractions of the upright image; class numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.files import files_below, is_hidden
+from ssdlib.data.formats.lookup import Files, missing_image
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
     LabeledFolder,
     LabeledImage,
     check_names,
-    read_limited,
+    read_names,
+    read_text,
     relative,
     rounded,
 )
-from ssdlib.data.images import IMAGE_SUFFIXES, list_images
+from ssdlib.data.images import IMAGE_SUFFIXES
 
 LAYOUT = "data.yaml or classes.txt, images/ and labels/*.txt"
-_NAMES_FILES = ("classes.txt", "obj.names")
+_NAMES_FILES = ("classes.txt", "obj.names", "labels.txt")
+"""What LabelImg and Label Studio, darknet and CVAT, and make-sense call the list of the classes."""
+_PLACES = ("images", "jpegimages", "labels")
+"""Folders of pictures and of their labels; below them, both have the same folders."""
 _REACH = 0.5
 """Fractions further outside the image than this are no fractions: they are pixels, or of another format."""
 
 
 def read_yolo(root: Path) -> LabeledFolder | None:
-    """Read a folder with data.yaml (Ultralytics, Roboflow) or classes.txt (LabelImg, Label Studio).
+    """Read a folder with data.yaml (Ultralytics, Roboflow) or a list of the class names (`_NAMES_FILES`).
 
-    Labels lie in `labels` where images lie in `images`, else beside the image. Outlines (segmentation,
-    oriented boxes) count as the upright box around them. None if there is neither file. Raises DataError
-    for one that is damaged, for images that are not where it says, and where no image has a label file.
+    Labels lie in `labels` where images lie in `images` or `JPEGImages`, else beside the image. Outlines
+    (segmentation, oriented boxes) count as the upright box around them. None if there is neither file. Raises
+    DataError for one that is damaged, for images that are not where it says, and where no image has a label
+    file.
     """
-    found = _names_file(root)
+    found = names_file(root)
     if found is None:
         return None
     file, content = found
     class_names = _class_names(content, file)
     folder = LabeledFolder("yolo", root, class_names, [], [file])
-    _find_images(folder, content if isinstance(content, dict) else {}, file)
+    files = files_below(root)
+    labels = _Labels(files, root)
+    _find_images(folder, content if isinstance(content, dict) else {}, file, Files(files, root), labels)
     images = folder.images
+    owners = Counter(image.label_file for image in images)
+    present = sorted(label for label in owners if label.is_file())
+    if not present and any(
+        file.suffix.lower() in (".xml", ".json", ".csv") and file.name != "notes.json" for file in files
+    ):
+        return None  # labels of another kind, and LabelImg's list of classes beside them
     if not images:
         raise DataError(
             f"{root} has no images where {file.name} lets them be looked for. Put them into "
             f"{root / 'images'}, their labels into {root / 'labels'}, or correct {file}."
         )
-    labels = {image.label_file for image in images}
-    present = sorted(label for label in labels if label.is_file())
     if not present:
         first = images[0]
         raise DataError(
@@ -64,13 +79,22 @@ def read_yolo(root: Path) -> LabeledFolder | None:
     for image in images:
         if image.measure():
             read_labels(image, class_names, root)
-    _report_unused_labels(folder, labels, file)
+        if owners[image.label_file] > 1 and image.objects:
+            name = relative(image.label_file, root)
+            message = f"{name} is the label file of {owners[image.label_file]} images: all have its boxes."
+            image.report("shared_labels", "warning", message, "Give each image a name of its own.")
+    _report_unused_labels(folder, set(owners), file)
     return folder
 
 
 def class_number(root: Path, name: str) -> int:
     """The number of a class in the labels of a YOLO folder. Raises DataError if it does not list it."""
-    file, content = _names_file(root)
+    found = names_file(root)
+    if found is None:
+        raise DataError(
+            f"{root} has no list of classes as YOLO has it. Convert it to voc, coco or yolo first."
+        )
+    file, content = found
     names = _class_names(content, file)
     if name not in names:
         raise DataError(f"{file} does not list the class {name}: add it at the end of the names.")
@@ -92,38 +116,49 @@ def label_lines(
 # --- which classes and which images ----------------------------------------------------------------------
 
 
-def _names_file(root: Path) -> tuple[Path, Any] | None:
+def names_file(root: Path) -> tuple[Path, Any] | None:
     """The file that names the classes, with its content: parsed YAML or a list of lines."""
-    files = [*root.glob("*.yaml"), *root.glob("*.yml")]
-    for file in sorted(files, key=lambda file: (file.stem not in ("data", "dataset"), file.name)):
+    yamls = [file for file in files_below(root, depth=0) if file.suffix.lower() in (".yaml", ".yml")]
+    for file in sorted(yamls, key=lambda file: (file.stem not in ("data", "dataset"), file.name)):
         content = _read_yaml(file)
         if isinstance(content, dict) and "names" in content:
             return file, content
         if file.stem == "data":
             raise DataError(f'{file} has no "names". List the classes there: names: [RBC, WBC].')
-    for name in _NAMES_FILES:
-        if (file := root / name).is_file():
-            return file, [line for line in _read_text(file).splitlines() if line.strip()]
+    places = {place.name.lower(): place for place in root.iterdir() if place.is_dir()}
+    inner = [places[word] for word in ("labels", "data", *_PLACES[:2], *SPLIT_WORDS) if word in places]
+    inner += [
+        one for place in inner for one in sorted(place.iterdir()) if one.is_dir() and not is_hidden(one)
+    ]
+    for level in ([root], inner):  # LabelImg writes the list where it saves the labels
+        here = [file for place in level for file in files_below(place, depth=0)]
+        lists = [file for name in _NAMES_FILES for file in here if file.name.lower() == name]
+        lists += [file for file in here if file.suffix.lower() == ".names" and file not in lists]
+        contents = [read_names(file) for file in (lists if level is inner else lists[:1])]
+        longest = max(contents, key=len, default=[])
+        for file, content in zip(lists, contents, strict=False):
+            if content != longest[: len(content)]:  # LabelImg's lists grow, one in each folder of labels
+                raise DataError(
+                    f"{file} and {lists[contents.index(longest)]} name different classes, and no list in "
+                    f"{root} says which numbers the labels have. Put the right one there."
+                )
+        if lists:
+            return lists[contents.index(longest)], longest
     return None
 
 
 def _read_yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(_read_text(file))
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.safe_load(read_text(file))
+    except (yaml.YAMLError, RecursionError, DataError) as error:
         if file.stem != "data":  # some other tool's
             return None
+        if isinstance(error, DataError):
+            raise
         what = " ".join(str(error).split())
         raise DataError(
             f"{file} is not valid YAML ({what}). Correct it, or export the labels anew."
         ) from error
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return read_limited(file).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from error
 
 
 def _class_names(content: Any, file: Path) -> tuple[str, ...]:
@@ -137,8 +172,8 @@ def _class_names(content: Any, file: Path) -> tuple[str, ...]:
     return check_names([str(name) for name in names], file)
 
 
-def _find_images(folder: LabeledFolder, content: dict, file: Path) -> None:
-    """Add the images where the content of data.yaml says they are, or where they usually are."""
+def _find_images(folder: LabeledFolder, content: dict, file: Path, pictures: Files, labels: _Labels) -> None:
+    """Add the images where data.yaml, obj.data or lists say that they are, or where they usually are."""
     root = folder.root
     stated = {key: entry for key, entry in content.items() if str(key) in SPLIT_WORDS and entry}
     seen: set[Path] = set()
@@ -147,8 +182,13 @@ def _find_images(folder: LabeledFolder, content: dict, file: Path) -> None:
         for path in paths:
             if path not in seen:
                 seen.add(path)
-                folder.images.append(LabeledImage(path, _label_file(path, root), split=split))
+                folder.images.append(LabeledImage(path, labels.of(path), split=split))
 
+    if not stated:
+        for key, place in _lists(root):
+            folder.files.append(place)
+            if key:
+                add(_listed(place, root, pictures), SPLIT_WORDS[key])
     for key, entry in stated.items():
         for one in entry if isinstance(entry, list) else [entry]:
             place = _place(root, str(one), content.get("path"))
@@ -161,61 +201,120 @@ def _find_images(folder: LabeledFolder, content: dict, file: Path) -> None:
                 continue
             if place.is_file():
                 folder.files.append(place)
-            paths = list(_listed(place, root)) if place.is_file() else _below(place)
+            paths = _listed(place, root, pictures) if place.is_file() else _below(place)
             if paths and seen.issuperset(paths):
                 message = f"{file.name} has the images of {key} in another split, too: they stay there only."
                 remedy = "What is trained on must not be judged on: give it images of its own."
                 folder.report("split_overlap", "warning", message, remedy)
             add(paths, SPLIT_WORDS[key])
-    if stated:
+    if stated or folder.images:
         return
-    for word, split in SPLIT_WORDS.items():
-        for place in (root / "images" / word, root / word):
-            if place.is_dir():
-                add(_below(place), split)
-    if not folder.images:
-        add(_below(root / "images") if (root / "images").is_dir() else list_images(root))
+    by_split = {path: _folder_split(path.relative_to(root).parts) for path in pictures.all}
+    for word in dict.fromkeys(SPLIT_WORDS.values()):
+        add((path for path, split in by_split.items() if split == word), word)
+    usual = [path for path in pictures.all if _is_usual(path.relative_to(root).parts)]
+    at_root = [path for path in pictures.all if path.parent == root]
+    labeled = [path for path in pictures.all if labels.of(path).is_file()]
+    add(labeled if folder.images else usual or at_root or labeled)
 
 
-def _place(root: Path, entry: str, base: Any) -> Path | None:
+def _folder_split(parts: Sequence[str]) -> str | None:
+    """The split that an image's folders tell: images/train/, train/, obj_train_data/ (CVAT)."""
+    for part in [part.lower() for part in parts[:-1]][:2]:
+        if split := SPLIT_WORDS.get(re.sub(r"^obj_(.+)_data$", r"\1", part)):
+            return split
+        if part not in _PLACES:
+            return None
+    return None
+
+
+def _is_usual(parts: Sequence[str]) -> bool:
+    place = parts[0].lower()
+    return len(parts) > 1 and (place in _PLACES[:2] or bool(re.fullmatch(r"obj_.+_data", place)))
+
+
+def _lists(root: Path) -> list[tuple[str, Path]]:
+    """(word for a split, list of its images), named by obj.data (darknet, CVAT) or by itself: train.txt.
+
+    The files that name lists are among them, without a word.
+    """
+    files = [file for file in files_below(root, depth=1) if file.parent in (root, root / "data")]
+    found = []
+    for file in files:
+        if file.suffix.lower() == ".data":
+            lines = (line.partition("=") for line in read_text(file).splitlines())
+            named = {key.strip(): value.strip() for key, _, value in lines}
+            trials = (
+                (key, _place(root, value, None, True)) for key, value in named.items() if key in SPLIT_WORDS
+            )
+            named = [(key, place) for key, place in trials if place is not None and place.is_file()]
+            found += [("", file), *named] if named else []
+    for file in files:
+        word = file.stem.lower()
+        if file.suffix.lower() == ".txt" and word in SPLIT_WORDS and all(file != place for _, place in found):
+            first = next((line.strip() for line in read_text(file).splitlines() if line.strip()), "")
+            if first.lower().endswith(IMAGE_SUFFIXES):  # else it may be the label file of train.jpg
+                found.append((word, file))
+    return found
+
+
+def _place(root: Path, entry: str, base: Any, moved: bool = False) -> Path | None:
     """Where an entry of data.yaml leads, always inside the folder.
 
     Exports are often wrong by a level (Roboflow writes ../train/images for train/images) or by a machine
-    (an absolute `path`), so what leads outside is tried from the folder itself.
+    (an absolute `path`), so what leads outside is tried from the folder itself; with `moved`, all is.
     """
     parts = PurePosixPath(entry.replace("\\", "/")).parts
     inside = [part for part in parts if part not in ("..", ".", "/")]
     bases = [str(base).replace("\\", "/").strip("/").split("/")] if base else []
     trials = [root.joinpath(*bases[0], *inside)] if bases and ".." not in bases[0] else []
-    absolute = parts[:1] == ("/",) or ":" in "".join(parts[:1])
-    trials += [root.joinpath(*inside[k:]) for k in range(len(inside) if absolute else 1)]
+    moved |= parts[:1] == ("/",) or ":" in "".join(parts[:1])
+    trials += [root.joinpath(*inside[k:]) for k in range(len(inside) if moved else 1)]
     return next((place for place in trials if place.exists()), None)
 
 
-def _listed(file: Path, root: Path) -> Iterator[Path]:
-    for line in _read_text(file).splitlines():
-        if line.strip():
-            yield _place(root, line.strip(), None) or root / PurePosixPath(line.strip()).name
+def _listed(file: Path, root: Path, pictures: Files) -> list[Path]:
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    found = pictures.find_all(names, file.parent)
+    return [place or missing_image(name, file, root) for name, place in zip(names, found, strict=True)]
 
 
 def _below(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return sorted(path for path in found if path.is_file())
+    return [path for path in files_below(folder) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 # --- labels ----------------------------------------------------------------------------------------------
 
 
-def _label_file(image: Path, root: Path) -> Path:
-    """labels/a.txt for the last `images` of the path, else, or where only that exists, beside the image."""
-    beside = image.with_suffix(".txt")
-    parts = list(image.relative_to(root).parts)
-    if "images" not in parts[:-1]:
-        return beside
-    last = len(parts) - 2 - parts[-2::-1].index("images")
-    parts[last] = "labels"
-    usual = root.joinpath(*parts).with_suffix(".txt")
-    return beside if beside.is_file() and not usual.is_file() else usual
+class _Labels:
+    """The label files of a folder, by the images that they belong to."""
+
+    def __init__(self, files: Iterable[Path], root: Path) -> None:
+        self._root = root
+        self._found = {
+            (self._folders(file), file.stem): file for file in files if file.suffix.lower() == ".txt"
+        }
+        self._stems = Counter(file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+
+    def _folders(self, file: Path) -> tuple[str, ...]:
+        parts = (part.lower() for part in file.relative_to(self._root).parts[:-1])
+        return tuple(part for part in parts if part not in _PLACES)
+
+    def of(self, image: Path) -> Path:
+        """labels/a.txt for the last `images` of the path, else beside the image, where one of them exists.
+
+        Else the one in labels of the same folders, or of none, where images of one name are not mixed up.
+        """
+        beside = image.with_suffix(".txt")
+        parts = list(image.relative_to(self._root).parts)
+        last = max((k for k, part in enumerate(parts[:-1]) if part.lower() in _PLACES[:2]), default=None)
+        usual = beside
+        if last is not None:
+            usual = self._root.joinpath(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
+        if usual.is_file() or beside.is_file():
+            return usual if usual.is_file() else beside
+        flat = self._found.get(((), image.stem)) if self._stems[image.stem] == 1 else None
+        return self._found.get((self._folders(image), image.stem)) or flat or usual
 
 
 def read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -> None:
@@ -226,7 +325,7 @@ def read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -
         image.report("no_label_file", "warning", message, "Label it, or add an empty file.")
         return
     try:
-        lines = _read_text(image.label_file).splitlines()
+        lines = read_text(image.label_file).splitlines()
     except DataError as error:
         image.report("damaged_labels", "error", str(error))
         return
@@ -263,7 +362,8 @@ def _read_line(words: list[str], class_names: tuple[str, ...], image: LabeledIma
     try:
         number, *values = (float(word) for word in words)
     except ValueError:
-        raise ValueError(f"numbers are expected, not {' '.join(words)[:60]!r}") from None
+        comma = " (decimals are written with a point, and spaces between)" if "," in "".join(words) else ""
+        raise ValueError(f"numbers are expected, not {' '.join(words)[:60]!r}{comma}") from None
     if not all(map(math.isfinite, (number, *values))):
         raise ValueError(f"finite numbers are expected, not {' '.join(words)[:60]!r}")
     if len(values) < 4 or (len(values) > 5 and len(values) % 2):
@@ -271,12 +371,17 @@ def _read_line(words: list[str], class_names: tuple[str, ...], image: LabeledIma
     if number != int(number) or not 0 <= number < len(class_names):
         last = len(class_names) - 1
         raise ValueError(f"there is no class {words[0]}: they are 0 to {last} ({', '.join(class_names)})")
+    coordinates = values if len(values) > 5 else values[:4]
+    outside = [w for w, v in zip(words[1:], coordinates, strict=False) if not -_REACH <= v <= 1 + _REACH]
+    if outside:
+        pixels = " (these look like pixels)" if len(outside) * 2 >= len(coordinates) else ""
+        raise ValueError(
+            f"fractions of the image from 0 to 1 are expected, not {' '.join(outside[:8])}{pixels}"
+        )
     box = values[:4]
     if len(values) > 5:
         left, top, right, bottom = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
         box = [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
-    if not all(-_REACH <= value <= 1 + _REACH for value in box):
-        raise ValueError(f"fractions of the image from 0 to 1 are expected, not {' '.join(words[1:5])}")
     x, y, width, height = (
         value * side for value, side in zip(box, 2 * (image.width, image.height), strict=True)
     )
@@ -284,10 +389,12 @@ def _read_line(words: list[str], class_names: tuple[str, ...], image: LabeledIma
 
 
 def _report_unused_labels(folder: LabeledFolder, used: set[Path], names_file: Path) -> None:
-    other = {"classes", "notes", "readme", *SPLIT_WORDS}
+    other = {"classes", "labels", "notes", "readme", *SPLIT_WORDS}
     for place in sorted({label.parent for label in used if label.parent.is_dir()}):
-        for file in sorted(place.glob("*.txt")):
-            if file in used or file == names_file or file.stem.split(".")[0].lower() in other:
+        for file in files_below(place, depth=0):
+            if file.suffix.lower() != ".txt" or file in used or file == names_file:
+                continue
+            if file.stem.split(".")[0].lower() in other:
                 continue
             message = f"{relative(file, folder.root)} belongs to no image: its objects are not used."
             remedy = "Restore the image, or remove the file."
