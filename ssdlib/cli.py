@@ -70,7 +70,7 @@ FoldInit = Annotated[
 Fractions = Annotated[
     bool,
     typer.Option(
-        "--fractions", help="Corners of boxes with fractions of a pixel where whole ones are usual."
+        "--fractions", help="Boxes of VOC and CSV labels with fractions of a pixel, not whole ones."
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, val, test or trainval.")]
