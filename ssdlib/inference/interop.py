@@ -1,4 +1,4 @@
-"""What the formats of other tools need: cells of CSV files, COCO's boxes, FiftyOne's labels of a data set."""
+"""What the formats of other tools need: columns of tables, FiftyOne's labels of a data set."""
 
 from __future__ import annotations
 

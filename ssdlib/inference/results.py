@@ -128,7 +128,8 @@ def _write_geojson(path: Path, found: Detections) -> None:
 
 def _write_rois(path: Path, found: Detections) -> None:
     """The cells as rectangles of ImageJ's ROI manager, of whole pixels: the label is the group, the score a
-    property."""
+    property. https://imagej.net/ij/source/ij/io/RoiEncoder.java
+    """
     roifile = need_extra("imagej", "roifile")
     with atomic_open(path) as stream, zipfile.ZipFile(stream, "w") as archive:
         rows = zip(

@@ -6,7 +6,15 @@ from lxml import etree
 
 from ssdlib.common.errors import DataError
 from ssdlib.data.formats.records import MAX_BYTES, LabeledImage
-from ssdlib.data.formats.voc import read_voc, whole_box, write_voc
+from ssdlib.data.formats.voc import (
+    add_object,
+    read_tree,
+    read_voc,
+    set_box,
+    whole_box,
+    write_tree,
+    write_voc,
+)
 from ssdlib.data.images import write_image
 
 
@@ -162,3 +170,13 @@ def test_any_box_inside_an_image_has_whole_pixels_inside_it():
         xmin, ymin, xmax, ymax = whole_box(box)
         assert 0 <= xmin < xmax <= 9 and 0 <= ymin < ymax <= 9
         assert max(abs(a - b) for a, b in zip(box, (xmin, ymin, xmax, ymax), strict=True)) < 1
+
+
+def test_what_is_added_or_moved_has_whole_pixels_and_the_rest_stays(tmp_path):
+    file = annotation(tmp_path, [[1.5, 2.25, 30, 40], [5.5, 6, 70.123, 8]])
+    tree = read_tree(file)
+    set_box(tree.findall("object/bndbox")[1], [9.2, 9.6, 20.5001, 30])
+    add_object(tree, "WBC", [100.4, 100, 100.45, 120.7])
+    write_tree(file, tree)
+    written = [o.written for o in read(file).objects]
+    assert written == [(1.5, 2.25, 30, 40), (9, 10, 21, 30), (100, 100, 101, 121)]
