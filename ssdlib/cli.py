@@ -67,6 +67,12 @@ FoldEpochs = Annotated[int | None, typer.Option(help="Of each network; default: 
 FoldInit = Annotated[
     str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
 ]
+Fractions = Annotated[
+    bool,
+    typer.Option(
+        "--fractions", help="Boxes of VOC and CSV labels with fractions of a pixel, not whole ones."
+    ),
+]
 Split = Annotated[str, typer.Option(help="train, val, test or trainval.")]
 Batch = Annotated[int, typer.Option(help="Images at once.", min=1)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
@@ -318,10 +324,16 @@ def detect(
         str | None,
         typer.Option(
             "--format",
-            help="What to write there, of pictures,csv,json,report,coco,voc. Default: the first four.",
+            help="What to write there, of pictures,csv,json,report,coco,voc,geojson (QuPath),imagej (ROIs). "
+            "Default: the first four.",
             show_default=False,
         ),
     ] = None,
+    fractions: Fractions = False,
+    decimal_comma: Annotated[
+        bool,
+        typer.Option("--decimal-comma", help="CSV files with decimal commas, and semicolons between cells."),
+    ] = False,
     json_file: Json = None,
     tile: Annotated[
         str, typer.Option(help="Cut large fields: auto, off, or a tile's width in pixels.")
@@ -360,6 +372,7 @@ def detect(
 
     Ends with 3 if some could not be read.
     """
+    from ssdlib.common.errors import ConfigError
     from ssdlib.common.files import sha256_of
     from ssdlib.inference.engines import config_of, open_predictor
     from ssdlib.inference.fields import PROBE_SCORE
@@ -369,6 +382,14 @@ def detect(
     from ssdlib.inference.tiling import Tiling
 
     chosen = _detect_formats(formats, out, json_file, cluster, workers)
+    for option, given, needed in (
+        ("--fractions", fractions, "voc"),
+        ("--decimal-comma", decimal_comma, "csv"),
+    ):
+        if given and needed not in chosen:
+            raise ConfigError(
+                f"{option} is for {needed}, which is not written: name it in --format, with --out"
+            )
     slides = None if group is None else parse_group(group)
     path = _weights(weights)
     config = config_of(path)
@@ -392,6 +413,8 @@ def detect(
         appearance=config.use.appearance,
         group=slides,
         weights=path.name,
+        fractions=fractions,
+        decimal_comma=decimal_comma,
     )
     settings = {
         "device": device,
@@ -690,15 +713,16 @@ def data_smears(
 )
 def data_convert(
     out: Annotated[Path, typer.Argument(help="New folder to write.")],
-    to: Annotated[str, typer.Option(help="voc, coco or yolo.")],
+    to: Annotated[str, typer.Option(help="voc, coco, yolo or csv (a table for each split).")],
     data: Data = "auto",
+    fractions: Fractions = False,
     quiet: Quiet = False,
 ) -> None:
-    """Copy a data set into another tool's layout; the original is not touched."""
+    """Copy a data set into another tool's layout, pictures upright; the original is not touched."""
     from ssdlib.data.writers import write_layout
 
     source = _source(data, quiet)
-    print(f"{to}: {write_layout(source, out, to)}")
+    print(f"{to}: {write_layout(source, out, to, fractions=fractions)}")
 
 
 @app.command(

@@ -86,9 +86,9 @@ def write_bytes(path: str | Path, content: bytes) -> None:
         stream.write(content)
 
 
-def write_text(path: str | Path, content: str) -> None:
-    """Atomically write `content` to `path` as UTF-8."""
-    write_bytes(path, content.encode("utf-8"))
+def write_text(path: str | Path, content: str, encoding: str = "utf-8") -> None:
+    """Atomically write `content` to `path`, by default as UTF-8."""
+    write_bytes(path, content.encode(encoding))
 
 
 def write_json(path: str | Path, value: Any) -> None:

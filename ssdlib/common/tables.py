@@ -1,9 +1,43 @@
-"""Tables: one record, written for a terminal and for Markdown here, as HTML by `common/macros.html`."""
+"""Tables: one record, written for a terminal and for Markdown here, as HTML by `common/macros.html`; and CSV
+files for spreadsheets, written as `CSV_ENCODING`, with nothing in them that would run as a formula."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+CSV_ENCODING = "utf-8-sig"
+"""UTF-8 with a byte order mark, without which Excel takes the text for the system's own encoding."""
+
+_FORMULA = re.compile(r"'*[=+\-@]")
+
+
+def to_cell(text: str) -> str:
+    """The text for a cell of a CSV file: an apostrophe keeps a spreadsheet from running it as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `to_cell` was given."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def csv_lines(rows: Iterable[Iterable[Any]], *, decimal_comma: bool = False) -> Iterator[str]:
+    """The lines of a CSV file; None is an empty cell.
+
+    With `decimal_comma`, as spreadsheets in many languages want it: 0,5 for 0.5, semicolons between cells.
+    """
+    for row in rows:
+        cells = [to_cell(value) if isinstance(value, str) else value for value in row]
+        if decimal_comma:
+            cells = [str(cell).replace(".", ",") if isinstance(cell, float) else cell for cell in cells]
+        line = io.StringIO()
+        csv.writer(line, delimiter=";" if decimal_comma else ",", lineterminator="\n").writerow(cells)
+        yield line.getvalue()
 
 
 def number(value: float | None, form: str = ".3f") -> str:

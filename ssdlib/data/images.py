@@ -306,6 +306,22 @@ def write_image(path: str | Path, rgb: np.ndarray, *, quality: int = 95) -> None
     write_bytes(path, encode_image(rgb, path.suffix.lower(), quality=quality))
 
 
+def copy_image(path: Path, folder: Path, stem: str, pixels: np.ndarray | None = None) -> str:
+    """The name of a new copy in `folder`, `stem` and an ending: byte for byte, or an upright PNG of a picture
+    that EXIF, which few tools heed, turns.
+
+    `pixels` are the image as `read_image` gives it, where that is known. Raises DataError like `read_image`.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in IMAGE_SUFFIXES or is_turned(path):
+        write_image(folder / f"{stem}.png", read_image(path) if pixels is None else pixels)
+        return f"{stem}.png"
+    with _file_named_in_errors(path):
+        content = path.read_bytes()
+    write_bytes(folder / f"{stem}{suffix}", content)
+    return f"{stem}{suffix}"
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name; hidden ones are left out."""
     return sorted(

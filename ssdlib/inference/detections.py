@@ -14,8 +14,9 @@ from torchvision.ops import box_convert
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.runtime import need_extra
+from ssdlib.common.tables import from_cell
 from ssdlib.config import DEFAULT_THRESHOLD, ModelConfig
-from ssdlib.inference.interop import FRAME_COLUMNS, from_cell, valid
+from ssdlib.inference.interop import FRAME_COLUMNS, valid
 
 if TYPE_CHECKING:
     import pandas
@@ -201,14 +202,14 @@ class Detections:
         return cls(boxes, scores, labels, image_size, tuple(class_names), image)
 
     def to_supervision(self) -> supervision.Detections:
-        """`supervision.Detections` with our labels as class_id and the names in data["class_name"].
+        """`supervision.Detections` with class_id from 0, as it counts, and the names in data["class_name"].
 
         Raises ConfigError if supervision is not installed.
         """
         return need_extra("supervision", "supervision").Detections(
             xyxy=self.boxes.numpy().copy(),
             confidence=self.scores.numpy().copy(),
-            class_id=self.labels.numpy().copy(),
+            class_id=self.labels.numpy() - 1,
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -220,16 +221,21 @@ class Detections:
         class_names: Iterable[str],
         image: str = "",
     ) -> Self:
-        """Detections from `supervision.Detections` whose class_id is our label; missing scores count as 1.
+        """Detections from `supervision.Detections`; missing scores count as 1.
 
-        Raises DataError where class_id is missing.
+        The class is what data["class_name"] says, or else number class_id, from 0, of `class_names`.
+        Raises DataError where neither is there, or the name is unknown.
         """
-        count = len(detections.xyxy)
-        if count and detections.class_id is None:
-            raise DataError(f"detections of {image or 'an image'} lack class_id: give each box its label.")
+        count, names = len(detections.xyxy), tuple(class_names)
         scores = np.ones(count) if detections.confidence is None else detections.confidence
-        labels = [] if detections.class_id is None else detections.class_id
-        return cls(detections.xyxy, scores, labels, image_size, tuple(class_names), image)
+        if (named := detections.data.get("class_name")) is not None:
+            with valid("detections of these classes", f"Each class_name must be one of {', '.join(names)}."):
+                labels = [names.index(str(name)) + 1 for name in named]
+        elif count and detections.class_id is None:
+            raise DataError(f"detections of {image or 'an image'} lack class_id: give each box its class.")
+        else:
+            labels = [] if detections.class_id is None else detections.class_id + 1
+        return cls(detections.xyxy, scores, labels, image_size, names, image)
 
     def to_fiftyone(self) -> list[dict[str, Any]]:
         """FiftyOne's labels of one image: label, bounding_box [x, y, width, height] as shares of the image,

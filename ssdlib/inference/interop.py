@@ -1,8 +1,7 @@
-"""What the formats of other tools need: cells of CSV files, COCO's boxes, FiftyOne's labels of a data set."""
+"""What the formats of other tools need: columns of tables, FiftyOne's labels of a data set."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,18 +13,6 @@ if TYPE_CHECKING:
 
 FRAME_COLUMNS = ("image", "class", "score", "xmin", "ymin", "xmax", "ymax", "width", "height")
 """The columns of `Detections.to_frame` and the first ones of cells.csv; sizes in pixels."""
-
-_FORMULA = re.compile(r"'*[=+\-@]")
-
-
-def to_cell(text: str) -> str:
-    """The text for a cell of a CSV file: an apostrophe keeps a spreadsheet from running it as a formula."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def from_cell(cell: str) -> str:
-    """The text that `to_cell` was given."""
-    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 @contextmanager

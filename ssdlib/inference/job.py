@@ -27,7 +27,15 @@ from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
 from ssdlib.inference.quality import quality_notes
 from ssdlib.inference.report import write_report
-from ssdlib.inference.results import DONE, UNREADABLE, Record, save_pictures, write_json_list, write_tables
+from ssdlib.inference.results import (
+    DONE,
+    OF_EACH_IMAGE,
+    UNREADABLE,
+    Record,
+    save_pictures,
+    write_json_list,
+    write_tables,
+)
 from ssdlib.inference.slides import BORDER_RULES, slides_of
 from ssdlib.inference.tiling import RED_CELL_UM, Tiling
 
@@ -61,6 +69,10 @@ class DetectJob:
     """What names an image's slide: see `ssdlib.inference.slides.slide_of`."""
     weights: str = ""
     """What the report calls the weights."""
+    fractions: bool = False
+    """Whether corners in voc/ are fractions of a pixel."""
+    decimal_comma: bool = False
+    """How numbers stand in CSV files: see `ssdlib.common.tables.csv_lines`."""
 
     def __post_init__(self) -> None:
         if self.border not in BORDER_RULES:
@@ -74,7 +86,8 @@ class DetectJob:
             "tile": self.tiling.mode,
             "um_per_pixel": self.tiling.um_per_pixel,
             "border": self.border,
-            "files": [name for name in self.formats if name in ("pictures", "coco", "voc")],
+            "files": [name for name in self.formats if name in OF_EACH_IMAGE],
+            **({"voc": "fractions" if self.fractions else "whole pixels"} if "voc" in self.formats else {}),
         }
 
     def described(self) -> dict[str, str]:
@@ -199,7 +212,7 @@ def run_detection(
             if job.out is not None:
                 names = predictor.class_names
                 slides, together = slides_of(records(), names, job.group)
-                write_tables(job.out, records, names, job.formats, slides)
+                write_tables(job.out, records, names, job.formats, slides, decimal_comma=job.decimal_comma)
                 if "report" in job.formats:
                     write_report(
                         job.out,
@@ -224,7 +237,9 @@ def _finish(predictor: Detector, job: DetectJob, journal: Journal, progress: boo
     with tqdm(total=len(job.tasks), initial=resumed, unit="img", disable=not progress) as bar:
         for seen in detect_images(predictor, groups, job):
             if job.out is not None and seen.image is not None:
-                seen.record["copy"] = save_pictures(seen.task, seen.image, seen.found, job.out, job.formats)
+                seen.record["copy"] = save_pictures(
+                    seen.task, seen.image, seen.found, job.out, job.formats, fractions=job.fractions
+                )
             journal.append(seen.task, seen.record)
             bar.update(1)
     return resumed

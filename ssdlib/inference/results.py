@@ -1,14 +1,15 @@
-"""The files that `ssdlib detect` makes of its records: tables, pictures, COCO and VOC data sets.
+"""The files that `ssdlib detect` makes of its records: tables, pictures, data sets, and shapes for QuPath and
+ImageJ.
 
 Nothing here holds the results of more than one image, so that an archive of any length needs the same memory.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 import textwrap
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -16,20 +17,25 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ssdlib.common.errors import ConfigError, DataError
-from ssdlib.common.files import atomic_open, write_bytes
-from ssdlib.data.formats.voc import write_voc
-from ssdlib.data.images import IMAGE_SUFFIXES, is_turned, write_image
+from ssdlib.common.errors import ConfigError
+from ssdlib.common.files import atomic_open, write_text
+from ssdlib.common.runtime import need_extra
+from ssdlib.common.tables import csv_lines
+from ssdlib.data.formats.coco import shape_of
+from ssdlib.data.formats.voc import whole_box, write_voc
+from ssdlib.data.images import copy_image, is_turned, write_image
 from ssdlib.inference.detections import Detections
-from ssdlib.inference.draw import annotate
+from ssdlib.inference.draw import annotate, color_of
 from ssdlib.inference.inputs import ImageTask
-from ssdlib.inference.interop import FRAME_COLUMNS, to_cell
+from ssdlib.inference.interop import FRAME_COLUMNS
 from ssdlib.inference.quality import quality_text
 from ssdlib.inference.slides import Slide, slide_rows
 
-FORMATS = ("pictures", "csv", "json", "report", "coco", "voc")
+FORMATS = ("pictures", "csv", "json", "report", "coco", "voc", "geojson", "imagej")
 """What `detect --format` takes; docs/detect.md says which files each one is."""
 DEFAULT_FORMATS = ("pictures", "csv", "json", "report")
+OF_EACH_IMAGE = ("pictures", "coco", "voc", "geojson", "imagej")
+"""Those of which each image has a file of its own, written when it is looked at."""
 
 DONE, UNREADABLE = "done", "unreadable"
 DATABASE = "found by ssdlib, not checked"
@@ -43,10 +49,15 @@ voc/, or None); else: image, state and message."""
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
-    """Names of `FORMATS` from a list with commas. Raises ConfigError for an unknown one."""
+    """Names of `FORMATS` from a list with commas.
+
+    Raises ConfigError for an unknown one, and for one that needs an extra which is not installed.
+    """
     asked = [word.strip().lower() for word in text.split(",") if word.strip()]
     if not asked or not set(asked) <= set(FORMATS):
         raise ConfigError(f"--format takes {', '.join(FORMATS)}, joined by commas, not {text!r}")
+    if "imagej" in asked:
+        need_extra("imagej", "roifile")
     return tuple(name for name in FORMATS if name in asked)
 
 
@@ -54,19 +65,26 @@ def parse_formats(text: str) -> tuple[str, ...]:
 
 
 def save_pictures(
-    task: ImageTask, image: np.ndarray, found: Detections, out: Path, formats: Sequence[str]
+    task: ImageTask,
+    image: np.ndarray,
+    found: Detections,
+    out: Path,
+    formats: Sequence[str],
+    *,
+    fractions: bool = False,
 ) -> str | None:
-    """Write whatever needs the pixels (H, W, 3) of an image: its picture, and its place in coco/ and voc/.
+    """Write the files of one image, of pixels (H, W, 3), that `formats` names of `OF_EACH_IMAGE`.
 
-    Returns the file name of the copy there, None without one.
+    Boxes in voc/ have whole pixels, or with `fractions` hundredths. Returns the file name of the image's copy
+    in coco/ and voc/, None without one.
     """
     copy = None
     if "pictures" in formats:
         write_image(out / picture_name(task), annotate(image, found))
     if "coco" in formats:
-        copy = _copy(task, image, out / "coco" / "data")
+        copy = copy_image(task.path, out / "coco" / "data", task.image_id, image)
     if "voc" in formats:
-        copy = _copy(task, image, out / "voc" / "JPEGImages")
+        copy = copy_image(task.path, out / "voc" / "JPEGImages", task.image_id, image)
         write_voc(
             out / "voc" / "Annotations" / f"{task.image_id}.xml",
             width=found.image_size[0],
@@ -75,7 +93,13 @@ def save_pictures(
             names=found.names,
             filename=copy,
             database=DATABASE,
+            fractions=fractions,
         )
+    for name, suffix, write in (("geojson", "geojson", _write_geojson), ("imagej", "zip", _write_rois)):
+        if name in formats:
+            write(out / name / f"{task.image_id}.{suffix}", found)
+            if is_turned(task.path):  # of which these programs show the raw raster
+                copy_image(task.path, out / name, task.image_id, image)
     return copy
 
 
@@ -85,20 +109,44 @@ def picture_name(task: ImageTask) -> str:
     return f"pictures/{task.name}{suffix if suffix in ('.jpg', '.jpeg', '.png') else '.png'}"
 
 
-def _copy(task: ImageTask, image: np.ndarray, folder: Path) -> str:
-    """The name of a copy, byte for byte; of an upright PNG where EXIF, which few tools heed, turns it."""
-    suffix = task.path.suffix.lower()
-    if suffix not in IMAGE_SUFFIXES or is_turned(task.path):
-        name = f"{task.image_id}.png"
-        write_image(folder / name, image)
-        return name
-    name = f"{task.image_id}{suffix}"
-    try:
-        content = task.path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {task.shown}: {error.strerror or error}") from error
-    write_bytes(folder / name, content)
-    return name
+def _write_geojson(path: Path, found: Detections) -> None:
+    """The cells as detection objects of QuPath, each with its score among the measurements.
+
+    https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
+    """
+    features = []
+    for cell, label in zip(found.to_dict()["detections"], found.labels.tolist(), strict=True):
+        xmin, ymin, xmax, ymax = cell["box"]
+        ring = [[xmin, ymin], [xmax, ymin], [xmax, ymax], [xmin, ymax], [xmin, ymin]]
+        kind = {"name": cell["label"], "color": list(bytes.fromhex(color_of(label)[1:]))}
+        about = {"objectType": "detection", "classification": kind, "measurements": {"Score": cell["score"]}}
+        geometry = {"type": "Polygon", "coordinates": [ring]}
+        features.append({"type": "Feature", "geometry": geometry, "properties": about})
+    content = {"type": "FeatureCollection", "features": features}
+    write_text(path, json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _write_rois(path: Path, found: Detections) -> None:
+    """The cells as rectangles of ImageJ's ROI manager, of whole pixels: the label is the group, the score a
+    property. https://imagej.net/ij/source/ij/io/RoiEncoder.java
+    """
+    roifile = need_extra("imagej", "roifile")
+    with atomic_open(path) as stream, zipfile.ZipFile(stream, "w") as archive:
+        rows = zip(
+            found.boxes.tolist(), found.names, found.labels.tolist(), found.scores.tolist(), strict=True
+        )
+        for number, (box, name, label, score) in enumerate(rows, 1):
+            roi = roifile.ImagejRoi(
+                roitype=roifile.ROI_TYPE.RECT,
+                version=228,  # the first one with groups
+                name=f"{number:04} {name}",
+                group=label,
+                stroke_color=b"\xff" + bytes.fromhex(color_of(label)[1:]),
+                props=f"Score: {score:.6f}\n",
+            )
+            roi.left, roi.top, roi.right, roi.bottom = whole_box(box)
+            # ZipInfo has a fixed time, so that equal cells give equal files.
+            archive.writestr(zipfile.ZipInfo(f"{roi.name.replace('/', '-')}.roi"), roi.tobytes())
 
 
 # --- tables of all images --------------------------------------------------------------------------------
@@ -110,15 +158,23 @@ def write_tables(
     class_names: Sequence[str],
     formats: Sequence[str],
     slides: Sequence[Slide],
+    *,
+    decimal_comma: bool = False,
 ) -> None:
     """Write cells.csv, images.csv, slides.csv, cells.json and coco/labels.json, those that `formats` name.
 
-    `records` reads all records anew, in the order of the images.
+    `records` reads all records anew, in the order of the images. `decimal_comma` is that of `csv_lines`.
     """
     if "csv" in formats:
-        _write_csv(out / "slides.csv", slide_rows(slides, class_names))
-        _write_csv(out / "cells.csv", cell_rows(records()))
-        _write_csv(out / "images.csv", image_rows(records(), class_names))
+        tables = {
+            "slides": slide_rows(slides, class_names),
+            "cells": cell_rows(records()),
+            "images": image_rows(records(), class_names),
+        }
+        for name, rows in tables.items():
+            with atomic_open(out / f"{name}.csv") as stream:
+                stream.write(codecs.BOM_UTF8)
+                stream.writelines(line.encode() for line in csv_lines(rows, decimal_comma=decimal_comma))
     if "json" in formats:
         write_json_list(out / "cells.json", records())
     if "coco" in formats:
@@ -128,20 +184,7 @@ def write_tables(
 def cells_csv(seen: Iterable[tuple[Detections, float | None]]) -> str:
     """The text of a cells.csv with the detections of these images, each with its measured um per pixel."""
     records = ({**found.to_dict(), "measured_um": um} for found, um in seen)
-    return "".join(_csv_lines(cell_rows(records)))
-
-
-def _write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with atomic_open(path) as stream:
-        stream.writelines(line.encode() for line in _csv_lines(rows))
-
-
-def _csv_lines(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    for row in rows:
-        line = io.StringIO()
-        cells = [to_cell(value) if isinstance(value, str) else value for value in row]
-        csv.writer(line, lineterminator="\n").writerow(cells)
-        yield line.getvalue()
+    return "".join(csv_lines(cell_rows(records)))
 
 
 def cell_rows(records: Iterable[Record]) -> Iterator[Sequence[Any]]:
@@ -223,7 +266,6 @@ def _write_coco(path: Path, records: Callable[[], Iterator[Record]], class_names
 def _coco_annotations(records: Iterable[Record], class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
     identifiers = count(1)
     for number, record in enumerate(_readable(records), 1):
-        for result in Detections.from_dict(record, class_names).to_coco(number):
-            box, score = [round(side, 2) for side in result["bbox"]], round(result["score"], 6)
-            more = {"area": round(box[2] * box[3], 2), "iscrowd": 0, "segmentation": []}
-            yield {"id": next(identifiers), **result, "bbox": box, "score": score, **more}
+        for cell in record["detections"]:
+            about = {"image_id": number, "category_id": class_names.index(cell["label"]) + 1}
+            yield {"id": next(identifiers), **about, **shape_of(cell["box"], 2), "score": cell["score"]}

@@ -7,7 +7,6 @@ result on test is given for the best run only, because a test split that helps t
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from urllib.parse import quote
 
 from ssdlib.common import files, pages
 from ssdlib.common.errors import StageError
-from ssdlib.common.tables import Table, number
+from ssdlib.common.tables import CSV_ENCODING, Table, csv_lines, number
 from ssdlib.config import flatten
 from ssdlib.runs.folder import data_name, read_stages
 from ssdlib.training.history import History
@@ -219,11 +218,7 @@ class Comparison:
                     else None,
                 }
             )
-        stream = io.StringIO()
-        writer = csv.DictWriter(stream, rows[0], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return stream.getvalue()
+        return "".join(csv_lines([rows[0], *(row.values() for row in rows)]))
 
 
 def compare_runs(
@@ -351,7 +346,7 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
         links={name: _relative(report, path.parent) for name, report in reports.items() if report.exists()},
         shared=Table((), [(name, value_text(value)) for name, value in shared.items()]),
     )
-    files.write_text(path.with_suffix(".csv"), comparison.to_csv())
+    files.write_text(path.with_suffix(".csv"), comparison.to_csv(), CSV_ENCODING)
     files.write_text(path, page)
     return path
 

@@ -67,7 +67,7 @@ def complete_labels(folder: str | Path, copy: DataSource) -> dict[str, Objects]:
 
 def added_issues(copy: DataSource) -> list[LabelIssue]:
     """What was added in a completed copy, scored by its estimated precision."""
-    with (copy.folder / ADDED_FILE).open(encoding="utf-8", newline="") as stream:
+    with (copy.folder / ADDED_FILE).open(encoding="utf-8-sig", newline="") as stream:
         rows = list(csv.DictReader(stream))
     issues = []
     for row in rows:

@@ -85,13 +85,13 @@ def damage_labels(
         for k, (node, (name, box)) in enumerate(zip(tree.findall("object"), objects, strict=True), 1):
             chance = draw.random()
             if chance < share:
-                set_box(node.find("bndbox"), _moved(box, draw))
+                set_box(node.find("bndbox"), _moved(box, draw), fractions=True)
                 marks[k] = "moved"
             elif chance < 2 * share:
                 node.find("name").text = draw.choice([n for n in source.class_names if n != name])
                 marks[k] = "renamed"
         if (box := _empty_place([box for _, box in objects], draw)) is not None:
-            add_object(tree, "RBC", box)
+            add_object(tree, "RBC", box, fractions=True)
             marks[len(objects) + 1] = "invented"
 
     _edited_copy(source, out, damage)

@@ -91,7 +91,7 @@ def test_upload_slide_and_save(open_page, shots, temporary, scheme):
     page.locator("#ssd-scale input").fill("0.1")
     wait_until(lambda: "micrometers" in page.locator(".ssd-sizes").inner_text())
     name, content = saved(page, "CSV")
-    rows = list(csv.DictReader(io.StringIO(content.decode())))
+    rows = list(csv.DictReader(io.StringIO(content.decode("utf-8-sig"))))
     assert name == "cells.csv" and {row["image"] for row in rows} == {SMEARS[0].name, SMEARS[2].name}
     shown = [row for row in rows if row["image"] == SMEARS[2].name]
     assert len(shown) == sum(found.values()) and float(shown[0]["width_um"]) > 1

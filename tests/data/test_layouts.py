@@ -1,6 +1,8 @@
 """Folders as COCO and YOLO tools lay them out: read, audited like any other, never written to."""
 
 import copy
+import csv
+import io
 import itertools
 import json
 import shutil
@@ -8,12 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import source as bccd
 from ssdlib.data.audit import audit
-from ssdlib.data.formats.voc import write_voc
+from ssdlib.data.formats.voc import write_splits, write_voc
 from ssdlib.data.images import write_image
 from ssdlib.data.splits import complete, divide
 from ssdlib.data.writers import FORMATS, copy_as_voc, write_layout
@@ -248,9 +251,9 @@ def test_a_change_behind_a_link_is_seen(tmp_path):
 # --- there and back --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("layout", ["voc", "coco", "yolo", "csv"])
 def test_there_and_back(smears_source, tmp_path, layout):
-    written = write_layout(smears_source, tmp_path / "out", layout)
+    written = write_layout(smears_source, tmp_path / "out", layout, fractions=True)
     back = bccd.resolve(written)
     assert (back.kind, back.synthetic, back.class_names) == ("smears", True, BCCD_CLASSES)  # by their names
     for split in ("train", "val", "test", "trainval"):
@@ -271,8 +274,85 @@ def test_there_and_back(smears_source, tmp_path, layout):
         ]
 
 
+def odd_voc(root: Path) -> bccd.DataSource:
+    """Four images: one with fractions of pixels, one turned by EXIF, two without an object."""
+    boxes = {"=Müller": [[4.4, 3, 14.6, 9], [20.1, 7, 20.3, 8]], "turned": [BOX], "none": [], "last": []}
+    for name, own in boxes.items():
+        path = picture(root / f"JPEGImages/{name}.jpg", len(own))
+        if name == "turned":
+            exif = Image.Exif()
+            exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+            with Image.open(path) as raw:
+                raw.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+        size = {"width": SIZE[0], "height": SIZE[1]}
+        file = root / f"Annotations/{name}.xml"
+        write_voc(file, **size, boxes=own, names=["spore"] * len(own), fractions=True)
+    write_splits(root, {"train": ["=Müller", "turned"], "val": ["none"], "test": ["last"]})
+    return bccd.open_folder(root)
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+def test_pictures_are_written_upright(tmp_path, layout):
+    source = odd_voc(tmp_path / "in")
+    written = write_layout(source, tmp_path / "out", layout)
+    (turned,) = written.rglob("turned.*g")
+    assert turned.suffix == ".png"
+    with Image.open(turned) as copy, Image.open(source.labels.by_id["turned"].path) as raw:
+        assert copy.size == SIZE and raw.size == SIZE[::-1] and not copy.getexif()
+        assert np.array_equal(np.array(copy), np.array(ImageOps.exif_transpose(raw)))
+    (kept,) = written.rglob("none.jpg")
+    assert kept.read_bytes() == source.labels.by_id["none"].path.read_bytes()
+    if layout == "coco":
+        content = json.loads((written / "annotations/instances_train.json").read_text())
+        stated = {image["file_name"]: (image["width"], image["height"]) for image in content["images"]}
+        assert stated["turned.png"] == SIZE
+
+
+@pytest.mark.parametrize(
+    ("fractions", "first"), [(False, ["4", "3", "15", "9"]), (True, ["4.4", "3.0", "14.6", "9.0"])]
+)
+def test_tables_have_a_row_for_each_box(tmp_path, fractions, first):
+    written = write_layout(odd_voc(tmp_path / "in"), tmp_path / "out", "csv", fractions=fractions)
+    tables = {file.name: file.read_text("utf-8") for file in written.glob("*.csv")}
+    assert tables.keys() == {"train.csv", "val.csv", "test.csv"}
+    header, *rows = csv.reader(io.StringIO(tables["train.csv"]))
+    assert header == ["image", "xmin", "ymin", "xmax", "ymax", "label"]
+    assert rows[0] == ["=Müller.jpg", *first, "spore"], "for programs: a name as it is"
+    assert [row[0] for row in rows] == ["=Müller.jpg", "=Müller.jpg", "turned.png"]
+    assert all((written / row[0]).is_file() and float(row[1]) < float(row[3]) for row in rows)
+    assert list(csv.reader(io.StringIO(tables["val.csv"])))[1] == ["none.jpg", "", "", "", "", ""]
+
+
+def test_voc_has_whole_pixels_unless_asked_and_a_faithful_copy_what_is_written(tmp_path):
+    source = odd_voc(tmp_path / "in")
+    written = {}
+    for name, fractions in (("whole", False), ("exact", True)):
+        folder = write_layout(source, tmp_path / name, "voc", fractions=fractions)
+        written[name] = [o.written for o in bccd.open_folder(folder).labels.by_id["=Müller"].objects]
+    assert written == {
+        "whole": [(4, 3, 15, 9), (20, 7, 21, 8)],
+        "exact": [(4.4, 3, 14.6, 9), (20.1, 7, 20.3, 8)],
+    }
+    as_coco = bccd.open_folder(write_layout(source, tmp_path / "coco", "coco"))
+    (tmp_path / "copy").mkdir()
+    copy_as_voc(as_coco, tmp_path / "copy")
+    kept = bccd.open_folder(tmp_path / "copy").labels.by_id["=Müller"].objects
+    assert [o.written for o in kept] == written["exact"]
+
+
+def test_pycocotools_shows_what_is_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    coco = pytest.importorskip("pycocotools.coco")
+    written = write_layout(odd_voc(tmp_path / "in"), tmp_path / "out", "coco")
+    labels = coco.COCO(str(written / "annotations/instances_train.json"))
+    found = labels.loadAnns(labels.getAnnIds())
+    assert [one["segmentation"] for one in found] == [[], [], []]
+    labels.showAnns(found, draw_bbox=True)
+    assert found[0]["bbox"] == [4.4, 3.0, 10.2, 6.0] and found[0]["area"] == 61.2
+
+
 def test_an_unknown_layout(smears_source, tmp_path):
-    with pytest.raises(ConfigError, match="voc, coco, yolo"):
+    with pytest.raises(ConfigError, match="voc, coco, yolo, csv"):
         write_layout(smears_source, tmp_path / "out", "VOC")
 
 

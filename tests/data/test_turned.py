@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssdlib.common.errors import DataError
 from ssdlib.data.formats.layouts import read_folder
 from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image, turned_corners, upright
+from ssdlib.data.source import open_folder
+from ssdlib.data.writers import copy_as_voc, copy_with_added, write_layout
 
 INVERSE = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 CELLS = [(12, 10, 40, 38), (90, 20, 120, 50), (30, 70, 56, 98)]
@@ -79,6 +82,30 @@ def test_boxes_lie_on_the_cells_of_the_upright_picture(tmp_path, layout, orienta
     assert f"of {int(stored)} on the raster" in str(finding)
     kinds = {one.kind for one in image.findings}
     assert kinds == ({"size_mismatch"} if layout == "voc without size" else set())
+
+
+@pytest.mark.parametrize("to", ["voc", "coco", "yolo", "csv"])
+@pytest.mark.parametrize("layout", ["voc", "coco", "yolo"])
+def test_a_converted_copy_is_upright_for_every_tool(tmp_path, layout, to):
+    (tmp_path / "in").mkdir()
+    write_labels(tmp_path / "in", layout, 6, True)
+    (tmp_path / "in/notes.md").write_text("")
+    write_layout(open_folder(tmp_path / "in"), tmp_path / "out", to)
+    (picture,) = (tmp_path / "out").rglob("*.png")
+    with Image.open(picture) as image:
+        assert image.size == SIZE and image.getexif().get(0x0112, 1) == 1
+    (image,) = read_folder(tmp_path / "out").images
+    assert np.allclose(image.boxes, CELLS, atol=0.01)
+
+
+@pytest.mark.parametrize("layout", ["voc", "coco", "yolo"])
+def test_nothing_is_added_to_labels_of_the_stored_raster(tmp_path, layout):
+    write_labels(tmp_path, layout, 6, True)
+    with pytest.raises(DataError, match="data convert"):
+        copy_with_added(open_folder(tmp_path), tmp_path / "out", {})
+    if layout == "voc":
+        with pytest.raises(DataError, match="data convert"):
+            copy_as_voc(open_folder(tmp_path), tmp_path / "out")
 
 
 def test_where_nothing_tells_the_picture_is_taken_upright_and_that_is_said(tmp_path):

@@ -2,16 +2,26 @@
 
 import numpy as np
 import pytest
+from lxml import etree
 
 from ssdlib.common.errors import DataError
 from ssdlib.data.formats.records import MAX_BYTES, LabeledImage
-from ssdlib.data.formats.voc import read_voc, write_voc
+from ssdlib.data.formats.voc import (
+    add_object,
+    read_tree,
+    read_voc,
+    set_box,
+    whole_box,
+    write_tree,
+    write_voc,
+)
 from ssdlib.data.images import write_image
 
 
 def annotation(path, boxes, names=None, **kw):
     file = path / "field.xml"
-    write_voc(file, boxes=boxes, names=names or ["RBC"] * len(boxes), **{"width": 640, "height": 480} | kw)
+    about = {"width": 640, "height": 480, "fractions": True} | kw
+    write_voc(file, boxes=boxes, names=names or ["RBC"] * len(boxes), **about)
     return file
 
 
@@ -128,3 +138,41 @@ def test_missing_and_huge_files_are_refused(tmp_path):
 def test_names_and_boxes_must_agree_when_writing(tmp_path):
     with pytest.raises(ValueError, match="zip"):
         write_voc(tmp_path / "a.xml", width=1, height=1, boxes=[], names=["RBC"])
+
+
+@pytest.mark.parametrize(
+    ("box", "whole"),
+    [
+        ([1, 2, 30, 40], (1, 2, 30, 40)),
+        ([171.42, 0.4, 639.6, 480.0], (171, 0, 640, 480)),
+        ([3.6, 3.6, 4.4, 4.2], (3, 3, 4, 4)),  # both sides would round to 4
+        ([639.7, 479.9, 640.0, 480.0], (639, 479, 640, 480)),
+        ([2.4, 0.0, 2.6, 0.3], (2, 0, 3, 1)),
+        ([5, 5, 5, 50], (5, 5, 5, 50)),  # a box without an area gets none
+        ([30.2, 40, 10.4, 20], (30, 40, 10, 20)),
+    ],
+)
+def test_whole_pixels_keep_an_area_and_stay_inside(tmp_path, box, whole):
+    assert whole_box(box) == whole
+    file = annotation(tmp_path, [box], fractions=False)
+    assert [list(map(float, whole))] == [list(o.written) for o in read(file).objects]
+    assert not set(".e") & set("".join(etree.parse(file).xpath("//bndbox/*/text()")))
+
+
+def test_any_box_inside_an_image_has_whole_pixels_inside_it():
+    draw = np.random.default_rng(0)
+    corners = np.sort(draw.uniform(0, 9, (2000, 2, 2)), axis=1).reshape(-1, 4)
+    for box in (corners + draw.choice([0, 1e-4], corners.shape)).clip(0, 9).astype(np.float32).tolist():
+        xmin, ymin, xmax, ymax = whole_box(box)
+        assert 0 <= xmin < xmax <= 9 and 0 <= ymin < ymax <= 9
+        assert max(abs(a - b) for a, b in zip(box, (xmin, ymin, xmax, ymax), strict=True)) < 1
+
+
+def test_what_is_added_or_moved_has_whole_pixels_and_the_rest_stays(tmp_path):
+    file = annotation(tmp_path, [[1.5, 2.25, 30, 40], [5.5, 6, 70.123, 8]])
+    tree = read_tree(file)
+    set_box(tree.findall("object/bndbox")[1], [9.2, 9.6, 20.5001, 30])
+    add_object(tree, "WBC", [100.4, 100, 100.45, 120.7])
+    write_tree(file, tree)
+    written = [o.written for o in read(file).objects]
+    assert written == [(1.5, 2.25, 30, 40), (9, 10, 21, 30), (100, 100, 101, 121)]

@@ -150,6 +150,16 @@ def test_the_file_says_what_it_is_and_nothing_of_this_machine(weights, little):
     assert not any(node.op_type == "BatchNormalization" for node in nodes)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("outputs", ["raw", "nms"])
+def test_the_file_asks_for_no_newer_runtime_than_it_needs(little, int8, tmp_path, precision, outputs):
+    model = load_onnx(little if precision == "fp32" else int8)
+    save_onnx(with_nms(model) if outputs == "nms" else model, tmp_path / "a.onnx")
+    written = load_onnx(tmp_path / "a.onnx")
+    assert [(entry.domain, entry.version) for entry in written.opset_import] == [("", 18)]
+    assert written.ir_version == 8, "tried in ONNX Runtime 1.15, which refuses newer ones"
+
+
 def test_int8_finds_the_cells_that_fp32_finds(shipped, int8, samples):
     predictors = [OnnxPredictor(path, batch_size=2) for path in (shipped, int8)]
     results = [evaluate_model(predictor, samples)[0].map_50 for predictor in predictors]

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.common.tables import from_cell, to_cell
+from ssdlib.data.images import write_image
 from ssdlib.inference.detections import Detections
-from ssdlib.inference.interop import FRAME_COLUMNS, fiftyone_labels, from_cell, to_cell
+from ssdlib.inference.interop import FRAME_COLUMNS, fiftyone_labels
 from ssdlib.inference.results import cells_csv
 from tests.inference.cases import EXAMPLES, NAMES, SIZE, assert_same, random_detections
 
@@ -29,6 +31,7 @@ class TestRoundTrips:
         converted = detections.to_supervision()
         assert len(converted) == len(detections)
         assert list(converted.data["class_name"]) == detections.names
+        assert [NAMES[number] for number in converted.class_id] == detections.names, "counted from 0"
         assert_same(Detections.from_supervision(converted, SIZE, NAMES, "field.jpg"), detections)
 
     def test_fiftyone(self, detections):
@@ -125,11 +128,44 @@ def test_coco_boxes_are_corner_and_size():
 def test_supervision_without_class_or_score():
     sv = pytest.importorskip("supervision")
     boxes = np.array([[1.0, 2.0, 3.0, 4.0]])
-    assert Detections.from_supervision(
-        sv.Detections(boxes, class_id=np.array([1])), SIZE, NAMES
-    ).scores.tolist() == [1.0]
+    found = Detections.from_supervision(sv.Detections(boxes, class_id=np.array([1])), SIZE, NAMES)
+    assert found.scores.tolist() == [1.0] and found.names == ["RBC"]
+    own = sv.Detections(boxes, class_id=np.array([0]), data={"class_name": np.array(["Platelets"])})
+    assert Detections.from_supervision(own, SIZE, NAMES).names == ["Platelets"], "names win over numbers"
+    own.data["class_name"] = np.array(["Giraffe"])
+    with pytest.raises(DataError, match="WBC, RBC, Platelets"):
+        Detections.from_supervision(own, SIZE, NAMES)
     with pytest.raises(DataError, match="class_id"):
         Detections.from_supervision(sv.Detections(boxes), SIZE, NAMES, "field.jpg")
+
+
+@pytest.mark.parametrize("layout", ["coco", "yolo", "pascal_voc"])
+def test_a_data_set_of_supervision_keeps_the_classes(tmp_path, layout):
+    sv = pytest.importorskip("supervision")
+    found = Detections([[1, 2, 30, 40], [50, 60, 90, 80]], [0.9, 0.8], [2, 1], SIZE, NAMES, "a.png")
+    write_image(tmp_path / "a.png", np.zeros((SIZE[1], SIZE[0], 3), np.uint8))
+    path = str(tmp_path / "a.png")
+    dataset = sv.DetectionDataset(list(NAMES), [path], {path: found.to_supervision()})
+    if layout == "coco":
+        dataset.as_coco(str(tmp_path / "out"), str(tmp_path / "out.json"))
+        entries = json.loads((tmp_path / "out.json").read_text())
+        names = {one["id"]: one["name"] for one in entries["categories"]}
+        assert [names[one["category_id"]] for one in entries["annotations"]] == found.names
+        back = sv.DetectionDataset.from_coco(str(tmp_path / "out"), str(tmp_path / "out.json"))
+    elif layout == "yolo":
+        words = str(tmp_path / "out"), str(tmp_path / "labels"), str(tmp_path / "data.yaml")
+        dataset.as_yolo(*words)
+        back = sv.DetectionDataset.from_yolo(*words)
+    else:
+        words = str(tmp_path / "out"), str(tmp_path / "labels")
+        dataset.as_pascal_voc(*words)
+        back = sv.DetectionDataset.from_pascal_voc(*words)
+    ((_, _, theirs),) = back
+    names = [back.classes[number] for number in theirs.class_id]
+    assert sorted(names) == ["RBC", "WBC"]
+    assert Detections.from_supervision(theirs, SIZE, back.classes).counts() == dict.fromkeys(
+        back.classes, 0
+    ) | {"RBC": 1, "WBC": 1}
 
 
 def test_supervision_missing_is_said(monkeypatch):

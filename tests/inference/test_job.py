@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import os
 import signal
+import sys
 import tracemalloc
-from collections.abc import Iterable, Iterator
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from lxml import etree
 from PIL import Image
 
 from ssdlib.__main__ import main
@@ -34,6 +38,7 @@ from tests.spawned import Process, command
 
 NAMES = ("WBC", "RBC", "Platelets")
 SURE = dict.fromkeys(NAMES, 0.5)
+EVERYTHING = ",".join(name for name in FORMATS if name != "imagej" or importlib.util.find_spec("roifile"))
 
 
 class Blobs:
@@ -78,7 +83,7 @@ def fields(tmp_path) -> Path:
 
 
 def rows(path: Path) -> list[dict[str, str]]:
-    return list(csv.DictReader(io.StringIO(path.read_text())))
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8-sig"))))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -88,7 +93,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def run(
-    folder: Path, out: Path, formats: str = ",".join(FORMATS), *, restart: bool = False, **more
+    folder: Path, out: Path, formats: str = EVERYTHING, *, restart: bool = False, **more
 ) -> tuple[list[str], int]:
     """What could not be read, and how many views the network was shown."""
     blobs = Blobs()
@@ -226,7 +231,7 @@ def test_thresholds_that_cannot_be(text, message):
 
 @pytest.mark.parametrize("text", ["", ",", "csv,pdf"])
 def test_unknown_formats_are_refused(text):
-    with pytest.raises(ConfigError, match="pictures, csv, json, report, coco, voc"):
+    with pytest.raises(ConfigError, match="pictures, csv, json, report, coco, voc, geojson, imagej"):
         parse_formats(text)
 
 
@@ -250,15 +255,121 @@ def test_going_on_does_only_what_is_left(fields, tmp_path):
         ({"tiling": Tiling(um_per_pixel=0.1)}, "um_per_pixel was None, is 0.1"),
         ({"tiling": Tiling("off")}, "tile was 'auto', is 'off'"),
         ({"border": "two-sides"}, "border was 'all', is 'two-sides'"),
+        ({"fractions": True}, "voc was 'whole pixels', is 'fractions'"),
     ],
 )
 def test_other_settings_are_refused_until_told_to_start_anew(fields, tmp_path, change, what):
     out, same = tmp_path / "out", {"identity": {"weights": "a"}}
-    run(fields, out, "csv", **same)
+    run(fields, out, "csv,voc", **same)
     with pytest.raises(ConfigError, match=f"{what}.*--restart"):
-        run(fields, out, "csv", **{**same, **change})
-    assert run(fields, out, "json", **same)[1] == 0, "tables are made again from what is known"
-    assert run(fields, out, "csv", **{**same, **change}, restart=True)[1] > 0
+        run(fields, out, "csv,voc", **{**same, **change})
+    assert run(fields, out, "json,voc", **same)[1] == 0, "tables are made again from what is known"
+    assert run(fields, out, "csv,voc", **{**same, **change}, restart=True)[1] > 0
+
+
+def test_tables_open_in_a_spreadsheet_and_a_decimal_comma_needs_no_new_detection(tmp_path):
+    write_image(tmp_path / "in/Müller; Ä.png", field(1))
+    out = tmp_path / "out"
+    run(tmp_path / "in", out, "csv")
+    before = contents(out)
+    assert before.keys() == {"cells.csv", "images.csv", "slides.csv"}
+    assert all(content.startswith(b"\xef\xbb\xbf") for content in before.values())
+    assert run(tmp_path / "in", out, "csv", decimal_comma=True)[1] == 0
+    text = (out / "cells.csv").read_text("utf-8-sig")
+    (cell,) = csv.DictReader(io.StringIO(text), delimiter=";")
+    assert cell["image"].endswith("Müller; Ä.png") and (cell["score"], cell["xmax"]) == ("0,9", "112,0")
+    pandas = pytest.importorskip("pandas")
+    table = pandas.read_csv(out / "cells.csv", sep=";", decimal=",")
+    assert Detections.from_frame(table, (640, 480), NAMES).boxes.tolist() == [[12, 12, 112, 112]]
+    assert run(tmp_path / "in", out, "csv")[1] == 0 and contents(out) == before
+
+
+class Fractions(Blobs):
+    """Boxes with fractions of pixels."""
+
+    def stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
+        for image in images:
+            boxes, labels = [[171.42, 12.5, 200.6, 80], [5.2, 6, 5.4, 9]], [2, 3]
+            yield Detections(boxes, [0.9, 0.8], labels, image.shape[1::-1], NAMES)
+
+
+@pytest.fixture
+def shapes(tmp_path) -> Callable[..., Path]:
+    """The output folder, with the files of the formats asked for, of a field with fractions and its twin,
+    which EXIF turns."""
+
+    def detect(formats: str, **more: bool) -> Path:
+        (tmp_path / "in").mkdir()
+        for name, turned in (("plain.png", False), ("turned.jpg", True)):
+            save(tmp_path / "in" / name, field(1, (240, 320)), turned)
+        job = DetectJob(find_images([tmp_path / "in"]), SURE, out=tmp_path / "out",
+                        formats=parse_formats(formats), **more)  # fmt: skip
+        run_detection(Fractions(), job, progress=False)
+        return tmp_path / "out"
+
+    return detect
+
+
+@pytest.mark.parametrize("fractions", [False, True])
+def test_voc_has_whole_pixels_unless_fractions_are_asked_for(shapes, fractions):
+    tree = etree.parse(shapes("voc", fractions=fractions) / "voc/Annotations/plain.xml")
+    boxes = [[corner.text for corner in box] for box in tree.iterfind("object/bndbox")]
+    if fractions:
+        assert boxes == [["171.42", "12.5", "200.6", "80"], ["5.2", "6", "5.4", "9"]]
+    else:
+        assert boxes == [["171", "12", "201", "80"], ["5", "6", "6", "9"]]
+
+
+def test_geojson_holds_detections_of_qupath(shapes):
+    out = shapes("geojson") / "geojson"
+    assert {file.name for file in out.iterdir()} == {"plain.geojson", "turned.geojson", "turned.png"}
+    assert read_image(out / "turned.png").shape == (320, 240, 3), "QuPath does not heed EXIF"
+    content = json.loads((out / "plain.geojson").read_text("utf-8"))
+    first, second = content["features"]
+    assert content["type"] == "FeatureCollection" and first["type"] == second["type"] == "Feature"
+    (ring,) = first["geometry"]["coordinates"]
+    assert first["geometry"]["type"] == "Polygon" and ring[0] == ring[-1] == [171.42, 12.5]
+    assert ring[1:4] == [[200.6, 12.5], [200.6, 80], [171.42, 80]]
+    assert first["properties"] == {
+        "objectType": "detection",
+        "classification": {"name": "RBC", "color": [214, 40, 57]},
+        "measurements": {"Score": 0.9},
+    }
+    assert second["properties"]["classification"]["name"] == "Platelets"
+
+
+def test_imagej_reads_the_rectangles(shapes):
+    roifile = pytest.importorskip("roifile")
+    out = shapes("imagej") / "imagej"
+    assert {file.name for file in out.iterdir()} == {"plain.zip", "turned.zip", "turned.png"}
+    first, second = roifile.roiread(out / "plain.zip")
+    assert [first.left, first.top, first.right, first.bottom] == [171, 12, 201, 80]
+    assert [second.left, second.top, second.right, second.bottom] == [5, 6, 6, 9]
+    assert first.roitype == roifile.ROI_TYPE.RECT and (first.name, first.group) == ("0001 RBC", 2)
+    assert (second.name, second.group) == ("0002 Platelets", 3)
+    assert first.hexcolor(first.stroke_color) == "#d62839" and first.properties == {"Score": 0.9}
+    with zipfile.ZipFile(out / "plain.zip") as archive:
+        assert archive.namelist() == ["0001 RBC.roi", "0002 Platelets.roi"] and archive.testzip() is None
+
+
+def test_imagej_without_its_extra_is_refused_before_anything_is_done(monkeypatch):
+    monkeypatch.setitem(sys.modules, "roifile", None)
+    with pytest.raises(ConfigError, match=r"ssdlib\[imagej\]"):
+        parse_formats("csv,imagej")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--out", "{out}", "--fractions"], "--fractions is for voc"),
+        (["--out", "{out}", "--format", "json", "--decimal-comma"], "--decimal-comma is for csv"),
+        (["--decimal-comma"], "--decimal-comma is for csv"),
+    ],
+)
+def test_options_of_files_that_are_not_written_are_refused(fields, tmp_path, capsys, words, message):
+    given = [word.format(out=tmp_path / "out") for word in words]
+    assert main(["detect", str(fields), *given]) == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("change", ["touch", "replace", "remove"])
@@ -370,7 +481,7 @@ def smear_fields(tmp_path_factory) -> tuple[Path, Path]:
 
 def words(fields: Path, weights: Path, out: Path) -> list[str]:
     given = ["detect", str(fields), "--weights", str(weights), "--out", str(out), "--quiet"]
-    formats = ["--format", "pictures,csv,json,coco,voc", "--threshold", "0.2", "--batch", "3"]
+    formats = ["--format", "pictures,csv,json,coco,voc,geojson", "--threshold", "0.2", "--batch", "3"]
     return [*given, *formats, "--device", "cpu"]
 
 
@@ -393,9 +504,9 @@ def test_killed_in_the_middle_it_ends_in_the_same_files(smear_fields, tmp_path):
     whole = Process(tmp_path / "log", command, *words(*smear_fields, tmp_path / "whole"))
     assert whole.wait() == 3, whole.text
     expected = contents(tmp_path / "whole")
-    assert len(expected) == 7 * 4 + 5
+    assert len(expected) == 7 * 5 + 5
     out = tmp_path / "killed"
-    killed = Process(tmp_path / "log", die_when, 15, *words(*smear_fields, out))
+    killed = Process(tmp_path / "log", die_when, 18, *words(*smear_fields, out))
     assert killed.wait() == -signal.SIGKILL, killed.text
     assert not (out / "cells.csv").exists() and list((out / "pictures").iterdir())
     last = Process(tmp_path / "log", command, *words(*smear_fields, out))

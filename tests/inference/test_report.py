@@ -111,8 +111,8 @@ def detected(tmp_path_factory):
 
 
 def test_detect_writes_slides_and_a_report(detected):
-    (slide,) = csv.DictReader(io.StringIO((detected / "slides.csv").read_text()))
-    cells = list(csv.DictReader(io.StringIO((detected / "cells.csv").read_text())))
+    (slide,) = csv.DictReader(io.StringIO((detected / "slides.csv").read_text("utf-8-sig")))
+    cells = list(csv.DictReader(io.StringIO((detected / "cells.csv").read_text("utf-8-sig"))))
     red = [row for row in cells if row["class"] == "RBC"]
     assert slide["slide"] == "Smear" and slide["fields"] == "6" and slide["border"] == "all"
     assert int(slide["RBC"]) == len(red) and slide["diameter_unit"] == "µm"

@@ -261,7 +261,7 @@ def test_ctrl_c_writes_the_page_and_says_how_to_go_on(tmp_path, smears):
     chain = Chain(stop=[("seed=1", "04_train")])
     with pytest.raises(ChainInterrupted, match=rf"stopped in seed=1; .*--run {tmp_path}/s goes on"):
         sweep(tmp_path / "s", smears, ["seed=0,1,2"], chain)
-    with (tmp_path / "s/comparison.csv").open() as table:
+    with (tmp_path / "s/comparison.csv").open(encoding="utf-8-sig") as table:
         states = {row["run"]: row["state"] for row in csv.DictReader(table)}
     assert states == {"seed=0": "done", "seed=1": "interrupted", "seed=2": "not run"}
     chain.calls, chain.stop = [], set()

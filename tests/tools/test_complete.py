@@ -159,7 +159,7 @@ def test_the_copy_keeps_the_layout_and_marks_what_was_added(tmp_path, layout):
     assert result.added and bccd.open_folder(source.folder).fingerprint == before
     copy = bccd.open_folder(out / "data")
     assert (copy.kind, copy.labels.splits) == (source.kind, source.labels.splits)
-    with (out / "data/added.csv").open(newline="") as stream:
+    with (out / "data/added.csv").open(newline="", encoding="utf-8-sig") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == len(result.added)
     marked = set()

@@ -204,7 +204,7 @@ def test_all_is_every_labeled_image(smears_copy):
     assert len(bccd.open_folder(smears_copy).split_ids("all")) == 11
     for file in (smears_copy / "JPEGImages").iterdir():
         file.unlink()
-    with pytest.raises(DataError, match="can be used: .* has no image"):
+    with pytest.raises(DataError, match=r"can be used: .* has no image"):
         bccd.open_folder(smears_copy).split_ids("all")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,24 @@ def add_annotations(content: dict[str, Any], image: LabeledImage, added: Iterabl
     categories = {str(entry["name"]).strip(): entry["id"] for entry in categories}
     last = max((e["id"] for e in annotations if isinstance(e.get("id"), int)), default=0)
     for number, one in enumerate(added, last + 1):
-        x1, y1, x2, y2 = one.box
-        width, height = round(x2 - x1, 3), round(y2 - y1, 3)
         if one.name not in categories:
             raise DataError(
                 f"{image.label_file} does not list the class {one.name}: add it to the categories."
             )
         about = {"id": number, "image_id": image.entry_id, "category_id": categories[one.name]}
-        shape = {"bbox": [x1, y1, width, height], "area": round(width * height, 3), "iscrowd": 0}
-        annotations.append({**about, **shape, "added": dict(one.marks)})
+        annotations.append({**about, **shape_of(one.box), "added": dict(one.marks)})
+
+
+def shape_of(box: Sequence[float], digits: int = 3) -> dict[str, Any]:
+    """What an annotation says of its box of xyxy pixels: bbox, area, iscrowd and an empty segmentation.
+
+    pycocotools shows no annotation without that key. The outline of the box in its place would be taken for
+    the label: CVAT then makes a polygon of each box, and Label Studio one more besides.
+    """
+    x1, y1, x2, y2 = box
+    width, height = round(x2 - x1, digits), round(y2 - y1, digits)
+    bbox = [round(x1, digits), round(y1, digits), width, height]
+    return {"bbox": bbox, "area": round(width * height, digits), "iscrowd": 0, "segmentation": []}
 
 
 # --- one file --------------------------------------------------------------------------------------------

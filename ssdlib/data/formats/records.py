@@ -50,7 +50,7 @@ class LabeledObject(NamedTuple):
 
     name: str
     written: Corners
-    """The box as the file has it."""
+    """The box as the file has it, but always of the upright image."""
     box: Corners | None
     """The box with its corners in order and inside the image; None if nothing is left of it."""
     repairs: tuple[str, ...]
@@ -148,17 +148,14 @@ class LabeledImage:
             return True
         return (width, height) == sides
 
-    def add(self, name: str, corners: Corners, where: str, *, written: Corners | None = None) -> None:
-        """Add an object, its box repaired, and a finding for each repair that names `where` it is written.
-
-        `written` is how the file has the corners, if they were turned.
-        """
+    def add(self, name: str, corners: Corners, where: str) -> None:
+        """Add an object, its box repaired, and a finding for each repair that names `where` it is written."""
         if self.joined and any((o.name, o.written) == (name, corners) for o in self.objects):
             return
         box, repairs = repair_box(corners, self.width, self.height)
         kinds = tuple(kind for kind, _ in repairs)
-        self.objects.append(LabeledObject(name, written or corners, box, kinds))
-        shown = ", ".join(f"{value:g}" for value in written or corners)
+        self.objects.append(LabeledObject(name, corners, box, kinds))
+        shown = ", ".join(f"{value:g}" for value in corners)
         for kind, what in repairs:
             message = f"{where} ({name}) [{shown}]: {what}."
             self.report(kind, "warning", message, f"To mend it for good, edit {self.label_file}.")

@@ -90,4 +90,4 @@ def _turn(image: LabeledImage, folder: LabeledFolder) -> None:
     image.findings = [finding for finding in image.findings if finding.kind not in repairs]
     image.objects = []
     for number, one in enumerate(objects, 1):
-        image.add(one.name, _turned(one.written, image, folder), f"object {number}", written=one.written)
+        image.add(one.name, _turned(one.written, image, folder), f"object {number}")

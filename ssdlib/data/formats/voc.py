@@ -296,8 +296,12 @@ def voc_tree(
     boxes: np.ndarray,
     names: Sequence[str],
     database: str = "Unknown",
+    fractions: bool = False,
 ) -> etree._Element:
-    """The root element of a new annotation, in the layout of BCCD's files. Boxes are (G, 4) xyxy pixels."""
+    """The root element of a new annotation, in the layout of BCCD's files.
+
+    Boxes are (G, 4) xyxy pixels, written as `set_box` does.
+    """
     root = etree.Element("annotation")
     _add(root, "folder", "JPEGImages")
     _add(root, "filename", filename)
@@ -307,24 +311,48 @@ def voc_tree(
         _add(size, tag, value)
     _add(root, "segmented", 0)
     for box, name in zip(np.asarray(boxes, np.float64).reshape(-1, 4), names, strict=True):
-        add_object(root, name, box)
+        add_object(root, name, box, fractions=fractions)
     return root
 
 
-def add_object(root: etree._Element, name: str, box: Sequence[float], pose: str = "Unspecified") -> None:
-    """Append an object with the class `name` and a box of xyxy pixels to an annotation's tree."""
+def add_object(
+    root: etree._Element,
+    name: str,
+    box: Sequence[float],
+    pose: str = "Unspecified",
+    *,
+    fractions: bool = False,
+) -> None:
+    """Append an object with the class `name` and a box of xyxy pixels to an annotation's tree, written as
+    `set_box` does.
+    """
     node = etree.SubElement(root, "object")
     for tag, value in (("name", name), ("pose", pose), ("truncated", 0), ("difficult", 0)):
         _add(node, tag, value)
-    set_box(etree.SubElement(node, "bndbox"), box)
+    set_box(etree.SubElement(node, "bndbox"), box, fractions=fractions)
 
 
-def set_box(corners: etree._Element, box: Sequence[float]) -> None:
-    """Write xyxy pixels into a <bndbox> element."""
-    for tag, value in zip(_CORNERS, map(float, box), strict=True):
+def set_box(corners: etree._Element, box: Sequence[float], *, fractions: bool = False) -> None:
+    """Write xyxy pixels into a <bndbox> element: whole ones, as `whole_box` rounds them, which is all that
+    many readers take, or with `fractions` thousandths."""
+    for tag, value in zip(_CORNERS, map(float, box) if fractions else whole_box(box), strict=True):
         node = corners.find(tag)
         node = etree.SubElement(corners, tag) if node is None else node
-        node.text = str(int(value) if value.is_integer() else round(value, 3))
+        node.text = str(round(value, 3)).removesuffix(".0")
+
+
+def whole_box(box: Sequence[float]) -> tuple[int, int, int, int]:
+    """The box of xyxy pixels, rounded to whole ones. A side that it has keeps at least one of them, and a box
+    that is inside an image stays there."""
+    xmin, ymin, xmax, ymax = map(float, box)
+    (left, right), (top, bottom) = _whole_side(xmin, xmax), _whole_side(ymin, ymax)
+    return left, top, right, bottom
+
+
+def _whole_side(low: float, high: float) -> tuple[int, int]:
+    if low < high and round(low) == round(high):
+        return math.floor(low), math.floor(low) + 1
+    return round(low), round(high)
 
 
 def write_voc(path: str | Path, *, filename: str | None = None, **content: Any) -> None:

@@ -31,7 +31,7 @@ from ssdlib.inference.onnx.export import (
 from ssdlib.inference.onnx.quantization import IMAGES, quantize
 from ssdlib.inference.predictor import ImageDetector
 
-EXPORT_VERSION = 1
+EXPORT_VERSION = 2
 """To be raised when export or quantization changes, so that files cached before are not used."""
 
 

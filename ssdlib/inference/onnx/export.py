@@ -1,6 +1,6 @@
 """The network as an ONNX file, with or without decoding and NMS inside. Needs the extra `onnx`.
 
-https://onnx.ai; opset 18, which ONNX Runtime reads from 1.14 on.
+https://onnx.ai; opset 18 and IR version 8. ONNX Runtime 1.15.0 is the oldest that was seen to run the files.
 """
 
 from __future__ import annotations
@@ -118,11 +118,29 @@ def read_header(model: onnx.ModelProto, path: str | Path = "the model") -> OnnxH
 
 
 def save_onnx(model: onnx.ModelProto, path: str | Path) -> None:
-    """Check a model against ONNX's rules and write it, atomically. Raises SsdError where the disk refuses."""
+    """Check a model against ONNX's rules and write it, atomically, for the oldest runtime that can run it.
+
+    Raises SsdError where the disk refuses.
+    """
     import onnx
 
+    _ask_for_the_least(model)
     onnx.checker.check_model(model, full_check=True)
     write_bytes(path, model.SerializeToString())
+
+
+def _ask_for_the_least(model: onnx.ModelProto) -> None:
+    """State the operator sets that the nodes are from, each once, and the lowest IR version that has them.
+
+    Exporter and quantization state their own, newest ones, which an older runtime refuses.
+    """
+    import onnx
+
+    used = {node.domain for node in model.graph.node}
+    sets = {entry.domain: entry.version for entry in model.opset_import if entry.domain in used}
+    del model.opset_import[:]
+    model.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in sets.items())
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
 
 
 def load_onnx(path: str | Path) -> onnx.ModelProto:

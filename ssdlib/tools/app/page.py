@@ -14,6 +14,7 @@ import gradio as gr
 
 from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import project_root
+from ssdlib.common.tables import CSV_ENCODING
 from ssdlib.data.images import IMAGE_SUFFIXES, list_images, read_image
 from ssdlib.inference.detections import Detector
 from ssdlib.inference.fields import detect_image
@@ -26,7 +27,7 @@ SAVE = Path(__file__).with_name("save.js").read_text(encoding="utf-8")
 """Hands the browser a file from memory; a `gradio.DownloadButton` would serve it from the server's disk."""
 
 SAVES = {
-    "Save CSV": ("cells.csv", "text/csv", lambda session, _: session.to_csv().encode()),
+    "Save CSV": ("cells.csv", "text/csv", lambda session, _: session.to_csv().encode(CSV_ENCODING)),
     "Save JSON": ("cells.json", "application/json", lambda session, _: session.to_json().encode()),
     "Save picture": ("{stem}-cells.jpg", "image/jpeg", Session.picture),
 }

@@ -10,8 +10,6 @@ fewer are labeled than elsewhere, so that each place has a c of its own.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +19,7 @@ import numpy as np
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import new_folder, read_json, write_json, write_text
-from ssdlib.common.tables import Table, number
+from ssdlib.common.tables import CSV_ENCODING, Table, csv_lines, number
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.formats.records import AddedObject
 from ssdlib.data.source import DataSource, open_folder
@@ -313,13 +311,13 @@ def write_copy(
     by_image = grouped(added, "image")
     table = added_csv(source, by_image)
     if (folder / ADDED_FILE).is_file() and (folder / ABOUT_FILE).is_file():
-        same = (folder / ADDED_FILE).read_text(encoding="utf-8") == table
+        same = (folder / ADDED_FILE).read_text(CSV_ENCODING) == table
         if same and read_json(folder / ABOUT_FILE) == about:
             return
     objects = {image_id: [_object(issue) for issue in issues] for image_id, issues in by_image.items()}
     with new_folder(folder) as partial:
         copy_with_added(source, partial, objects)
-        write_text(partial / ADDED_FILE, table)
+        write_text(partial / ADDED_FILE, table, CSV_ENCODING)
         write_json(partial / ABOUT_FILE, about)
 
 
@@ -339,9 +337,7 @@ def added_csv(source: DataSource, by_image: Mapping[str, Sequence[LabelIssue]]) 
         first = len(source.labels.by_id[image_id].objects) + 1
         for k, one in enumerate(issues, first):
             rows.append([image_id, k, one.proposed_class, *one.proposed_box, one.detector_score, one.score])
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
+    return "".join(csv_lines(rows))
 
 
 def completion_table(result: Round) -> Table:

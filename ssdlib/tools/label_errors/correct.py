@@ -47,7 +47,7 @@ def _annotation_tree(sample: Sample) -> etree._Element:
         return read_tree(sample.label_file)
     boxes, names = [label.written for label in sample.objects], [label.name for label in sample.objects]
     size = {"width": sample.width, "height": sample.height}
-    return voc_tree(sample.image_path.name, **size, boxes=boxes, names=names)
+    return voc_tree(sample.image_path.name, **size, boxes=boxes, names=names, fractions=True)
 
 
 def apply_decisions(source: DataSource, decisions: str | Path, out: str | Path) -> dict[str, int]:

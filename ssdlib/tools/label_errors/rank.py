@@ -6,8 +6,6 @@ detection that stays without a partner, or a pair that disagrees, is an issue.
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -16,7 +14,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.tables import Table
+from ssdlib.common.tables import Table, csv_lines
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats.records import Corners, LabeledObject
 from ssdlib.evaluation.matching import iou_matrix, match
@@ -292,9 +290,7 @@ def issues_csv(issues: Iterable[LabelIssue]) -> str:
     for issue in issues:
         boxes = [*issue.box, *(issue.proposed_box or [None] * 4)]
         rows.append([*(getattr(issue, name) for name in plain), issue.action, *boxes, issue.evidence])
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()
+    return "".join(csv_lines(rows))
 
 
 def count_table(issues: Iterable[LabelIssue]) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ssdlib.common.files import write_text
+from ssdlib.common.tables import CSV_ENCODING
 from ssdlib.data.source import DataSource
 from ssdlib.tools.label_errors.correct import write_overlay
 from ssdlib.tools.label_errors.folds import FoldSettings, out_of_fold, read_predictions
@@ -42,7 +43,7 @@ def search(
     issues = find_label_issues(dataset, found, cuts)
     # Decisions first: if they belong to other data, nothing else is overwritten.
     write_decisions(out / DECISIONS_FILE, source, issues)
-    write_text(out / CSV_FILE, issues_csv(issues))
+    write_text(out / CSV_FILE, issues_csv(issues), CSV_ENCODING)
     write_overlay(issues, dataset, out / "overlay")
     title = f"Possible label errors in {len(dataset)} images"
     write_page(issues, dataset, out / PAGE_FILE, title=title, notice=source.notice)
