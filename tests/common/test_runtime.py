@@ -80,6 +80,8 @@ def test_unknown_precisions(precision):
 def test_auto_takes_a_cuda_gpu_and_never_mps(machine, cuda, mps, expected):
     machine(cuda=cuda, mps=mps)
     assert choose_device() == choose_device("auto") == torch.device(expected)
+    if mps:
+        assert choose_device("mps") == torch.device("mps")
     assert choose_device(torch.device("cpu")) == choose_device("cpu") == torch.device("cpu")
 
 
