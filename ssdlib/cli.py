@@ -151,10 +151,7 @@ def train(
         bool, typer.Option("--resume", help="Go on where the run stopped; begin where it has not.")
     ] = False,
     restart: Annotated[
-        bool,
-        typer.Option(
-            "--restart", help="Begin anew in the place of a run that is there, with the settings given now."
-        ),
+        bool, typer.Option("--restart", help="Begin anew in the place of a run that is there.")
     ] = False,
     settings: Settings = None,
     force: Force = False,
@@ -201,11 +198,11 @@ def train(
         save=False,
         progress=main,
     )
-    how = {
-        "resume": True if resume else False if restart else None,
-        "workers": "auto" if workers is None else workers,
-    }
-    history = opened.train(**how, device=device)
+    history = opened.train(
+        resume=resume or (False if restart else None),
+        device=device,
+        workers="auto" if workers is None else workers,
+    )
     leave()
     if not main:
         return
