@@ -79,13 +79,14 @@ class RunFolder:
         # The network must have the classes of the data, whatever the profile was written for.
         model = resolved.recipe.model.replace(class_names=tuple(source.class_names))
         resolved = resolved.replace(recipe=resolved.recipe.replace(model=model))
-        file = resolved.recipe.initial_file
-        start = files.sha256_of(file) if file is not None and file.is_file() else None
-        if stored is not None and not force and (not given or _began_from(stored, file, start)):
+        file, start = resolved.recipe.initial_file, None
+        if stored is not None and not given and not force:
             start = stored.get("initial_weights_sha256")
-            begun = (
-                stored["profile"]["recipe"]["initial_weights"] if given else resolved.recipe.initial_weights
-            )
+        elif file is not None and file.is_file():
+            start = files.sha256_of(file)
+        if stored is not None and given and not force and _began_from(stored, file, start):
+            start = stored.get("initial_weights_sha256")
+            begun = stored["profile"]["recipe"]["initial_weights"]  # it may have been moved
             resolved = resolved.replace(recipe=resolved.recipe.replace(initial_weights=begun))
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         config = {
@@ -254,7 +255,8 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
 def _began_from(stored: Mapping[str, Any], file: Path | None, start: str | None) -> bool:
     """Whether the run with this configuration began from the weights in `file`, whose SHA-256 is `start`.
 
-    The sum decides, so that the file may have been moved; where the file is gone, its name."""
+    The sum decides, so that the file may have been moved; where the file is gone, its name.
+    """
     before = (((stored.get("profile") or {}).get("recipe")) or {}).get("initial_weights", "")
     if file is None or before in NAMED_WEIGHTS:
         return False

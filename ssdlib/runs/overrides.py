@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,5 +108,5 @@ def kept_start(init: str, folder: Path) -> dict[str, Any] | None:
     if not has_state(folder / "checkpoints") or not (folder / "config.json").is_file():
         return None
     overrides = files.read_json(folder / "config.json").get("overrides", {})
-    parts = re.split(r"[\\/]", overrides.get("recipe.initial_weights", ""))
-    return overrides if Path(init).name in parts else None
+    begun = Path(overrides.get("recipe.initial_weights", ""))
+    return overrides if Path(init).name in begun.parts else None

@@ -127,7 +127,7 @@ def alone(run_dir: Path) -> Iterator[None]:
 
 def _lock(path: Path) -> int:
     """A descriptor of the file, which is locked by it and says by whom."""
-    while True:
+    for _ in range(100):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if os.name == "nt":
@@ -142,10 +142,12 @@ def _lock(path: Path) -> int:
                     f"{path.parent} is being trained by {_holder(path)}. Wait for it, stop it, or train "
                     "into another run (--run NAME)."
                 ) from None
-        with suppress(OSError):  # another process may have removed it before it was locked
+        with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
-        os.close(descriptor)
+        os.close(descriptor)  # another process removed the file before it was locked here
+    else:
+        raise OSError(errno.EAGAIN, "it changes all the time")
     about = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
     with suppress(OSError):  # a full disk: locked it is all the same
         os.ftruncate(descriptor, 0)
@@ -240,8 +242,8 @@ def network_config(folder: Path) -> ModelConfig | None:
         with suppress(Exception):
             content = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
             return ModelConfig.from_dict(content["state"]["config"])
-    if has_state(folder) and (folder / BEST).is_file():  # states of former versions do not tell it
-        return ModelConfig.from_dict(read_metadata(folder / BEST)["config"])
+    with suppress(CheckpointError):  # states of former versions do not tell it
+        return ModelConfig.from_dict(read_metadata(folder / BEST)["config"]) if has_state(folder) else None
     return None
 
 

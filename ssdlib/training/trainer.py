@@ -260,6 +260,10 @@ class Trainer:
         if resume:
             self._resume()
         self._check_agreement()
+        if self.epoch >= self.recipe.epochs:
+            if self._is_main:
+                on_begin()
+            return self.history
         for data in (self.train_data, self.val_data):
             if data is not None:  # val too: a damaged image is named now, not after the first epochs
                 data.preload(progress=self.progress and self._is_main)
@@ -478,9 +482,7 @@ class Trainer:
         recipe, key = Recipe.from_dict(saved["recipe"]).to_dict(), checkpoints.WEIGHTS_SUM
         # Former versions wrote the file's path, and no sum.
         recipe["initial_weights"] = Path(recipe["initial_weights"]).name
-        if (
-            saved.get(key) is None or self.initial_sum is None
-        ):  # one of them, or both, cannot be known any more
+        if saved.get(key) is None or self.initial_sum is None:  # it cannot be known any more
             self.initial_sum = self.initial_sum or saved.get(key)
         elif saved[key] == self.initial_sum:  # the same file, whatever it is called now
             recipe["initial_weights"] = Path(self.recipe.initial_weights).name

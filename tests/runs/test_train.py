@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from ssdlib.__main__ import main
-from ssdlib.config import ModelConfig
+from ssdlib.config import NAMED_WEIGHTS, ModelConfig
 from ssdlib.data.smears import write_dataset
-from ssdlib.detector.model_file import load_model, save_model
+from ssdlib.detector.model_file import SHIPPED_NAMES, load_model, save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.training import checkpoints
 from ssdlib.training.trainer import Trainer
@@ -68,7 +68,7 @@ def contents(folder):
     return {
         path.relative_to(folder): hashlib.sha256(path.read_bytes()).digest()
         for path in folder.rglob("*")
-        if path.is_file() and path.parent.name != "events"
+        if path.is_file()
     }
 
 
@@ -226,3 +226,7 @@ def test_a_second_training_of_a_run_is_refused_before_it_changes_anything(train,
         said = train(run, f"{SCRATCH} --restart --set recipe.epochs=1", code=1)
         assert f"{run} is being trained by process" in said and "--run NAME" in said
         assert contents(run) == before
+
+
+def test_weights_with_a_name_are_no_files():
+    assert set(NAMED_WEIGHTS) == {"scratch", "imagenet", "coco", *SHIPPED_NAMES}
