@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -397,6 +399,7 @@ class Trainer:
             return nullcontext()
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+        _say_full_disks_once()
         # purge_step hides what an interrupted run logged beyond the state it resumed from.
         return SummaryWriter(self.run_dir / "events", purge_step=self.epoch + 1)
 
@@ -548,6 +551,19 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self._is_main:
             print(message, file=sys.stderr)
+
+
+@cache
+def _say_full_disks_once() -> None:
+    """Keep TensorBoard's thread from printing a traceback of an error that it hands over to ours anyway."""
+    hook = threading.excepthook
+
+    def once(failure: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and issubclass(failure.exc_type, OSError)):
+            hook(failure)
+
+    threading.excepthook = once
 
 
 def _check_data(model: SSD300, train_data: DetectionDataset, val_data: DetectionDataset | None) -> None:
