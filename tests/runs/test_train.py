@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ssdlib.__main__ import main
+from ssdlib.common.errors import DataError
 from ssdlib.config import NAMED_WEIGHTS, ModelConfig
 from ssdlib.data.smears import write_dataset
 from ssdlib.detector.model_file import SHIPPED_NAMES, load_model, save_model
@@ -226,6 +227,15 @@ def test_a_second_training_of_a_run_is_refused_before_it_changes_anything(train,
         said = train(run, f"{SCRATCH} --restart --set recipe.epochs=1", code=1)
         assert f"{run} is being trained by process" in said and "--run NAME" in said
         assert contents(run) == before
+
+
+@pytest.mark.parametrize(("more", "workers"), [("", "auto"), (" --workers 0", 0), (" --workers 2", 2)])
+def test_workers_are_as_many_as_asked_for(train, tmp_path, monkeypatch, more, workers):
+    def stop(*_, **options):
+        raise DataError(f"asked for {options['workers']!r}")
+
+    monkeypatch.setattr("ssdlib.training.trainer.make_loader", stop)
+    assert f"asked for {workers!r}" in train(tmp_path / "run", SCRATCH + more, code=1)
 
 
 def test_weights_with_a_name_are_no_files():
