@@ -57,7 +57,9 @@ WEIGHTS_HELP = (
     "official figures."
 )
 Weights = Annotated[str, typer.Option(help=WEIGHTS_HELP)]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Device = Annotated[
+    str, typer.Option(help="auto (a CUDA GPU where there is one, else the CPU), cpu, cuda, cuda:N or mps.")
+]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Engine = Annotated[
     str, typer.Option(help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use).")
@@ -151,29 +153,62 @@ def train(
             "data's classes. Default: what the profile says."
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where the run stopped; begin where it has not.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew in the place of a run that is there.")
+    ] = False,
     settings: Settings = None,
     force: Force = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that prepare batches. Default: by cores and shared memory.", min=0),
+    ] = None,
     device: Device = "auto",
 ) -> None:
-    """Train without the notebooks. Several GPUs: accelerate launch --multi_gpu --num_processes 2 -m ssdlib
-    train --run NAME ..."""
+    """Train without the notebooks. A run that is there is never overwritten unasked.
+
+    A run keeps its settings: for more epochs begin another from its weights (--init). Several GPUs:
+    accelerate launch --multi_gpu --num_processes 2 -m ssdlib train --run NAME ..."""
     from ssdlib.common.distributed import launched_as, leave
-    from ssdlib.common.errors import ConfigError
+    from ssdlib.common.errors import CheckpointError, ConfigError
     from ssdlib.runs.folder import RunFolder
     from ssdlib.runs.lookup import run_folder
+    from ssdlib.runs.overrides import kept_start
+    from ssdlib.training.checkpoints import refuse_overwriting
 
     rank, processes = launched_as()
     if not run and processes > 1:
         raise ConfigError("with several processes give the run a name: --run NAME")
+    if resume and restart:
+        raise ConfigError("--resume goes on with a run, --restart begins it anew: give one of them")
     folder, main = run_folder(run, profile=profile, data=data), rank == 0
+    if not (resume or restart):
+        refuse_overwriting(folder / "checkpoints")
     overrides = _overrides(settings)
     if init is not None:
-        overrides = {**_init(init, profile, data, say=main), **(overrides or {})}
+        try:
+            start = _init(init, profile, data, say=main)
+        except CheckpointError:
+            start = kept_start(init, folder) if resume else None
+            if start is None:
+                raise
+        overrides = {**start, **(overrides or {})}
     opened = RunFolder.open(
-        folder, profile=profile, data=data, overrides=overrides, force=force, progress=main
+        folder,
+        profile=profile,
+        data=data,
+        overrides=overrides,
+        force=force or restart,
+        save=False,
+        progress=main,
     )
-    history = opened.train(resume=resume, device=device)
+    history = opened.train(
+        resume=resume or (False if restart else None),
+        device=device,
+        workers="auto" if workers is None else workers,
+    )
     leave()
     if not main:
         return

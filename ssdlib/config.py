@@ -10,6 +10,7 @@ import dataclasses
 import json
 import typing
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -30,6 +31,9 @@ BCCD_CLASSES = ("WBC", "RBC", "Platelets")
 
 DEFAULT_THRESHOLD = 0.5
 """The score from which a detection counts as a cell, unless weights or user say otherwise."""
+
+NAMED_WEIGHTS = ("scratch", "imagenet", "coco", "shipped", "blood", "bccd")
+"""What initial weights may be called; anything else is a file."""
 
 Background = Literal["hard", "ignore_confident"]
 BACKGROUNDS: tuple[str, ...] = typing.get_args(Background)
@@ -313,6 +317,11 @@ class Recipe(Settings):
     """Epochs between evaluations on val (the last epoch is always evaluated)."""
     checkpoint_every: PositiveInt = 1
     """Epochs between saved training states."""
+
+    @property
+    def initial_file(self) -> Path | None:
+        """The file that the initial weights are, which need not be there; None for those with a name."""
+        return None if self.initial_weights in NAMED_WEIGHTS else Path(self.initial_weights)
 
     def background_at(self, step: int, steps: int) -> str:
         """`background` at a step, from 0, of a training of `steps`: "hard" until `ignore_after` of it."""

@@ -251,7 +251,7 @@ def test_a_full_disk_in_training_keeps_what_was_written(ssdlib, smears_root, tmp
     before = contents(tmp_path / "run")
     assert "checkpoints/best.safetensors" in before
     with full_disk(100_000):
-        text, code = ssdlib(TRAIN, smears_root)
+        text, code = ssdlib(TRAIN + " --restart", smears_root)
     assert code == 1 and "cannot write" in text and "best.safetensors" in text and "Free some space" in text
     assert contents(tmp_path / "run") == before
 

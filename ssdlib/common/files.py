@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -16,6 +17,19 @@ from uuid import uuid4
 from ssdlib.common.errors import DataError, SsdError
 
 
+class _Remembering(io.FileIO):
+    """A file that keeps the first error of its writes: some libraries raise one of their own instead."""
+
+    refused: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refused = self.refused or error
+            raise
+
+
 @contextmanager
 def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path`, open for binary writing, which is renamed to `path` on success.
@@ -25,16 +39,21 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     the remedy, where the operating system refuses.
     """
     path = Path(path)
-    temporary = _beside(path, "tmp")
+    temporary, raw = _beside(path, "tmp"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("xb") as stream:
+        raw = _Remembering(temporary, "xb")
+        with io.BufferedWriter(raw) as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
         raise _refused(path, error) from error
+    except Exception as error:
+        if raw is None or raw.refused is None:
+            raise
+        raise _refused(path, raw.refused) from error
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -29,13 +29,15 @@ PACKAGES = (
 
 
 def choose_device(device: str | torch.device = "auto") -> torch.device:
-    """The device of that name; `auto` is a CUDA GPU where there is one, else Apple's MPS, else the CPU.
+    """The device of that name; `auto` is a CUDA GPU where there is one, else the CPU.
 
     Raises ConfigError for a name that is no device, or a device that this machine lacks.
     """
     here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if here[name]))
+        # Not MPS, which must be asked for: with versions of PyTorch that are accepted here the backward pass
+        # of BatchNorm in channels_last is silently wrong there (pytorch/pytorch#175189) or fails (#188371).
+        return torch.device("cuda" if here["cuda"] else "cpu")
     try:
         chosen = torch.device(device)
     except RuntimeError as error:

@@ -6,8 +6,13 @@ What augmentation draws for a sample depends on (seed, epoch, index) alone, and 
 
 from __future__ import annotations
 
+import math
+import os
 import random
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +20,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ssdlib.common.distributed import launched_as
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import available_cores
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, list[Target]]
+
+
+SHARED_MEMORY = Path("/dev/shm")
+"""Where Linux keeps the memory through which workers hand over their batches; Docker's default is 64 MB."""
+
+PREFETCH = 4
+"""Batches that each worker prepares ahead."""
+
+_IMAGE_BYTES = 3 * 300 * 300 + 2 * 4096
+"""Of a sample in shared memory: the image as the network takes it, and a page each for boxes and labels."""
 
 
 def seed_for(*keys: int) -> int:
@@ -115,12 +131,31 @@ def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
     return images, targets
 
 
-def choose_workers(workers: int | str = "auto") -> int:
-    """Worker processes that prepare batches; "auto" is none where the network needs all (<= 4) cores."""
-    if workers != "auto":
-        return int(workers)
+def choose_workers(workers: int | str = "auto", images: int = 0) -> int:
+    """The number of worker processes that prepare batches of `images`.
+
+    "auto" is none where the network needs all (<= 4) cores. They are never more than shared memory has room
+    for: a worker that finds none left makes the training wait for good. Half of what is free is used; fewer
+    workers than wanted are said on stderr.
+    """
     cores = available_cores()
-    return 0 if cores <= 4 else min(8, cores - 2)
+    wanted = int(workers) if workers != "auto" else 0 if cores <= 4 else min(8, cores - 2)
+    try:
+        free = shutil.disk_usage(SHARED_MEMORY).free
+    except OSError:  # not Linux
+        return wanted
+    room, batch = free / 2 / int(os.environ.get("LOCAL_WORLD_SIZE", "1")), images * _IMAGE_BYTES
+    # Three more batches are with the process that trains: one in use, two on their way.
+    if batch * (PREFETCH * wanted + 3) <= room:
+        return wanted
+    fitting = int(max(room / batch - 3, 0) / PREFETCH)
+    if fitting < wanted and launched_as()[0] == 0:
+        print(
+            f"{SHARED_MEMORY} has only {free / 1e6:.0f} MB free: {fitting} loader workers are used, not "
+            f"{wanted}. A container gets more by --shm-size=1g (or --ipc=host).",
+            file=sys.stderr,
+        )
+    return min(fitting, wanted)
 
 
 def make_loader(
@@ -130,9 +165,10 @@ def make_loader(
 
     The same arguments give the same batches, bit for bit, for any number of workers. `set_epoch` moves on.
     `order` is what `EpochBatches` takes: shuffle, and for some uses drop_last, process and processes.
+    `workers` is a number or "auto", see `choose_workers`.
     """
     batches = EpochBatches(len(dataset), batch_size, seed=seed, **order)
-    count = choose_workers(workers)
+    count = choose_workers(workers, math.ceil(min(batch_size, len(dataset)) / batches.processes))
     return DataLoader(
         SeededDataset(dataset, seed),
         batch_sampler=batches,
@@ -140,7 +176,7 @@ def make_loader(
         collate_fn=collate,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=count > 0,
-        prefetch_factor=4 if count else None,
+        prefetch_factor=PREFETCH if count else None,
     )
 
 

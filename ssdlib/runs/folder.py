@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, StageError
-from ssdlib.config import Profile, differences, find_profile
+from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
 
@@ -40,6 +40,8 @@ class RunFolder:
     profile: Profile
     source: DataSource
     config: dict[str, Any]
+    saved: bool = True
+    """Whether config.json holds `config`; if not, `train` writes it."""
 
     @classmethod
     def open(
@@ -50,6 +52,7 @@ class RunFolder:
         data: str = "auto",
         overrides: Mapping[str, Any] | None = None,
         force: bool = False,
+        save: bool = True,
         progress: bool = True,
     ) -> RunFolder:
         """The run at `path`, created if it is not there yet; `ssdlib.runs.lookup.locate` resolves the path.
@@ -57,7 +60,8 @@ class RunFolder:
         `overrides` change single settings of the profile by dotted name, such as {"recipe.epochs": 3,
         "train_images": 8}; None keeps those that the run was made with. A run already made with other
         settings or other data raises ConfigError that lists what differs, unless `force`, which makes
-        the new settings the run's own (its checkpoints stay).
+        the new settings the run's own (its checkpoints stay). Without `save` nothing is written until
+        `train` begins, and so nothing where it refuses to.
         """
         from ssdlib.data import source as bccd
 
@@ -67,42 +71,54 @@ class RunFolder:
         stored = files.read_json(config_file, hint=hint) if config_file.exists() else None
         if stored is not None and not isinstance(stored, dict):
             raise ConfigError(f"{config_file} is not a run's configuration. {hint}")
-        if overrides is None:
+        given = overrides is not None
+        if not given:
             overrides = (stored or {}).get("overrides", {})
         source = bccd.resolve(str(data), progress=progress)
         resolved = apply_overrides(find_profile(profile), overrides)
         # The network must have the classes of the data, whatever the profile was written for.
         model = resolved.recipe.model.replace(class_names=tuple(source.class_names))
         resolved = resolved.replace(recipe=resolved.recipe.replace(model=model))
+        file, start = resolved.recipe.initial_file, None
+        if stored is not None and not given and not force:
+            start = stored.get("initial_weights_sha256")
+        elif file is not None and file.is_file():
+            start = files.sha256_of(file)
+        if stored is not None and given and not force and _began_from(stored, file, start):
+            start = stored.get("initial_weights_sha256")
+            begun = stored["profile"]["recipe"]["initial_weights"]  # it may have been moved
+            resolved = resolved.replace(recipe=resolved.recipe.replace(initial_weights=begun))
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
         config = {
             "format": CONFIG_FORMAT,
             "profile": resolved.to_dict(),
             "overrides": dict(overrides),
             "data": {"request": str(data), **source.describe()},
+            "initial_weights_sha256": start,
+            "created": (stored or {}).get("created", now),
+            "changed": now,
         }
-        if stored is None or force:
-            run = cls(folder, resolved, source, config)
-            run._write_config(previous=stored)
-            return run
-        changes = differences(_identity(stored), _identity(config))
-        if changes:
+        changes = differences(_identity(stored), _identity(config)) if stored is not None else []
+        if stored is not None and not changes:
+            return cls(folder, resolved, source, stored)
+        if stored is not None and not force:
             listed = "\n  ".join(changes)
             raise ConfigError(
-                f"the run {folder} was made with other settings:\n  {listed}\n"
-                "Choose another run name, or give --force (force=True) to take the new settings."
+                f"the run {folder} was made with other settings:\n  {listed}\n{_ways_on(folder, changes)}"
             )
-        return cls(folder, resolved, source, stored)
+        run = cls(folder, resolved, source, config, saved=False)
+        if save:
+            run._save_config()
+        return run
 
-    def _write_config(self, previous: dict[str, Any] | None) -> None:
+    def _save_config(self) -> None:
         from ssdlib.common.runtime import environment
 
-        now = datetime.now().astimezone().isoformat(timespec="seconds")
-        self.config["created"] = (previous or {}).get("created", now)
-        self.config["changed"] = now
-        files.write_json(self.path / "config.json", self.config)
-        files.write_json(
-            self.path / "environment.json", {**environment(), "data_fingerprint": self.source.fingerprint}
-        )
+        if not self.saved:
+            files.write_json(self.path / "config.json", self.config)
+            facts = {**environment(), "data_fingerprint": self.source.fingerprint}
+            files.write_json(self.path / "environment.json", facts)
+            self.saved = True
 
     @property
     def name(self) -> str:
@@ -130,19 +146,26 @@ class RunFolder:
         return self.source.dataset(split, limit=limit, transform=transform)
 
     def train(
-        self, *, resume: bool = False, device: str = "auto", workers: Any = "auto", on_epoch: Any = None
+        self, *, resume: bool | None = None, device: str = "auto", workers: Any = "auto", on_epoch: Any = None
     ) -> History:
-        """Train this run's recipe on its data; checkpoints, history and events land in the folder."""
+        """Train this run's recipe on its data; checkpoints, history and events land in the folder.
+
+        `resume`, `on_epoch` and what is raised: see `ssdlib.training.trainer.Trainer.fit`; `workers`: see
+        `ssdlib.data.loaders.choose_workers`. A training that goes on needs its initial weights no more.
+        """
         from ssdlib.config import BCCD_CLASSES
         from ssdlib.data.source import extra_smears
+        from ssdlib.detector.model import SSD300
         from ssdlib.detector.weights import build_model
+        from ssdlib.training.checkpoints import network_config
         from ssdlib.training.trainer import Trainer
         from ssdlib.training.views import use_for
 
         recipe, data = self.profile.recipe, self.dataset("train")
         use = use_for(data, recipe.model.use)
         recipe = recipe.replace(model=recipe.model.replace(use=use))
-        model = build_model(recipe.model, recipe.initial_weights, seed=self.seed)
+        begun = network_config(self.path / "checkpoints") if resume else None
+        model = SSD300(begun) if begun else build_model(recipe.model, recipe.initial_weights, self.seed)
         if recipe.smears and data.class_names == BCCD_CLASSES:
             data = data.joined(extra_smears(recipe.smears))
         trainer = Trainer(
@@ -156,8 +179,9 @@ class RunFolder:
             device=device,
             seed=self.seed,
             workers=workers,
+            initial_sum=self.config.get("initial_weights_sha256"),
         )
-        return trainer.fit(resume=resume, on_epoch=on_epoch)
+        return trainer.fit(resume=resume, on_epoch=on_epoch, on_begin=self._save_config)
 
     def ensure_trained(self) -> Path:
         """The best checkpoint, trained on the spot if need be under the profile smoke.
@@ -172,7 +196,7 @@ class RunFolder:
                 raise
         # All on stderr, so that a notebook prints the same whether it had to train or not.
         print(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
-        self.train(on_epoch=lambda record: print(record, file=sys.stderr))
+        self.train(resume=True, on_epoch=lambda record: print(record, file=sys.stderr))
         return self.best_checkpoint
 
     def metrics(self) -> dict[str, Any]:
@@ -223,7 +247,33 @@ class RunFolder:
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in two runs of one folder: settings and data, not the time or the data's path."""
     fingerprint = (config.get("data") or {}).get("fingerprint")
-    return {**(config.get("profile") or {}), "data fingerprint": fingerprint}
+    start = config.get("initial_weights_sha256")
+    known = {"data fingerprint": fingerprint, "initial weights SHA-256": start}
+    return {**(config.get("profile") or {}), **known}
+
+
+def _began_from(stored: Mapping[str, Any], file: Path | None, start: str | None) -> bool:
+    """Whether the run with this configuration began from the weights in `file`, whose SHA-256 is `start`.
+
+    The sum decides, so that the file may have been moved; where the file is gone, its name.
+    """
+    before = (((stored.get("profile") or {}).get("recipe")) or {}).get("initial_weights", "")
+    if file is None or before in NAMED_WEIGHTS:
+        return False
+    if start is None:
+        return file.name == Path(before).name
+    return start == stored.get("initial_weights_sha256", start if str(file) == before else None)
+
+
+def _ways_on(folder: Path, changes: list[str]) -> str:
+    """What to do about a run that was made with other settings."""
+    trained = [one for one in changes if not one.startswith(("name ", "precision ", "test_images "))]
+    if trained and (folder / "checkpoints").is_dir():
+        from ssdlib.training import checkpoints
+
+        if checkpoints.has_state(folder / "checkpoints"):
+            return f"A training keeps its settings. {checkpoints.other_settings(trained)}"
+    return "Choose another run name, or give --force (force=True) to take the new settings."
 
 
 def read_stages(folder: Path) -> list[dict[str, Any]]:

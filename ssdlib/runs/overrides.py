@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from ssdlib.common import files
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Profile, find_profile, flatten
 from ssdlib.runs.lookup import find_weights
@@ -94,3 +96,17 @@ def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple
         return settings, f"all of the network is kept: {path} knows {names}"
     said = "; ".join(f"{what} {', '.join(those)}" for what, those in heads.items() if those)
     return settings, f"class heads remade: {said}"
+
+
+def kept_start(init: str, folder: Path) -> dict[str, Any] | None:
+    """The overrides of a run that began from the weights `init`, which are no longer there.
+
+    None where `folder` holds no such run that could go on: it needs them only to begin.
+    """
+    from ssdlib.training.checkpoints import has_state
+
+    if not has_state(folder / "checkpoints") or not (folder / "config.json").is_file():
+        return None
+    overrides = files.read_json(folder / "config.json").get("overrides", {})
+    begun = Path(overrides.get("recipe.initial_weights", ""))
+    return overrides if Path(init).name in begun.parts else None

@@ -5,22 +5,36 @@ A run's checkpoints folder holds
 - `best.safetensors`: the weights that did best on val, with everything needed to use them;
 - `epoch-XXX.safetensors`: the weights every few epochs;
 - `last.pt`, `previous.pt`: the two newest training states, from which a run goes on exactly.
+
+While a process trains it holds a lock on `training.lock` beside that folder.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import json
+import os
 import pickle
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ssdlib.common.errors import CheckpointError
+from ssdlib.common.errors import CheckpointError, TrainingError
 from ssdlib.common.files import write_with
-from ssdlib.config import differences
+from ssdlib.config import ModelConfig, differences
+from ssdlib.detector.model_file import read_metadata
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
 
 BEST = "best.safetensors"
 LAST = "last.pt"
@@ -28,7 +42,17 @@ PREVIOUS = "previous.pt"
 NEXT = "next.pt"
 """A whole new state that has not yet taken the place of `last.pt`; seen only after a kill between the two."""
 
+LOCK = "training.lock"
+
 FORMAT = "ssdlib-training-2"
+
+WEIGHTS_SUM = "initial weights SHA-256"
+"""The part of a run's identity that tells which file the training began from, wherever that lies now."""
+
+TRAIN_MORE = (
+    "A training cannot be made longer, because its learning rate falls over all its epochs: to train more, "
+    "begin a new run from its weights (train --init RUN --run NEW --set recipe.epochs=N)."
+)
 
 
 def digest(state: Any) -> str:
@@ -59,14 +83,99 @@ def _feed(total: Any, value: Any) -> None:
 def save_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `state` as `last.pt` of `folder`; the one before is kept as `previous.pt`.
 
-    A kill at any moment leaves at least one whole state. Raises SsdError where the disk refuses; what was
-    there before then stays.
+    A kill at any moment leaves at least one whole state. Raises SsdError where the disk refuses, and what was
+    there before then stays; TrainingError where another process saves there, too.
     """
     content = {"format": FORMAT, "sha256": digest(state), "state": dict(state)}
     write_with(folder / NEXT, lambda stream: torch.save(content, stream))
-    if (folder / LAST).exists():
-        (folder / LAST).replace(folder / PREVIOUS)
-    (folder / NEXT).replace(folder / LAST)
+    try:
+        with suppress(FileNotFoundError):  # the first
+            (folder / LAST).replace(folder / PREVIOUS)
+        (folder / NEXT).replace(folder / LAST)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot rename {folder / NEXT} to {LAST} ({error.strerror}): does another process train into "
+            "this folder, too? Give each a run of its own (--run NAME); the states that are there are whole."
+        ) from error
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """While open, no other process can open it for the same run folder.
+
+    The lock is the operating system's: it ends with the process, however that ends, and does not travel with
+    a copy of the folder. Raises TrainingError that names the process that has it. Some network file systems
+    know no locks: there it hinders nobody.
+    """
+    path = run_dir / LOCK
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(path)
+    except OSError as error:
+        raise TrainingError(
+            f"cannot write {path}: {error.strerror}. Free some space or choose another folder."
+        ) from error
+    _held.add(descriptor)
+    try:
+        yield
+    finally:
+        _held.discard(descriptor)
+        with suppress(OSError):  # Windows removes no file that is open
+            path.unlink()
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """A descriptor of the file, which is locked by it and says by whom."""
+    for _ in range(100):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if os.name == "nt":
+                os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # nobody may read the bytes that are locked
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            else:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                os.close(descriptor)
+                raise TrainingError(
+                    f"{path.parent} is being trained by {_holder(path)}. Wait for it, stop it, or train "
+                    "into another run (--run NAME)."
+                ) from None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)  # another process removed the file before it was locked here
+    else:
+        raise OSError(errno.EAGAIN, "it changes all the time")
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+    with suppress(OSError):  # a full disk: locked it is all the same
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, json.dumps(about).encode())
+    return descriptor
+
+
+def _holder(path: Path) -> str:
+    """The process that has locked the file, in words."""
+    try:
+        return "process {pid} on {host} since {since}".format(**json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+_held: set[int] = set()
+
+
+def _leave_to_parent() -> None:
+    # A forked process, such as a loader's worker, shares the lock and may outlive the one that trains.
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -111,9 +220,36 @@ def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
     return None, complaints
 
 
+def has_state(folder: Path) -> bool:
+    """Whether there is a training state in `folder`, sound or not."""
+    return any((folder / name).exists() for name in (NEXT, LAST, PREVIOUS))
+
+
+def refuse_overwriting(folder: Path) -> None:
+    """Raise CheckpointError, naming the ways on, if `folder` holds anything of a training."""
+    if has_state(folder) or next(folder.glob("*.safetensors"), None):
+        raise CheckpointError(
+            f"{folder.parent} holds a training already, which beginning anew would overwrite: go on with it "
+            "(--resume; resume=True), name another run (--run NAME), or begin anew in its place (--restart; "
+            "resume=False)."
+        )
+
+
+def network_config(folder: Path) -> ModelConfig | None:
+    """The configuration of the network whose training can go on in `folder`; None where there is none."""
+    for name in (NEXT, LAST, PREVIOUS):
+        # A damaged state is complained of where it is read as a whole.
+        with suppress(Exception):
+            content = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
+            return ModelConfig.from_dict(content["state"]["config"])
+    with suppress(CheckpointError):  # states of former versions do not tell it
+        return ModelConfig.from_dict(read_metadata(folder / BEST)["config"]) if has_state(folder) else None
+    return None
+
+
 def describe(folder: Path) -> str:
     """One sentence that says from what a run can go on."""
-    if any((folder / name).exists() for name in (NEXT, LAST, PREVIOUS)):
+    if has_state(folder):
         return f"Its last saved state is in {folder}: resume (--resume) and it goes on from there."
     return f"No state had been saved in {folder} yet: start again."
 
@@ -123,5 +259,14 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
     if differing := differences(saved, current):
         raise CheckpointError(
             f"cannot resume a run that was started differently: {'; '.join(differing)}. "
-            "Use the settings it was started with, or start anew in another run folder."
+            f"{other_settings(differing)}"
         )
+
+
+def other_settings(differing: Iterable[str]) -> str:
+    """What can be done where a training began with other settings, which differ as these words say."""
+    ways = (
+        "Use the settings it was started with, choose another run name (--run NAME), or begin anew in its "
+        "place with the new ones (train --restart)."
+    )
+    return f"{ways} {TRAIN_MORE}" if any(one.startswith("recipe.epochs ") for one in differing) else ways

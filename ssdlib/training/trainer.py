@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from ssdlib.common.distributed import (
     synchronize_batch_norm,
 )
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
-from ssdlib.common.files import write_json
+from ssdlib.common.files import sha256_of, write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
@@ -104,6 +106,8 @@ class Trainer:
 
     data_description: what `DataSource.describe()` says; its fingerprint ties the checkpoints to the data.
     snapshot_every: epochs between weights that are kept beside the best.
+    initial_sum: SHA-256 of the file that the recipe's initial weights are, if they are one; by default, and
+        where the file is there, it is computed.
     """
 
     def __init__(
@@ -120,6 +124,7 @@ class Trainer:
         workers: int | str = "auto",
         data_description: dict[str, Any] | None = None,
         snapshot_every: int = 10,
+        initial_sum: str | None = None,
         progress: bool = True,
     ) -> None:
         _check_data(model, train_data, val_data)
@@ -133,6 +138,9 @@ class Trainer:
         self.run_dir = Path(run_dir)
         self.checkpoints = self.run_dir / "checkpoints"
         self.snapshot_every = snapshot_every
+        if initial_sum is None and (file := recipe.initial_file) is not None and file.is_file():
+            initial_sum = sha256_of(file)
+        self.initial_sum = initial_sum
         self.data_description = data_description or {}
         self.precision = choose_precision(precision, device)
         if device.type == "cpu":
@@ -209,17 +217,27 @@ class Trainer:
                 self._save_if_due()
         self.watch.read()
 
-    def fit(self, *, resume: bool = False, on_epoch: Callable[[EpochRecord], None] | None = None) -> History:
+    def fit(
+        self,
+        *,
+        resume: bool | None = None,
+        on_epoch: Callable[[EpochRecord], None] | None = None,
+        on_begin: Callable[[], None] = lambda: None,
+    ) -> History:
         """Train to the recipe's last epoch and return the history.
 
-        resume: go on from the newest sound state in `run_dir`, or begin where there is none.
+        resume: True goes on from the newest sound state in `run_dir`, or begins where there is none; False
+            begins anew, in the place of a training that is there; None refuses to.
         on_epoch: called with each finished epoch; by default its line is printed if `progress`.
+        on_begin: called in the main process once nothing has been refused, before anything is written.
 
-        Raises TrainingError for a loss that is not finite, TrainingInterrupted (saved, resumable) after
-        Ctrl-C or SIGTERM, CheckpointError if `resume` finds another run's state, SsdError for a full disk.
+        Raises TrainingError for a loss that is not finite, or where another process trains in `run_dir`;
+        TrainingInterrupted (saved, resumable) after Ctrl-C or SIGTERM; CheckpointError if `resume` finds
+        another run's state, or is None and there is one; SsdError for a full disk.
         """
         try:
-            return self._fit(resume, on_epoch or self._print_line)
+            with checkpoints.alone(self.run_dir) if self._is_main else nullcontext():
+                return self._fit(resume, on_epoch or self._print_line, on_begin)
         except NonFiniteLoss as error:
             message = self._report_nonfinite(error)
             # The first process to end makes the launcher end the others.
@@ -234,15 +252,25 @@ class Trainer:
                 f"{checkpoints.describe(self.checkpoints)}"
             ) from error
 
-    def _fit(self, resume: bool, report: Callable[[EpochRecord], None]) -> History:
+    def _fit(
+        self, resume: bool | None, report: Callable[[EpochRecord], None], on_begin: Callable[[], None]
+    ) -> History:
+        if resume is None:
+            checkpoints.refuse_overwriting(self.checkpoints)
         if self._is_main:
             checkpoints.remove_leftovers(self.checkpoints)
         if resume:
             self._resume()
         self._check_agreement()
+        if self.epoch >= self.recipe.epochs:
+            if self._is_main:
+                on_begin()
+            return self.history
         for data in (self.train_data, self.val_data):
             if data is not None:  # val too: a damaged image is named now, not after the first epochs
                 data.preload(progress=self.progress and self._is_main)
+        if self._is_main:
+            on_begin()
         patience = 5.0 if self.accelerator.num_processes > 1 else 0.0
         self._saved_at = time.perf_counter()
         with StopSignals(patience) as stop, self._open_events() as self.events:
@@ -371,6 +399,7 @@ class Trainer:
             return nullcontext()
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
+        _say_full_disks_once()
         # purge_step hides what an interrupted run logged beyond the state it resumed from.
         return SummaryWriter(self.run_dir / "events", purge_step=self.epoch + 1)
 
@@ -390,7 +419,8 @@ class Trainer:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a saved state to belong to this run."""
         return {
-            "recipe": self.recipe.to_dict(),
+            "recipe": {**self.recipe.to_dict(), "initial_weights": Path(self.recipe.initial_weights).name},
+            checkpoints.WEIGHTS_SUM: self.initial_sum,
             "classes": list(self.network.config.class_names),
             "data fingerprint": self.data_description.get("fingerprint"),
             "training images": len(self.train_data),
@@ -403,6 +433,7 @@ class Trainer:
             return
         state = {
             "identity": self._identity(),
+            "config": self.network.config.to_dict(),
             "epoch": self.epoch,
             "step": self.step,
             "sums": self.watch.sums,
@@ -430,9 +461,8 @@ class Trainer:
         if state is None:
             self._say(f"nothing to resume in {self.checkpoints}: starting from the beginning.")
             return
-        # A setting that the recipe did not have yet when the run began stood at its default.
-        recipe = Recipe.from_dict(state["identity"]["recipe"]).to_dict()
-        checkpoints.check_same_run({**state["identity"], "recipe": recipe}, self._identity())
+        identity = self._known(state["identity"])
+        checkpoints.check_same_run(identity, self._identity())
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])
@@ -441,7 +471,27 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self._say(f"resuming before {self._where()}.")
+        if self.epoch < self.recipe.epochs:
+            self._say(f"resuming before {self._where()}.")
+        else:
+            self._say(
+                f"the training in {self.run_dir} is finished, {self.epoch} epochs: nothing is left to do. "
+                f"{checkpoints.TRAIN_MORE}"
+            )
+
+    def _known(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """A saved run's identity, as this version would have written it."""
+        # A setting that the recipe did not have yet when the run began stood at its default.
+        recipe, key = Recipe.from_dict(saved["recipe"]).to_dict(), checkpoints.WEIGHTS_SUM
+        # Former versions wrote the file's path, and no sum.
+        recipe["initial_weights"] = Path(recipe["initial_weights"]).name
+        if saved.get(key) is None or self.initial_sum is None:  # it cannot be known any more
+            self.initial_sum = self.initial_sum or saved.get(key)
+        elif saved[key] == self.initial_sum:  # the same file, whatever it is called now
+            recipe["initial_weights"] = Path(self.recipe.initial_weights).name
+        else:
+            return {**saved, "recipe": recipe}
+        return {**saved, "recipe": recipe, key: self.initial_sum}
 
     # Small things ----------------------------------------------------------------------------------------
 
@@ -501,6 +551,19 @@ class Trainer:
     def _say(self, message: str) -> None:
         if self._is_main:
             print(message, file=sys.stderr)
+
+
+@cache
+def _say_full_disks_once() -> None:
+    """Keep TensorBoard's thread from printing a traceback of an error that it hands over to ours anyway."""
+    hook = threading.excepthook
+
+    def once(failure: threading.ExceptHookArgs) -> None:
+        of_tensorboard = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and issubclass(failure.exc_type, OSError)):
+            hook(failure)
+
+    threading.excepthook = once
 
 
 def _check_data(model: SSD300, train_data: DetectionDataset, val_data: DetectionDataset | None) -> None:

@@ -75,11 +75,13 @@ def test_unknown_precisions(precision):
 
 
 @pytest.mark.parametrize(
-    ("cuda", "mps", "expected"), [(0, False, "cpu"), (0, True, "mps"), (2, False, "cuda"), (1, True, "cuda")]
+    ("cuda", "mps", "expected"), [(0, False, "cpu"), (0, True, "cpu"), (2, False, "cuda"), (1, True, "cuda")]
 )
-def test_auto_takes_the_fastest(machine, cuda, mps, expected):
+def test_auto_takes_a_cuda_gpu_and_never_mps(machine, cuda, mps, expected):
     machine(cuda=cuda, mps=mps)
     assert choose_device() == choose_device("auto") == torch.device(expected)
+    if mps:
+        assert choose_device("mps") == torch.device("mps")
     assert choose_device(torch.device("cpu")) == choose_device("cpu") == torch.device("cpu")
 
 

@@ -1,6 +1,7 @@
 """Batches must not depend on who makes them, or when."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,3 +128,43 @@ def test_automatic_workers(monkeypatch, cores, workers):
     monkeypatch.setattr("ssdlib.data.loaders.available_cores", lambda: cores)
     assert choose_workers("auto") == workers
     assert choose_workers(3) == 3
+
+
+@pytest.mark.parametrize(
+    "megabytes, images, processes, workers",
+    [
+        (1000, 8, 1, 8),
+        (64, 8, 1, 2),  # Docker's default: 8 workers with four batches of 2.2 MB each would need 71 MB
+        (64, 2, 1, 8),
+        (64, 64, 1, 0),
+        (64, 2, 4, 2),
+        (0, 8, 1, 0),
+    ],
+)
+def test_no_more_workers_than_shared_memory_has_room_for(
+    monkeypatch, capsys, megabytes, images, processes, workers
+):
+    """A worker that finds none left would make the training wait for good."""
+    monkeypatch.setattr("ssdlib.data.loaders.available_cores", lambda: 64)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    usage = SimpleNamespace(free=megabytes * 10**6)
+    monkeypatch.setattr("ssdlib.data.loaders.shutil.disk_usage", lambda path: usage)
+    assert choose_workers("auto", images) == choose_workers(8, images) == workers
+    assert choose_workers(0, images) == 0
+    said = capsys.readouterr().err
+    assert (f"only {megabytes} MB free: {workers} loader workers" in said and "--shm-size" in said) == (
+        workers < 8
+    )
+
+
+def test_a_loader_asks_for_the_batch_of_one_process(monkeypatch):
+    asked = []
+    monkeypatch.setattr("ssdlib.data.loaders.choose_workers", lambda *given: asked.append(given) or 0)
+    make_loader(Specks(5), 4, shuffle=True, seed=0, process=1, processes=2)
+    make_loader(Specks(5), 8, shuffle=True, seed=0, workers=3)
+    assert asked == [("auto", 2), (3, 5)]
+
+
+def test_where_there_is_no_such_memory_workers_are_not_limited(monkeypatch, tmp_path):
+    monkeypatch.setattr("ssdlib.data.loaders.SHARED_MEMORY", tmp_path / "none")
+    assert choose_workers(8, 10**9) == 8

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssdlib.common import paths
-from ssdlib.common.errors import ConfigError, SsdError, StageError
+from ssdlib.common.errors import CheckpointError, ConfigError, SsdError, StageError
 from ssdlib.config import PROFILES, Profile
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs import lookup
@@ -97,6 +97,19 @@ def test_smoke_trains_what_is_missing_and_prints_nothing_on_stdout(tmp_path, sme
     assert captured.out == "" and "no checkpoint yet" in captured.err
     stamp = weights.stat().st_mtime_ns
     assert run.ensure_trained().stat().st_mtime_ns == stamp, "trained once only"
+
+
+def test_python_overwrites_a_training_where_it_is_asked_to(tmp_path, smears, capsys):
+    """As notebook 04 does: it goes on with one that was stopped, and begins one that is finished anew."""
+    run = open_run(tmp_path / "a", smears, overrides=SMALL)
+    run.train()
+    with pytest.raises(CheckpointError, match=r"resume=True.*resume=False"):
+        run.train()
+    assert "finished" not in capsys.readouterr().err
+    assert run.train(resume=True).best_epoch == 1 and "is finished" in capsys.readouterr().err
+    stamp = run.best_checkpoint.stat().st_mtime_ns
+    assert run.train(resume=False).best_epoch == 1
+    assert run.best_checkpoint.stat().st_mtime_ns > stamp
 
 
 def test_metrics_always_say_what_data_they_are_of(tmp_path, smears):

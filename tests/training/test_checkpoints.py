@@ -1,15 +1,23 @@
 """Training states survive kills, full disks and damage, or say so."""
 
+import json
 import os
 import pickle
 import random
+import shutil
+import signal
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 
-from ssdlib.common.errors import CheckpointError
+from ssdlib.common.errors import CheckpointError, SsdError, TrainingError
 from ssdlib.training import checkpoints
-from ssdlib.training.checkpoints import check_same_run, digest, load_state, read_state, save_state
+from ssdlib.training.checkpoints import alone, check_same_run, digest, load_state, read_state, save_state
+from tests.spawned import Process
 
 
 def state(step=1):
@@ -168,3 +176,106 @@ def test_leftovers_of_a_kill_are_removed_and_nothing_else(tmp_path):
     checkpoints.remove_leftovers(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["last.pt"]
     checkpoints.remove_leftovers(tmp_path / "missing")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@pytest.mark.parametrize("room", [0, 1, 500, 1088, 5000, 8200, 9000])
+def test_a_disk_that_is_full_after_some_bytes_is_said_in_a_sentence(tmp_path, room):
+    """torch's writer raises an error of its own, of positions, where the file's says what is the matter."""
+    import resource
+
+    save_state(tmp_path, state(1))
+    assert (tmp_path / "last.pt").stat().st_size > 9000
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(SsdError, match=r"cannot write .*next\.pt: File too large\. Free some space"):
+            save_state(tmp_path, state(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["last.pt"] and load_state(tmp_path)[0]["step"] == 1
+
+
+@pytest.mark.parametrize("lost", ["last.pt", "next.pt"])
+def test_two_that_save_into_one_folder_lose_no_state(tmp_path, monkeypatch, lost):
+    """The other one is between its two renames when this one begins with its own."""
+    save_state(tmp_path, state(1))
+    write = checkpoints.write_with
+
+    def then_the_other(path, writer):
+        write(path, writer)
+        if lost == "last.pt":
+            (tmp_path / "last.pt").rename(tmp_path / "previous.pt")
+        else:
+            (tmp_path / "next.pt").rename(tmp_path / "last.pt")
+
+    monkeypatch.setattr(checkpoints, "write_with", then_the_other)
+    if lost == "last.pt":
+        save_state(tmp_path, state(2))
+    else:
+        with pytest.raises(TrainingError, match=r"does another process train into this folder, too\?.*--run"):
+            save_state(tmp_path, state(2))
+    assert load_state(tmp_path)[0]["step"] == 2
+
+
+# --- only one at a time ------------------------------------------------------------------------------------
+
+
+def test_the_lock_names_who_has_it_and_ends(tmp_path):
+    run = tmp_path / "run"
+    for _ in range(2):
+        with alone(run):
+            about = json.loads((run / "training.lock").read_text())
+            assert about["pid"] == os.getpid() and about["host"] == socket.gethostname()
+            named = rf"run is being trained by process {os.getpid()} on .* since {about['since']}.*--run"
+            with pytest.raises(TrainingError, match=named), alone(run):
+                pytest.fail("two at once")
+            with alone(shutil.copytree(run, tmp_path / "copy")):
+                pass
+            shutil.rmtree(tmp_path / "copy")
+        assert list(run.iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_written(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(TrainingError, match=r"cannot write .*run"), alone(tmp_path / "run"):
+        pytest.fail("there is no such folder")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="fork")
+def test_where_nothing_can_be_locked_training_goes_on(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(checkpoints.fcntl, "flock", refuse)
+    with alone(tmp_path), alone(tmp_path):
+        assert (tmp_path / "training.lock").exists()
+    assert not (tmp_path / "training.lock").exists()
+
+
+def hold(run):
+    with alone(Path(run)):
+        child = os.fork()  # as a loader's worker, which may outlive the process that is killed
+        if child:
+            (Path(run) / "worker").write_text(str(child))
+        time.sleep(60)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_the_lock_ends_with_a_process_that_is_killed_whatever_it_has_started(tmp_path):
+    process, worker = Process(tmp_path / "log", hold, str(tmp_path / "run")), tmp_path / "run/worker"
+    process.wait_until(lambda: worker.exists() and worker.read_text())
+    try:
+        with (
+            pytest.raises(TrainingError, match=f"by process {process.process.pid} "),
+            alone(tmp_path / "run"),
+        ):
+            pytest.fail("two at once")
+        process.signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        os.kill(int(worker.read_text()), 0)  # it lives
+        with alone(tmp_path / "run"):
+            pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(int(worker.read_text()), signal.SIGKILL)

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -443,6 +444,19 @@ def test_full_disk_says_so_and_leaves_the_last_epoch(data, scores, tmp_path, mon
         make_trainer(data, tmp_path).fit()
     assert checkpoints.load_state(tmp_path / "checkpoints")[0]["epoch"] == 1
     assert read_metadata(tmp_path / "checkpoints" / "best.safetensors")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    "module, error, shown",
+    [("tensorboard.x", OSError, 0), ("tensorboard.x", ValueError, 1), ("x", OSError, 1)],
+)
+def test_a_full_disk_is_not_said_by_tensorboards_thread_as_well(monkeypatch, module, error, shown):
+    said = []
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    ssdlib.training.trainer._say_full_disks_once.__wrapped__()
+    thread = type("Writer", (threading.Thread,), {"__module__": module})()
+    threading.excepthook(SimpleNamespace(exc_type=error, thread=thread))
+    assert len(said) == shown
 
 
 def test_without_val_and_average_the_last_weights_are_kept(data, tmp_path, capfd):
