@@ -580,6 +580,19 @@ def test_an_annotation_does_not_take_the_image_of_another(tmp_path):
         assert [kind for kind, *_ in findings(root)] == ["annotation_without_image"]
 
 
+def test_annotations_in_sub_folders_alone(tmp_path):
+    for change in (lambda name: f"task 1/{name}", str.upper):
+        root = write(tmp_path / change("x"), voc_lists)
+        for k in range(6):
+            file = root / "Annotations" / f"{change(PLAIN.name(k))}.xml"
+            file.parent.mkdir(exist_ok=True)
+            (root / "Annotations" / f"{PLAIN.name(k)}.xml").rename(file)
+            file.write_text(xml(PLAIN, "", OBJECTS[k]))
+        folder = layouts.read_folder(root)
+        assert list(read(root).values()) == OBJECTS and findings(root) == []
+        assert [len(folder.splits[split]) for split in ("train", "val", "test")] == [4, 1, 1]
+
+
 def listed_twice(spelled):
     def change(content):
         first, second = content["images"][0], {**content["images"][0], "id": 77}
