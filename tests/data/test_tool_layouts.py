@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import sys
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -591,6 +592,17 @@ def test_annotations_in_sub_folders_alone(tmp_path):
         folder = layouts.read_folder(root)
         assert list(read(root).values()) == OBJECTS and findings(root) == []
         assert [len(folder.splits[split]) for split in ("train", "val", "test")] == [4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "layout", [voc, beside, xml_in_a_folder_of_its_own, labelimg, darknet, coco, csv_plain]
+)
+def test_names_in_other_letters(tmp_path, layout):
+    """A folder that went through macOS (accents apart) and Windows (any case)."""
+    root = write(tmp_path, layout)
+    for file in root.rglob("*.png"):
+        file.rename(file.with_name(unicodedata.normalize("NFD", file.name.replace("Zelle", "ZELLE"))))
+    check(root, layout is darknet)
 
 
 def listed_twice(spelled):
