@@ -12,6 +12,7 @@ import json
 import random
 import shutil
 import sys
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
@@ -578,6 +579,30 @@ def test_an_annotation_does_not_take_the_image_of_another(tmp_path):
         file.write_text(xml(PLAIN, f"{PLAIN.name(0)}.png", OBJECTS[1]), encoding="utf-8")
         assert [boxes for name, boxes in read(root).items() if PLAIN.name(0) in name] == [OBJECTS[0]]
         assert [kind for kind, *_ in findings(root)] == ["annotation_without_image"]
+
+
+def test_annotations_in_sub_folders_alone(tmp_path):
+    for change in (lambda name: f"task 1/{name}", str.upper):
+        root = write(tmp_path / change("x"), voc_lists)
+        for k in range(6):
+            file = root / "Annotations" / f"{change(PLAIN.name(k))}.xml"
+            file.parent.mkdir(exist_ok=True)
+            (root / "Annotations" / f"{PLAIN.name(k)}.xml").rename(file)
+            file.write_text(xml(PLAIN, "", OBJECTS[k]))
+        folder = layouts.read_folder(root)
+        assert list(read(root).values()) == OBJECTS and findings(root) == []
+        assert [len(folder.splits[split]) for split in ("train", "val", "test")] == [4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "layout", [voc, beside, xml_in_a_folder_of_its_own, labelimg, darknet, coco, csv_plain]
+)
+def test_names_in_other_letters(tmp_path, layout):
+    """A folder that went through macOS (accents apart) and Windows (any case)."""
+    root = write(tmp_path, layout)
+    for file in root.rglob("*.png"):
+        file.rename(file.with_name(unicodedata.normalize("NFD", file.name.replace("Zelle", "ZELLE"))))
+    check(root, layout is darknet)
 
 
 def listed_twice(spelled):

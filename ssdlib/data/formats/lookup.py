@@ -21,8 +21,8 @@ class Files:
         self._root = root
         self._by_stem: dict[str, list[tuple[tuple[str, ...], Path]]] = defaultdict(list)
         for file in self.all:
-            parts = tuple(map(_folded, file.relative_to(root).parts))
-            self._by_stem[_folded(file.stem)].append((parts, file))
+            parts = tuple(map(folded, file.relative_to(root).parts))
+            self._by_stem[folded(file.stem)].append((parts, file))
 
     def find(self, name: str, near: Path, split: str | None = None) -> Path | None:
         """The image that `name` means in a label file in the folder `near`; None if it cannot be told.
@@ -40,9 +40,9 @@ class Files:
 
         Of names of different images, one image goes to that which fits best.
         """
-        words = [_folded(word) for word in words]
+        words = [folded(word) for word in words]
         found = [self._best(name, near, split, words) for name in names]
-        stated = [tuple(map(_folded, next(_spellings(name), ()))) for name in names]
+        stated = [tuple(map(folded, next(_spellings(name), ()))) for name in names]
         owners: dict[Path, tuple[int, tuple[str, ...]]] = {}
         for parts, files in zip(stated, found, strict=True):
             if len(files) == 1 and files[0][0][0] > owners.get(files[0][1], (0, ()))[0]:
@@ -57,16 +57,16 @@ class Files:
     ) -> list[tuple[tuple, Path]]:
         """(rank, image) of those that fit the name equally well; the rank begins with the length of the
         stated path's end that fits."""
-        here = tuple(map(_folded, near.relative_to(self._root).parts))
+        here = tuple(map(folded, near.relative_to(self._root).parts))
         for parts in _spellings(name):
-            base, ended = _folded(parts[-1]), parts[-1].lower().endswith(IMAGE_SUFFIXES)
+            base, ended = folded(parts[-1]), parts[-1].lower().endswith(IMAGE_SUFFIXES)
             ranked = []
             for own, file in self._by_stem.get(base.rpartition(".")[0] if ended else base, ()):
                 if (ended and own[-1] != base) or (
                     split and folder_split(file, self._root) not in (None, split)
                 ):
                     continue
-                stated = (*map(_folded, parts[:-1]), own[-1])
+                stated = (*map(folded, parts[:-1]), own[-1])
                 rank = (
                     _common(reversed(stated), reversed(own)),
                     own == (*here, *stated),
@@ -86,8 +86,8 @@ _USUAL = (("?",), ("data",), ("jpegimages",), ("images",), ())
 """Folders of images, the likelier the later."""
 
 
-def _folded(text: str) -> str:
-    # macOS takes accents apart, and Windows does not mind the case.
+def folded(text: str) -> str:
+    """The text for comparison: macOS takes accents apart, and Windows does not mind the case."""
     return unicodedata.normalize("NFC", text).casefold()
 
 

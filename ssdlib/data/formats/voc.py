@@ -19,7 +19,7 @@ from lxml import etree
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, write_bytes, write_text
-from ssdlib.data.formats.lookup import Files, folder_split
+from ssdlib.data.formats.lookup import Files, folded, folder_split
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
@@ -62,6 +62,10 @@ def read_voc_folder(path: Path) -> LabeledFolder | None:
     found: dict[str, list[Path]] = defaultdict(list)
     for file in pictures.all:
         found[_key(file, places[1])].append(file)
+    for key in [key for key in annotations if key not in found]:  # in other sub-folders, or in other letters
+        other = pictures.find(key, places[1])
+        if other and (own := _key(other, places[1])) not in annotations and own in found:
+            found[key] = found.pop(own)
     folder = LabeledFolder("voc", root, (), [], [*annotations.values(), *_lists(root), *pictures.all])
     ids = _ids(list(dict.fromkeys([*annotations, *found])))
     _read_splits(folder, ids, list(annotations))
@@ -80,7 +84,7 @@ def read_voc_folder(path: Path) -> LabeledFolder | None:
             """The picture that the annotation names, unless it is another annotation's."""
             near = (places[1] / key).parent
             here = Files(found[key], places[1]).find(stated, near) if key in found else None
-            other = None if key in found else pictures.find(key, places[1]) or pictures.find(stated, near)
+            other = None if key in found else pictures.find(stated, near)
             return here or (None if other and _key(other, places[1]) in annotations else other)
 
         _read_or_report(image, "error" if ids[key] in listed else "warning", named)
@@ -226,12 +230,14 @@ def _report_spare(image: LabeledImage, same_name: Sequence[Path], root: Path) ->
 def _read_ids(file: Path, ids: Mapping[str, str]) -> list[str]:
     """The image ids of a list: names, with or without folders, endings, or the 1 or -1 of a class's list."""
     known = {**{image_id: image_id for image_id in ids.values()}, **ids}
+    known = {folded(key): image_id for key, image_id in known.items()} | known
     found = []
     for line in read_text(file).splitlines():
         if not (text := line.strip()):
             continue
         plain = re.sub(r"\s+-?[01]$", "", text)
-        image_id = next((known[one] for name in (text, plain) for one in _ends(name) if one in known), None)
+        names = [one for name in (text, plain) for end in _ends(name) for one in (end, folded(end))]
+        image_id = next((known[name] for name in names if name in known), None)
         if image_id is None:
             image_id = _ENDING.sub("", text.replace("\\", "/"))
             if "/" in image_id or image_id in (".", ".."):

@@ -17,7 +17,7 @@ import yaml
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, is_hidden
-from ssdlib.data.formats.lookup import Files, missing_image
+from ssdlib.data.formats.lookup import Files, folded, missing_image
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
@@ -292,12 +292,12 @@ class _Labels:
     def __init__(self, files: Iterable[Path], root: Path) -> None:
         self._root = root
         self._found = {
-            (self._folders(file), file.stem): file for file in files if file.suffix.lower() == ".txt"
+            (self._folders(file), folded(file.stem)): file for file in files if file.suffix.lower() == ".txt"
         }
-        self._stems = Counter(file.stem for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+        self._stems = Counter(folded(f.stem) for f in files if f.suffix.lower() in IMAGE_SUFFIXES)
 
     def _folders(self, file: Path) -> tuple[str, ...]:
-        parts = (part.lower() for part in file.relative_to(self._root).parts[:-1])
+        parts = map(folded, file.relative_to(self._root).parts[:-1])
         return tuple(part for part in parts if part not in _PLACES)
 
     def of(self, image: Path) -> Path:
@@ -313,8 +313,9 @@ class _Labels:
             usual = self._root.joinpath(*parts[:last], "labels", *parts[last + 1 :]).with_suffix(".txt")
         if usual.is_file() or beside.is_file():
             return usual if usual.is_file() else beside
-        flat = self._found.get(((), image.stem)) if self._stems[image.stem] == 1 else None
-        return self._found.get((self._folders(image), image.stem)) or flat or usual
+        stem = folded(image.stem)
+        flat = self._found.get(((), stem)) if self._stems[stem] == 1 else None
+        return self._found.get((self._folders(image), stem)) or flat or usual
 
 
 def read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -> None:
