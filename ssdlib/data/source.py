@@ -30,6 +30,7 @@ OTHER_LAYOUTS = f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}) or XML files beside
 
 NAMED = ("bccd", "txl-pbc", "smears")
 """The sources that go by a name."""
+_REMEDY = f"Give an existing folder, or one of auto, {', '.join(NAMED)}."
 
 EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"
@@ -205,7 +206,7 @@ def split_request(data: str | Path) -> list[str]:
 
     A folder whose name has a comma is one source.
     """
-    if "," not in str(data) or Path(data).expanduser().exists():
+    if "," not in str(data) or any(place.exists() for place in paths.candidates(data)):
         return [str(data)]
     requests = [part.strip() for part in str(data).split(",")]
     if "auto" in requests or "" in requests or len(set(requests)) < len(requests):
@@ -218,7 +219,7 @@ def split_request(data: str | Path) -> list[str]:
 
 def _is_txl_pbc(request: str) -> bool:
     return request == "txl-pbc" or (
-        request not in NAMED and bool(txl_pbc.find_root(Path(request).expanduser()))
+        request not in NAMED and bool(txl_pbc.find_root(paths.find(request, _REMEDY)))
     )
 
 
@@ -280,10 +281,11 @@ def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
     BCCD. TXL-PBC is known by its files; `bccd` is where its pictures from BCCD are taken, if not from the
     source of that name. Raises DataError for a folder without labels of use.
     """
-    if txl_pbc.find_root(Path(path).expanduser()):
-        labels = txl_pbc.read_txl_pbc(Path(path).expanduser(), _pictures_of_bccd(bccd))
+    path = paths.find(path, _REMEDY)
+    if txl_pbc.find_root(path):
+        labels = txl_pbc.read_txl_pbc(path, _pictures_of_bccd(bccd))
         return _with_notice(DataSource("txl-pbc", labels, BCCD_CLASSES, notice=labels.notice))
-    labels = read_folder(Path(path).expanduser())
+    labels = read_folder(path)
     if labels is None:
         raise DataError(
             f"{path} is not a dataset: there must be {voc.LAYOUT}. Give the folder that holds them, one that "
