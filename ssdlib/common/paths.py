@@ -79,10 +79,10 @@ def candidates(given: str | Path) -> list[Path]:
 
 
 def find(given: str | Path, remedy: str) -> Path:
-    """The absolute path of what is given by hand, see `candidates`. Raises DataError if there is nothing."""
+    """The absolute path of data given by hand, see `candidates`. Raises DataError if there is nothing."""
     places = candidates(given)
     found = next((place for place in places if place.exists()), None)
     if found is None:
-        named = " nor ".join(map(str, places))
-        raise DataError(f"there is no {given}: {named} does not exist. {remedy}")
+        missing = " and no ".join(map(str, places))
+        raise DataError(f"{given} is not a dataset: there is no {missing}. {remedy}")
     return found

@@ -30,7 +30,7 @@ OTHER_LAYOUTS = f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}) or XML files beside
 
 NAMED = ("bccd", "txl-pbc", "smears")
 """The sources that go by a name."""
-_REMEDY = f"Give an existing folder, or one of auto, {', '.join(NAMED)}."
+_REMEDY = f"Give the folder that holds one, or one of auto, {', '.join(NAMED)}."
 
 EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"

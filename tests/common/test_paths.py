@@ -47,9 +47,9 @@ def test_what_is_nowhere_is_said_with_every_place_for_data_and_new_in_the_checko
         with pytest.raises(DataError) as refused:
             ask("my_cells")
         said = str(refused.value)
-        assert f"{house / 'notebooks/my_cells'} nor {house / 'my_cells'} does not exist" in said
+        assert f"there is no {house / 'notebooks/my_cells'} and no {house / 'my_cells'}." in said
         assert "bccd" in said
-    with pytest.raises(DataError, match=r"/none does not exist"):
+    with pytest.raises(DataError, match=r"there is no /none\."):
         resolve("smears,/none")
     assert run_of("my_run") == house / "my_run"
 
