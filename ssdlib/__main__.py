@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Some libraries, such as TensorBoard's, write files by themselves.
         if error.errno in FORBIDDEN:
             print(
-                f"error: {error.filename}: {error.strerror}. Data and runs can be kept elsewhere: set {HOME} "
-                "to a folder that you may write.",
+                f"error: {error}. Where data or runs are to be kept there, set {HOME} to a folder that you "
+                "may write.",
                 file=sys.stderr,
             )
             return FAILED
