@@ -28,7 +28,8 @@ setup: .venv/.stamp
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, but $(PYTHON) is %d.%d: try make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" % v[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make virtual environments: install its venv package (Debian, Ubuntu: apt install python3-venv)' >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]' || \
+		$(BIN)/python -c 'import platform, sys; sys.exit("Nothing was installed for Python %s of .venv; Python 3.11 to 3.14 can install all: if pip misses a version above, rm -r .venv and make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" % platform.python_version())'
 	$(BIN)/python .ci/setup_check.py --constraints .ci/constraints.txt
 	@touch $@
 

@@ -6,10 +6,12 @@ import errno
 import sys
 
 from ssdlib.common.errors import SsdError
+from ssdlib.common.paths import HOME
 
 FAILED, INTERRUPTED = 1, 130
 STOPPED = "stopped; what was written so far is kept"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
 """Errors that are a stop asked for; by name, so that --help need not import torch."""
 
@@ -38,6 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         return FAILED
     except OSError as error:
         # Some libraries, such as TensorBoard's, write files by themselves.
+        if error.errno in FORBIDDEN:
+            print(
+                f"error: {error}. Where data or runs are to be kept there, set {HOME} to a folder that you "
+                "may write.",
+                file=sys.stderr,
+            )
+            return FAILED
         if error.errno not in FULL_DISK:
             raise
         print(

@@ -123,6 +123,7 @@ def _sweep(
     **options: Any,
 ) -> None:
     """Run a sweep and say how it went. Ends with 1 if some combination did not come to its end."""
+    from ssdlib.common.errors import shell
     from ssdlib.runs.sweep import plan_sweep, run_sweep
 
     planned = plan_sweep(folder, axes, profile=profile, data=data, overrides=overrides)
@@ -133,7 +134,7 @@ def _sweep(
     asked = {combination.name for combination in planned.combinations}
     failed = [run for run in comparison.runs if run.name in asked and run.state != "done"]
     if failed:
-        again = f"The same command with --run {folder} tries them again"
+        again = f"The same command with {shell('--run', folder)} tries them again"
         print(f"{len(failed)} of {len(asked)} runs failed. {again}:", file=sys.stderr)
         print("\n".join(f"  {run.name}: {run.error}" for run in failed), file=sys.stderr)
         raise typer.Exit(1)

@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, and the formats of what it writes."""
 
+import errno
 import json
 import os
 import shutil
@@ -311,6 +312,18 @@ def test_many_failures_are_counted_and_the_first_are_named():
     text = failures_text(summary)
     assert text.startswith("102 of 102 images could not be read:\n  0.jpg is damaged\n")
     assert "... 2 more" in text.splitlines()[-1] and len(text.splitlines()) == MAX_ROWS + 2
+
+
+def test_what_may_not_be_written_is_named_with_the_variable_that_helps(
+    tmp_path, smears_root, monkeypatch, capsys
+):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("ssdlib.common.files.write_json", refuse)
+    assert main(["run", "--profile", "smoke", "--data", str(smears_root), "--run", str(tmp_path / "r")]) == 1
+    said = capsys.readouterr().err
+    assert str(tmp_path / "r/config.json") in said and paths.HOME in said and "Traceback" not in said
 
 
 def test_python_m_ssdlib(tmp_path):

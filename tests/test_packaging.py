@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import platform
 import re
 import runpy
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -59,6 +61,15 @@ def test_pins_cover_everything_that_the_requirements_need():
             if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
                 todo.append(needed)
     assert len(seen) > 50
+
+
+def test_pins_can_be_installed_by_the_oldest_python_that_is_promised():
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    as_pinned = [d for d in importlib.metadata.distributions() if pins().get(normal(d.name)) == d.version]
+    assert len(as_pinned) > 50
+    for package in as_pinned:
+        needs = SpecifierSet(package.metadata["Requires-Python"] or "")
+        assert needs.contains(oldest) or package.name == "audioop-lts", f"{package.name} needs {needs}"
 
 
 def test_headless_opencv_is_pinned_to_the_same_version():
@@ -180,6 +191,19 @@ class TestMake:
         done = self.make("setup", f"PYTHON={old}", folder=tmp_path)
         assert done.returncode != 0 and "Python 3.11 or newer is needed" in done.stderr
         assert "is 3.9" in done.stderr and not (tmp_path / ".venv").exists()
+
+    def test_where_nothing_can_be_installed_the_python_is_named(self, tmp_path):
+        shutil.copy(ROOT / "Makefile", tmp_path)
+        (tmp_path / ".ci").mkdir()
+        (tmp_path / ".ci/constraints.txt").touch()
+        (tmp_path / "pyproject.toml").touch()
+        fake = tmp_path / ".venv/bin/python"
+        fake.parent.mkdir(parents=True)
+        fake.write_text(f'#!/bin/sh\n[ "$1" = -m ] && exit 1\nexec {sys.executable} "$@"\n')
+        fake.chmod(0o755)
+        done = self.make("setup", f"PYTHON={sys.executable}", folder=tmp_path)
+        assert done.returncode != 0 and f"for Python {platform.python_version()} of .venv" in done.stderr
+        assert not (tmp_path / ".venv/.stamp").exists()
 
 
 def test_ci_script_is_sound():

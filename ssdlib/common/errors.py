@@ -4,6 +4,10 @@ Each message says what is wrong, where (file, image, box) and what to do. The co
 message alone; a traceback is kept for faults of ours.
 """
 
+import os
+import shlex
+import subprocess
+
 
 class SsdError(Exception):
     """Base of every error that the user, not the programmer, can mend."""
@@ -27,3 +31,9 @@ class TrainingError(SsdError):
 
 class StageError(SsdError):
     """A notebook of the chain that failed or lacks what an earlier one writes."""
+
+
+def shell(*words: object) -> str:
+    """A command line of these words, or part of one, to copy from a message, quoted for the shell."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)

@@ -23,7 +23,7 @@ from ssdlib.common.paths import checkout
 PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "pillow", "lxml", "pyyaml",
     "safetensors", "accelerate", "pydantic", "onnx", "onnxruntime", "onnxscript", "gradio", "ray", "pyarrow",
-    "pandas", "supervision", "scipy",
+    "pandas", "supervision", "scipy", "tifffile", "imagecodecs",
 )  # fmt: skip
 """Packages on which the numbers of a run depend; a test compares them with those of pyproject.toml."""
 

@@ -32,6 +32,7 @@ OTHER_LAYOUTS = (
 
 NAMED = ("bccd", "txl-pbc", "smears")
 """The sources that go by a name."""
+_REMEDY = f"Give the folder that holds one, or one of auto, {', '.join(NAMED)}."
 
 EXTRA_SMEARS_SEED = 1
 _SMEAR_PREFIX = "SmearImage_"
@@ -207,7 +208,7 @@ def split_request(data: str | Path) -> list[str]:
 
     A folder whose name has a comma is one source.
     """
-    if "," not in str(data) or Path(data).expanduser().exists():
+    if "," not in str(data) or any(place.exists() for place in paths.candidates(data)):
         return [str(data)]
     requests = [part.strip() for part in str(data).split(",")]
     if "auto" in requests or "" in requests or len(set(requests)) < len(requests):
@@ -220,7 +221,7 @@ def split_request(data: str | Path) -> list[str]:
 
 def _is_txl_pbc(request: str) -> bool:
     return request == "txl-pbc" or (
-        request not in NAMED and bool(txl_pbc.find_root(Path(request).expanduser()))
+        request not in NAMED and bool(txl_pbc.find_root(paths.find(request, _REMEDY)))
     )
 
 
@@ -283,7 +284,7 @@ def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
     BCCD. TXL-PBC is known by its files; `bccd` is where its pictures from BCCD are taken, if not from the
     source of that name. Raises DataError for a folder without labels of use.
     """
-    path = Path(path).expanduser()
+    path = paths.find(path, _REMEDY)
     path = folder_of(path) if path.is_file() else path
     if txl_pbc.find_root(path):
         labels = txl_pbc.read_txl_pbc(path, _pictures_of_bccd(bccd))

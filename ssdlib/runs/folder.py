@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
-from ssdlib.common.errors import ConfigError, StageError
+from ssdlib.common.errors import ConfigError, StageError, shell
 from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
@@ -133,10 +133,11 @@ class RunFolder:
         """The file of the weights with the best val mAP. Raises StageError that says how to get them."""
         path = self.path / "checkpoints/best.safetensors"
         if not path.is_file():
+            data = self.config["data"]["request"]
+            options = shell("--profile", self.profile.name, "--data", data, "--run", self.path)
             raise StageError(
                 f"{path} is missing: the stage 04_train writes it. Run that notebook first with the same "
-                f"RUN_DIR, or: python -m ssdlib run --only 04 --profile {self.profile.name} "
-                f"--data {self.config['data']['request']} --run {self.path}"
+                f"RUN_DIR, or: python -m ssdlib run --only 04 {options}"
             )
         return path
 

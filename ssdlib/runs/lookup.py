@@ -24,13 +24,15 @@ def _data_word(data: str) -> str:
 def locate(path: str | Path, *, profile: str, data: str) -> Path:
     """The absolute path of the run folder that a notebook's RUN_DIR names.
 
-    A relative path starts at the checkout, not at the notebook. An empty one is `$SSDLIB_RUN_DIR`, else
-    `runs/lab-PROFILE-DATA`, so that notebooks opened by hand one after the other share a run.
+    A relative one means what `ssdlib.common.paths.candidates` says, and is new in the checkout (`paths.home`)
+    where there is nothing. An empty one is `$SSDLIB_RUN_DIR`, else `runs/lab-PROFILE-DATA`, so that notebooks
+    opened by hand one after the other share a run.
     """
     text = str(path) if str(path) not in ("", ".") else os.environ.get("SSDLIB_RUN_DIR", "")
     if not text:
-        text = f"runs/lab-{profile}-{_data_word(data)}"
-    return (paths.project_root() / Path(text).expanduser()).resolve()
+        return (paths.runs_folder() / f"lab-{profile}-{_data_word(data)}").resolve()
+    found = next((place for place in paths.candidates(text) if place.exists()), None)
+    return found or (paths.home() / Path(text).expanduser()).resolve()
 
 
 def run_folder(run: str, *, profile: str, data: str) -> Path:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssdlib.common.errors import ConfigError
+from ssdlib.common.errors import ConfigError, shell
 from ssdlib.common.files import sha256_of, write_text
 from ssdlib.config import DEFAULT_THRESHOLD
 from ssdlib.evaluation.tables import results_text
@@ -150,8 +150,8 @@ def write_card(
 
     about, model = read_metadata(weights), load_model(weights)
     predictor = Predictor(model, device=device, precision=precision)
-    known = {SHIPPED: "", BENCHMARK: " --weights bccd"}
-    named = known.get(weights, f" --weights {weights}")
+    known = {SHIPPED: (), BENCHMARK: ("--weights", "bccd")}
+    named = known.get(weights, ("--weights", weights))
     results, commands = [], []
     for source, word, splits in sources:
         for split in splits:
@@ -161,9 +161,8 @@ def write_card(
             # In the very form in which `ssdlib evaluate` prints it.
             table = results_text({split: report, "data": report["data"]})
             results.append(f"{_name_of(source)}, {split}:\n\n```\n{table}\n```")
-            commands.append(
-                f"python -m ssdlib evaluate{named} --data {word} --split {split} --precision {precision}"
-            )
+            options = shell(*named, "--data", word, "--split", split, "--precision", precision)
+            commands.append(f"python -m ssdlib evaluate {options}")
     config, use = model.config, model.config.use
     unknown = defaultdict(lambda: "–")
     recipe = about.get("recipe") or {}

@@ -18,12 +18,14 @@ from typing import Any
 from tqdm import tqdm
 
 from ssdlib.common import files, paths
-from ssdlib.common.errors import StageError
+from ssdlib.common.errors import StageError, shell
 from ssdlib.runs.folder import RunFolder, read_stages
 
 STAGE_PATTERN = "[0-9][0-9]_*.ipynb"
 GIVEN_PARAMETERS = ("PROFILE", "DATA", "RUN_DIR")
 """What every notebook's parameters cell must have, because the chain sets it."""
+BACKEND = "module://matplotlib_inline.backend_inline"
+"""The one backend of matplotlib that puts figures into notebooks."""
 
 
 class ChainInterrupted(StageError):
@@ -99,11 +101,14 @@ def run_chain(
                 bar.set_description(stage.stem)
                 with record.running(stage.stem):
                     _execute(stage, run.path / "notebooks" / stage.name, given, progress)
+                if warning := _without_pictures(run.path / "notebooks" / stage.name):
+                    tqdm.write(f"warning: {warning}", file=sys.stderr)
                 bar.update(1)
     except KeyboardInterrupt as stop:
+        options = shell("--profile", profile, "--data", given["DATA"], "--run", run.path)
         raise ChainInterrupted(
-            f"stopped in {stage.name}; what was done is in {run.path}\nGo on with: python -m ssdlib run "
-            f"--from {stage.name[:2]} --profile {profile} --data {given['DATA']} --run {run.path}"
+            f"stopped in {stage.name}; what was done is in {run.path}\n"
+            f"Go on with: python -m ssdlib run --from {stage.name[:2]} {options}"
         ) from stop
     finally:
         _write_report(run)
@@ -144,12 +149,12 @@ def _check_parameters(stages: Sequence[Path]) -> None:
 
 def _data_parameter(run: RunFolder, request: str) -> str:
     """The DATA parameter of every notebook: what the chain resolved once, so that all take the same."""
-    from ssdlib.data.source import split_request
+    from ssdlib.data.source import NAMED, split_request
 
     if request == "auto":
         return run.source.kind
-    parts = [str(Path(part).resolve()) if Path(part).is_dir() else part for part in split_request(request)]
-    return ",".join(parts)
+    parts = split_request(request)
+    return ",".join(part if part in NAMED else str(paths.find(part, "")) for part in parts)
 
 
 def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress: bool) -> None:
@@ -160,6 +165,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress:
     output.parent.mkdir(parents=True, exist_ok=True)
     log, last_line = output.parent / "kernel.log", _LastLine(enabled=progress)
     try:
+        log.unlink(missing_ok=True)
         papermill.execute_notebook(
             _unformatted(stage),
             _unformatted(output),
@@ -169,7 +175,7 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress:
             progress_bar={"position": 1, "leave": False, **_bar_options()} if progress else False,
             stderr_file=last_line,
             autosave_cell_every=10,
-            kernel_manager_class=_kernel_manager(log),
+            kernel_manager_class=kernel_manager(log),
         )
     except papermill.PapermillExecutionError as error:
         value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
@@ -182,21 +188,34 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress:
             f"{stage.name} failed{_running_cell(output)}: its Python process died. Most often the memory was "
             f"used up: try a smaller profile or batch. What was executed is in {output}, last words: {log}"
         ) from error
+    except RuntimeError as error:
+        # jupyter_client has no error of its own for a process that ends, or says nothing, before it is ready.
+        raise StageError(
+            f"{stage.name} was not begun: its Python ({sys.executable} -m ipykernel_launcher) did not "
+            f"start: {_last_words(log) or error}\nAll that it said is in {log}"
+        ) from error
     except OSError as error:
         raise StageError(
-            f"{stage.name} could not be run and saved as {output}: {error.strerror or error}. Free some "
+            f"{stage.name} could not be run and saved as {output}: {error}. Free some "
             f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
         ) from error
     finally:
         last_line.close()
 
 
-def _kernel_manager(log: Path) -> type:
-    """A kernel manager whose kernels write to a file what would else appear between the progress bars."""
+def kernel_manager(log: Path) -> type:
+    """The class of a kernel manager whose kernels are this very Python, in the environment that ours need.
+
+    A kernelspec of the user's that has the same name, python3, may start another. What the kernels write to
+    stderr, which would else appear between the progress bars, goes to the end of the file `log`.
+    """
+    from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 
     class ChainKernelManager(AsyncKernelManager):
         async def start_kernel(self, **options: Any) -> None:
+            # Where no folder has a kernelspec, python3 is ipykernel under sys.executable.
+            self.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
             with log.open("ab") as stream:
                 await super().start_kernel(**options | {"env": _kernel_environment(), "stderr": stream})
 
@@ -212,18 +231,44 @@ def _running_cell(output: Path) -> str:
     """The words " in cell N" for the last cell that papermill began; empty if that is not known."""
     with contextlib.suppress(Exception):
         cells = files.read_json(output)["cells"]
-        states = [cell["metadata"].get("papermill", {}).get("status", "pending") for cell in cells]
-        return f" in cell {max(i for i, state in enumerate(states) if state != 'pending') + 1}"
+        # Its states do not tell: when all is over, papermill calls the cells that it never began completed.
+        begun = [i for i, cell in enumerate(cells) if cell["metadata"]["papermill"]["start_time"]]
+        return f" in cell {max(begun) + 1}"
     return ""
 
 
+def _last_words(log: Path) -> str:
+    """The last line of a file that has something in it, or an empty text."""
+    with contextlib.suppress(OSError):
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return ""
+
+
+def _without_pictures(output: Path) -> str:
+    """What to say of an executed notebook that shows figures but has none; else an empty text."""
+    cells = [cell for cell in files.read_json(output)["cells"] if cell["cell_type"] == "code"]
+    shows = any("plt.show(" in "".join(cell["source"]) for cell in cells)
+    kinds = (kind for cell in cells for one in cell["outputs"] for kind in one.get("data", ()))
+    if not shows or any(kind.startswith("image/") for kind in kinds):
+        return ""
+    return (
+        f"{output.name} shows figures, but has no picture: something in it, or in IPython's startup files, "
+        f"has chosen another backend of matplotlib than {BACKEND}."
+    )
+
+
 def _kernel_environment() -> dict[str, str]:
-    """The environment of the kernels; the user's own values win."""
+    """The environment of the kernels; the user's own values win, but for what would spoil the notebooks."""
     package_parent = str(Path(__file__).resolve().parents[2])
     return {
         # As many threads as the container may use, not as many as the machine has.
         "OMP_NUM_THREADS": str(usable_cores()),
         **os.environ,
+        # With any other the figures would be in no notebook and no report.
+        "MPLBACKEND": BACKEND,
+        # The same folders as the chain's, found and said once.
+        paths.HOME: str(paths.home()),
         "PYTHONPATH": os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH")))),
         # The debugger warns about frozen modules in every single notebook otherwise.
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
-from ssdlib.common.errors import ConfigError, SsdError
+from ssdlib.common.errors import ConfigError, SsdError, shell
 from ssdlib.config import Profile, find_profile, flatten
 from ssdlib.runs.comparison import (
     SEED,
@@ -245,7 +245,7 @@ def run_sweep(
         except (ChainInterrupted, KeyboardInterrupt) as stop:
             raise ChainInterrupted(
                 f"the sweep was stopped in {combination.name}; what was done is kept. The same command with "
-                f"--run {sweep.folder} goes on.\nSo far: {sweep.folder / 'comparison.html'}"
+                f"{shell('--run', sweep.folder)} goes on.\nSo far: {sweep.folder / 'comparison.html'}"
             ) from stop
         except Exception as error:
             errors[combination.name] = str(error) or type(error).__name__

@@ -120,7 +120,7 @@ def test_environment_lists_every_package_that_changes_numbers():
         "tensorboard", "matplotlib", "jinja2", "psutil", "tqdm", "typer", "jupyterlab", "ipykernel",
         "ipython", "ipywidgets", "jupyter-client", "nbclient", "nbformat", "nbconvert", "beautifulsoup4",
         "latex2mathml", "papermill", "pytest", "nbval", "torchmetrics", "faster-coco-eval", "cleanlab",
-        "roifile",
+        "roifile", "platformdirs", "tifffile", "imagecodecs",
     }  # fmt: skip
 
 

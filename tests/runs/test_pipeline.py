@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,13 +12,21 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.kernelspec import KernelSpecManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, StageError
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import read_stages
-from ssdlib.runs.pipeline import StageRecord, find_stages, run_chain, select_stages, usable_cores
+from ssdlib.runs.pipeline import (
+    ChainInterrupted,
+    StageRecord,
+    find_stages,
+    run_chain,
+    select_stages,
+    usable_cores,
+)
 
 PARAMETERS = 'PROFILE = "smoke"\nDATA = "smears"\nRUN_DIR = ""'
 
@@ -161,10 +171,68 @@ def test_stages_are_found_by_pattern(folder):
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_kernel_that_dies_is_said_with_its_cell(tmp_path, folder, smears):
-    write_notebook(folder / "01_dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    write_notebook(
+        folder / "01_dies.ipynb", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "1", "2"
+    )
     with pytest.raises(StageError, match=r"01_dies\.ipynb failed in cell 4: its Python process died"):
         run_chain("smoke", smears, tmp_path / "run", progress=False)
     assert states(tmp_path / "run") == ["failed"]
+
+
+def test_the_kernel_is_this_python_whatever_the_kernelspec_of_that_name_starts(
+    tmp_path, folder, smears, monkeypatch
+):
+    foreign = tmp_path / "jupyter/kernels/python3"
+    foreign.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+    (foreign / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    assert KernelSpecManager().get_kernel_spec("python3").argv[0] == "false", "what Jupyter would start"
+    write_notebook(folder / "01_who.ipynb", "import sys\nopen(RUN_DIR + '/who', 'w').write(sys.executable)")
+    run_chain("smoke", smears, tmp_path / "run", progress=False)
+    assert Path((tmp_path / "run/who").read_text()).samefile(sys.executable)
+
+
+def test_a_kernel_that_does_not_start_is_said_with_its_reason(tmp_path, folder, smears, monkeypatch):
+    (tmp_path / "ipykernel_launcher.py").write_text("raise ImportError('libzmq is not what it was')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    write_notebook(folder / "01_any.ipynb", "1")
+    with pytest.raises(StageError) as stopped:
+        run_chain("smoke", smears, tmp_path / "run", progress=False)
+    log = tmp_path / "run/notebooks/kernel.log"
+    assert "01_any.ipynb was not begun" in str(stopped.value) and str(log) in str(stopped.value)
+    assert "ImportError: libzmq is not what it was" in str(stopped.value)
+    assert "Traceback" in log.read_text() and states(tmp_path / "run") == ["failed"]
+
+
+def test_figures_are_in_the_notebooks_and_it_is_said_where_they_are_not(
+    tmp_path, folder, smears, monkeypatch, capsys
+):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    draw = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+    write_notebook(folder / "01_shown.ipynb", draw)
+    write_notebook(folder / "02_lost.ipynb", "%matplotlib agg", draw)
+    run_chain("smoke", smears, tmp_path / "run", progress=False)
+    assert "image/png" in (tmp_path / "run/notebooks/01_shown.ipynb").read_text()
+    said = capsys.readouterr().err
+    assert "02_lost.ipynb shows figures, but has no picture" in said and "01_shown" not in said
+
+
+def test_the_command_to_go_on_with_can_be_copied(tmp_path, folder, smears_root, monkeypatch):
+    data = shutil.copytree(smears_root, tmp_path / "my $cells; (new)")
+    write_notebook(folder / "01_any.ipynb", "1")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssdlib.runs.pipeline._execute", stop)
+    with pytest.raises(ChainInterrupted) as stopped:
+        run_chain("smoke", str(data), tmp_path / "a run", progress=False)
+    words = shlex.split(str(stopped.value).partition("Go on with: ")[2])
+    assert words == [
+        *("python", "-m", "ssdlib", "run", "--from", "01", "--profile", "smoke"),
+        *("--data", str(data), "--run", str(tmp_path / "a run")),
+    ]
 
 
 def test_a_record_is_written_at_every_change(tmp_path):

@@ -3,10 +3,12 @@
 import asyncio
 import io
 import json
+import os
 import sys
 import threading
 import time
 from functools import partial
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
@@ -345,6 +347,28 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ConfigError, match=r"ssdlib\[app\]"):
         launch.serve(OneEach())
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_the_page_asks_for_itself_past_a_proxy(monkeypatch, host):
+    pytest.importorskip("gradio")
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # the discard port: nobody answers
+    monkeypatch.setenv("no_proxy", "intra.example")
+    monkeypatch.setenv("NO_PROXY", "")
+    blocks, address = launch._page(host).launch_page(OneEach(), server_name=host)
+    try:
+        assert urlopen(address.replace("0.0.0.0", "127.0.0.1"), timeout=10).status == 200
+    finally:
+        blocks.close(verbose=False)
+    assert os.environ["no_proxy"].split(",")[:2] == ["intra.example", "127.0.0.1"]
+
+
+def test_without_a_proxy_the_environment_is_left_alone(monkeypatch):
+    monkeypatch.setattr(launch, "getproxies_environment", dict)
+    monkeypatch.delenv("no_proxy", raising=False)
+    launch._spare_proxies(["a.example"])
+    assert "no_proxy" not in os.environ
 
 
 def test_the_steps_of_gradio_that_are_replaced(tmp_path, monkeypatch):

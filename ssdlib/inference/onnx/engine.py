@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ssdlib.common import paths
-from ssdlib.common.errors import CheckpointError, ConfigError, DataError
+from ssdlib.common.errors import CheckpointError, ConfigError, DataError, shell
 from ssdlib.common.files import sha256_of
 from ssdlib.common.runtime import need_extra
 from ssdlib.config import BCCD_CLASSES
@@ -74,7 +74,7 @@ def _open_session(path: Path) -> Any:
     import onnxruntime as ort
 
     if not path.is_file():
-        raise CheckpointError(f"there is no {path}: make it with `ssdlib export --out {path}`")
+        raise CheckpointError(f"no file {path}: make it with `{shell('ssdlib', 'export', '--out', path)}`")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

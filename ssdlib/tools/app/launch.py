@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies_environment
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import need_extra
@@ -43,7 +44,7 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="ssdlib-app-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
-            blocks, address = _page().launch_page(predictor, limits=limits, local=local, **options)
+            blocks, address = _page(host).launch_page(predictor, limits=limits, local=local, **options)
         except OSError as error:  # what Gradio raises for a port that is taken
             raise ConfigError(f"the page cannot be served on {host}: {error}") from error
         try:
@@ -70,10 +71,20 @@ def require_gradio() -> None:
         need_extra("app", "gradio")
 
 
-def _page() -> ModuleType:
+def _page(*hosts: str) -> ModuleType:
+    """The module of the page, once Gradio can be imported and can reach what is served on `hosts`."""
     require_gradio()
     # Gradio reads this, and its folder, when it is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    _spare_proxies(hosts)
     from ssdlib.tools.app import page
 
     return page
+
+
+def _spare_proxies(hosts: Sequence[str]) -> None:
+    """Keep requests to this machine away from the environment's proxies: Gradio asks for its own page."""
+    if getproxies_environment():  # elsewhere the variable alone would switch off the system's own settings
+        known = (os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "").split(",")
+        spared = ",".join(dict.fromkeys(filter(None, (*known, *LOOPBACK, *hosts))))
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = spared
