@@ -55,7 +55,7 @@ def aspect_histogram(ax: Axes, ratios: Mapping[str, Any], prior_ratios: Sequence
     colors = [color_of(name, names) for name in names]
     # Wide fields, squeezed into a square, may make all cells narrower than the axis.
     every = np.concatenate([[1.0], *(np.asarray(one, float) for one in ratios.values())])
-    most = max(4.0, 1.25 * float(np.exp(np.quantile(np.abs(np.log(every)), 0.95))))
+    most = max(4.0, 1.25 * float(np.exp(np.quantile(np.abs(np.log(every[every > 0])), 0.95))))
     scaled_histograms(ax, ratios, np.geomspace(0.8 / most, 1.25 * most, 49), colors, lw=1.8)
     for ratio in prior_ratios:
         ax.axvline(ratio, color=MUTED, lw=1, ls=":")

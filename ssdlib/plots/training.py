@@ -120,7 +120,7 @@ def map_curve(ax: Axes, history: History, *, start: float | None = None) -> Axes
     if ax.lines:
         ax.legend(fontsize=9, loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
     else:
-        say_missing(ax, "no val image has an object")
+        say_missing(ax, "no mAP on val to show")
     return ax
 
 
