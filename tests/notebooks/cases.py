@@ -34,7 +34,6 @@ def field(
 
 USUAL = ("RBC", "WBC", "RBC", "Platelets", "RBC")
 EMPTY = field()
-WIDE = (1600, 60)
 
 
 def draw(root: Path, splits: Splits) -> Path:
@@ -62,14 +61,15 @@ def draw(root: Path, splits: Splits) -> Path:
     return root
 
 
-TINY = field(*USUAL, side=4)
+WIDE = [field(*USUAL, side=4, size=(1600, 60))]
 CROWD = field(*["RBC"] * 400, side=8, size=(320, 240))
 KINDS = [f"kind {k}" for k in range(12)]
+GRAY = [field("cell", "cell", suffix=".png")]
 
 ODD: dict[str, Splits] = {
-    # Oddities that do not hide each other share a set, as each set takes half a minute.
-    "one class, a single image in each split, gray PNG": {
-        split: [field("cell", "cell", suffix=".png")] for split in ("train", "val", "test")
+    # Oddities that do not hide each other share a set, as each set takes its time.
+    "one class, gray PNG, a single image in each split, no object in test": {
+        "train": GRAY, "val": GRAY, "test": [field(suffix=".png")],
     },
     "red cells only, the first images empty, no object in val": {
         "train": [EMPTY, EMPTY, EMPTY, EMPTY, field("RBC", "RBC")], "val": [EMPTY], "test": [field("RBC")],
@@ -79,12 +79,7 @@ ODD: dict[str, Splits] = {
         "val": [field(*KINDS[6:], size=(200, 200))],
         "test": [field(*KINDS[3:], size=(400, 300))],
     },
-    "three images, very wide, the first object tiny": {
-        "train": [field("Platelets", side=4, size=WIDE), *[field(*USUAL, size=WIDE)] * 2],
-        "val": [field(*USUAL, size=WIDE)],
-        "test": [field(*USUAL, size=WIDE)],
-    },
-    "only tiny objects, none in test": {"train": [TINY] * 4, "val": [TINY], "test": [EMPTY]},
+    "three images, very wide, only tiny objects": {"train": WIDE * 3, "val": WIDE, "test": WIDE},
     "400 objects in an image, no white cell in val and test": {
         "train": [CROWD, *[field(*USUAL)] * 3], "val": [field("RBC", "Platelets")], "test": [CROWD],
     },
