@@ -92,7 +92,9 @@ def tag_boxes(ax: Axes, boxes_xyxy: Any, tags: Sequence[str], colors: Sequence[s
 def legend_above(figure: Figure, lines: Mapping[str, Line]) -> Figure:
     """The figure with a legend of {name: line} above all its Axes."""
     handles = [Line2D([], [], **line, label=name) for name, line in lines.items()]
-    figure.legend(handles=handles, loc="outside upper right", ncols=max(len(handles), 1), frameon=False)
+    figure.legend(
+        handles=handles, loc="outside upper right", ncols=min(max(len(handles), 1), 6), frameon=False
+    )
     return figure
 
 

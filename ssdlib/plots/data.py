@@ -28,17 +28,18 @@ def size_scatter(ax: Axes, sizes: Mapping[str, Any], priors: Any = ()) -> Axes:
     smallest area larger.
     """
     names = list(sizes)
+    dots = {name: np.asarray(sizes[name], dtype=float).reshape(-1, 2) for name in names}
     # The most numerous class first, so that it does not hide the others.
-    for name in sorted(names, key=lambda name: -len(sizes[name])):
-        width, height = np.asarray(sizes[name], dtype=float).reshape(-1, 2).T
-        ax.scatter(width, height, s=12, color=color_of(name, names), alpha=0.45, lw=0, label=name)
+    for name in sorted(names, key=lambda name: -len(dots[name])):
+        ax.scatter(*dots[name].T, s=12, color=color_of(name, names), alpha=0.45, lw=0, label=name)
     shapes = np.asarray(priors, dtype=float).reshape(-1, 2)
     if len(shapes):
         ax.scatter(*shapes.T, marker="D", s=22, facecolor="white", edgecolor=INK, label="prior", zorder=3)
         smallest = shapes[shapes.prod(axis=1).argmin()]
         ax.scatter(*smallest, marker="D", s=75, color=INK, label="smallest prior", zorder=3)
-    ax.set(xscale="log", yscale="log", xlim=(0.025, 1.1), ylim=(0.025, 1.1), aspect="equal")
-    ticks = (0.03, 0.06, 0.1, 0.2, 0.4, 1)
+    low = min([0.025, *(0.8 * one.min() for one in dots.values() if len(one))])
+    ax.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1), aspect="equal")
+    ticks = [tick for tick in (0.001, 0.003, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 1) if tick >= low]
     ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     ax.minorticks_off()
@@ -52,13 +53,16 @@ def aspect_histogram(ax: Axes, ratios: Mapping[str, Any], prior_ratios: Sequence
     """The Axes with a histogram of width / height for each {class: ratios}; the priors' ratios are dotted."""
     names = list(ratios)
     colors = [color_of(name, names) for name in names]
-    scaled_histograms(ax, ratios, np.geomspace(0.2, 5, 49), colors, lw=1.8)
+    # Wide fields, squeezed into a square, may make all cells narrower than the axis.
+    every = np.concatenate([[1.0], *(np.asarray(one, float) for one in ratios.values())])
+    most = max(4.0, 1.25 * float(np.exp(np.quantile(np.abs(np.log(every[every > 0])), 0.95))))
+    scaled_histograms(ax, ratios, np.geomspace(0.8 / most, 1.25 * most, 49), colors, lw=1.8)
     for ratio in prior_ratios:
         ax.axvline(ratio, color=MUTED, lw=1, ls=":")
     ax.set_xscale("log")
     ax.set_xticks((1 / 3, 1 / 2, 1, 2, 3), ["1:3", "1:2", "1:1", "2:1", "3:1"])
     ax.minorticks_off()
-    ax.set(xlim=(0.25, 4), xlabel="width : height")
+    ax.set(xlim=(1 / most, most), xlabel="width : height")
     return ax
 
 

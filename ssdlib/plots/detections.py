@@ -82,7 +82,8 @@ def counts_by_threshold(
 ) -> Axes:
     """The Axes with the number of detections in all images that reach a score, against that score.
 
-    A curve for each class; its true number is dashed, and a dot marks its working threshold.
+    A curve for each class; its true number is dashed, where it has objects, and a dot marks its working
+    threshold.
     """
     names = list(true_counts)
     for label, name in enumerate(names, start=1):
@@ -92,7 +93,8 @@ def counts_by_threshold(
         count = len(scores) - np.searchsorted(scores, levels)
         color = color_of(name, names)
         ax.plot(levels, np.where(count > 0, count, np.nan), color=color, label=name)
-        ax.axhline(max(true_counts[name], 0.5), color=color, lw=1.2, ls="--")
+        if true_counts[name]:
+            ax.axhline(true_counts[name], color=color, lw=1.2, ls="--")
         if thresholds is not None:
             reached = len(scores) - np.searchsorted(scores, np.float32(thresholds[name]))
             ax.plot([thresholds[name]], [reached or np.nan], "o", ms=9, color=color, mec="white", mew=1.5)

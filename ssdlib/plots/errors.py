@@ -69,7 +69,7 @@ def delta_ap_bars(ax: Axes, errors: TideErrors) -> Axes:
     ax = stacked_bars(ax, rows, ends, {name: color_of(name, names) for name in names})
     ax.set(xlabel="mAP at IoU 0.5 to gain, in points (and number of errors)")
     if names:
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=len(names), fontsize=9)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 0.98), ncols=min(len(names), 4), fontsize=9)
     return ax
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ssdlib.common.tables import number
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.errors import FALSE_POSITIVE, TRUE_POSITIVE
-from ssdlib.plots.style import INK, MUTED, table
+from ssdlib.plots.style import INK, MUTED, say_missing, table
 
 if TYPE_CHECKING:
     from ssdlib.evaluation.calibration import Reliability
@@ -110,6 +110,8 @@ def threshold_curves(
     ax.plot(levels, precision, color=color, label="precision")
     ax.plot(levels, recall, "--", color=color, label="recall")
     ax.plot(levels, f1, ":", color=INK, label="F1")
+    if not curve.ground_truth:
+        say_missing(ax, "no object of this class, so no recall")
     ax.set(xlim=(0, 1), ylim=(0, 1.12), xlabel="score threshold", title=name)
     ax.set_yticks(np.linspace(0, 1, 6))
     return _mark_threshold(ax, chosen)
@@ -120,6 +122,8 @@ def count_threshold_curve(
 ) -> Axes:
     """The Axes with the mean absolute (solid) and mean (dashed) count difference by threshold."""
     color = color_of(name, class_names)
+    if not curve.objects:
+        say_missing(ax, "no object of this class to choose by")
     ax.plot(curve.thresholds, curve.mae, color=color, label="mean |difference|")
     ax.plot(curve.thresholds, curve.bias, "--", color=color, label="mean difference")
     ax.axhline(0, color=MUTED, lw=0.8)
@@ -141,16 +145,21 @@ def _mark_threshold(ax: Axes, chosen: float) -> Axes:
 
 
 def confusion(ax: Axes, matrix: Any, class_names: Sequence[str]) -> Axes:
-    """The Axes with the confusion matrix (C, C), background last, shaded by the share of the row."""
+    """The Axes with the confusion matrix (C, C), background last, shaded by the share of the row.
+
+    The row of a class without objects has no shares.
+    """
     order = [*range(1, len(class_names) + 1), 0]
     counts = np.asarray(matrix)[np.ix_(order, order)]
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    objects = counts.sum(axis=1)
+    share = counts / np.maximum(objects, 1)[:, None]
     diagonal = np.eye(len(counts), dtype=bool)
     for mask, colors in ((diagonal, "Greens"), (~diagonal, "Oranges")):
         ax.imshow(np.ma.array(share, mask=~mask), cmap=colors, vmin=0, vmax=1.3)
     for (i, j), count in np.ndenumerate(counts):
         void = i == j == len(class_names)
-        text = "–" if void else f"{count}\n{share[i, j]:.0%}" if i < len(class_names) else str(count)
+        of_row = "" if i == len(class_names) else f"\n{share[i, j]:.0%}" if objects[i] else "\nn/a"
+        text = "–" if void else f"{count}{of_row}"
         ax.text(j, i, text, ha="center", va="center", fontsize=11,
                 color="white" if share[i, j] > 0.8 else INK)  # fmt: skip
     ax.set_xticks(range(len(order)), [*class_names, "nothing\n(missed)"])

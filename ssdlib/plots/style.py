@@ -76,6 +76,12 @@ def mark_synthetic(figure: Figure) -> None:
     figure.supxlabel("synthetic smears, not BCCD", fontsize=9, color="#9a3412", style="italic")
 
 
+def say_missing(ax: Axes, what: str) -> Axes:
+    """The Axes with a few words in its middle, where a curve would be if there were anything to draw."""
+    ax.text(0.5, 0.5, what, transform=ax.transAxes, color=MUTED, ha="center", va="center", fontsize=9)
+    return ax
+
+
 def table(ax: Axes, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Axes:
     """The Axes with a plain table: a row for each {name: formatted values}.
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ssdlib.plots.style import INK, LINE_COLORS, MUTED, mark_synthetic, new_figure
+from ssdlib.plots.style import INK, LINE_COLORS, MUTED, mark_synthetic, new_figure, say_missing
 
 if TYPE_CHECKING:
     from ssdlib.training.history import History
@@ -117,7 +117,10 @@ def map_curve(ax: Axes, history: History, *, start: float | None = None) -> Axes
     _mark_best(ax, history)
     if history.best is not None:
         ax.plot([history.best.epoch], [history.best.map_50], "o", ms=11, mfc="none", mec=INK, mew=1.6)
-    ax.legend(fontsize=9, loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
+    if ax.lines:
+        ax.legend(fontsize=9, loc="lower right", frameon=True, edgecolor="none", framealpha=0.9)
+    else:
+        say_missing(ax, "no mAP on val to show")
     return ax
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
-from ssdlib.common.errors import ConfigError, StageError, shell
+from ssdlib.common.errors import ConfigError, DataError, StageError, shell
 from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
@@ -145,6 +145,17 @@ class RunFolder:
         """The images of train, val or test that this profile uses, from the split's start."""
         limit = getattr(self.profile, f"{split}_images", None)
         return self.source.dataset(split, limit=limit, transform=transform)
+
+    def check_data(self) -> None:
+        """Raise DataError for data that no notebook could use: a split is empty, or train has no object."""
+        train, *_ = (self.dataset(split) for split in ("train", "val", "test"))
+        if not any(train.class_counts().values()):
+            limited = len(train) == self.profile.train_images
+            which = f"first {len(train)} (all that the profile takes)" if limited else str(len(train))
+            raise DataError(
+                f"none of the {which} training images of {self.source.folder} has an object, so there is "
+                "nothing to learn: label some of them, or put images with labels into train."
+            )
 
     def train(
         self, *, resume: bool | None = None, device: str = "auto", workers: Any = "auto", on_epoch: Any = None

@@ -93,6 +93,7 @@ def run_chain(
     run = RunFolder.open(
         run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
     )
+    run.check_data()
     given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
     record = StageRecord(run.path, [stage.stem for stage in known])
     try:

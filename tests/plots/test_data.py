@@ -26,12 +26,15 @@ def test_ground_truth_and_hidden_labels(ax, hidden):
             [(0.2, 0.2), (0.1, 0.1)],
             ["RBC", "WBC", "prior", "smallest prior"],
         ),
+        ({"RBC": [[0.002, 0.01]]}, (), ["RBC"]),
     ],
 )
 def test_size_scatter(ax, sizes, priors, labels):
     plots.size_scatter(ax, sizes, priors)
     dots = {one.get_label(): one.get_offsets().tolist() for one in ax.collections}
     assert list(dots) == labels
+    low, high = ax.get_xlim()
+    assert all(low < side < high for rows in sizes.values() for row in rows for side in row)
     if len(priors):
         assert dots["RBC"] == sizes["RBC"] and dots["smallest prior"] == [[0.1, 0.1]]
 
@@ -42,6 +45,11 @@ def test_histograms(ax, counts, heights):
     assert [patch.get_height() for patch in ax.patches] == heights
     plots.aspect_histogram(ax, {"WBC": counts}, [0.5, 1, 2])
     assert [line.get_xdata()[0] for line in ax.lines] == [0.5, 1, 2]
+
+
+def test_ratios_of_wide_fields_are_shown(ax):
+    plots.aspect_histogram(ax, {"RBC": [0.04, 0.05]}, [1])
+    assert ax.get_xlim()[0] < 0.04 and ax.patches[0].get_data().values.sum() > 0
 
 
 def test_side_by_side_takes_other_sizes(ax):

@@ -43,8 +43,11 @@ def test_suppression_colors_each_box_by_its_state(ax, count, kept, suppressed):
 def test_counts_by_threshold_and_scores_add_up(ax, labels):
     found = [detections(each, 0.5, f"image {i}") for i, each in enumerate(labels)]
     totals = [sum(each.count(k) for each in labels) for k in (1, 2, 3)]
-    drawn = curves(plots.counts_by_threshold(ax, found, dict.fromkeys(NAMES, 1), dict.fromkeys(NAMES, 0.3)))
+    true = dict(zip(NAMES, (1, 2, 0), strict=True))  # of the last class there is no object
+    drawn = curves(plots.counts_by_threshold(ax, found, true, dict.fromkeys(NAMES, 0.3)))
     assert [np.nan_to_num(drawn[name][1]).max() for name in NAMES] == totals
+    dashed = [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"]
+    assert dashed == [1, 2]
     cells = plots.scores_table(ax, found, NAMES).tables[0]
     last = [cells[len(labels) + 1, j].get_text().get_text() for j in range(3)]
     assert last == [f"{n}  (0.50)" if n else "0" for n in totals]

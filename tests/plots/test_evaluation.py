@@ -32,7 +32,8 @@ def test_curves_of_one_class(right, truth):
     ax = plots.threshold_curves(axes(), one, "RBC", NAMES, 0.4)
     levels, precision = curves(ax)["precision"]
     expected = [np.nan if (p := one.at(level)[0]) is None else p for level in levels]
-    assert np.array_equal(precision, expected, equal_nan=True) and texts(ax) == ["0.40"]
+    assert np.array_equal(precision, expected, equal_nan=True)
+    assert texts(ax) == [*([] if truth else ["no object of this class, so no recall"]), "0.40"]
     ax = plots.score_histogram(axes(), one, "RBC", 0.4)
     counts = [patch.get_data().values.sum() for patch in ax.patches]
     assert counts == [sum(right)] * 2 + [len(right) - sum(right)] * 2
@@ -58,6 +59,9 @@ def test_confusion_puts_background_last(ax, matrix):
     assert first[(0, 0)] == str(int(matrix[1, 1]))
     assert first[(3, 0)] == str(int(matrix[1, 0])) and first[(0, 3)] == str(int(matrix[0, 1]))
     assert first[(3, 3)] == "–"
+    shares = {tuple(map(round, t.get_position())): t.get_text().split("\n")[1:] for t in ax.texts}
+    for row in range(3):
+        assert (shares[(0, row)] == ["n/a"]) == (not matrix[row + 1].any())
 
 
 @pytest.mark.parametrize("count", [0, 1, 200])
@@ -95,4 +99,7 @@ def test_figures_of_counts(true, counted):
     found = count_curve(*counts(true, counted), 2)
     drawn = curves(ax := plots.count_threshold_curve(axes(), found, "RBC", NAMES, found.best()))
     assert np.array_equal(drawn["mean |difference|"][1], found.mae, equal_nan=True)
-    assert texts(ax) == [f"{found.best():.2f}"]
+    assert texts(ax) == [
+        *([] if sum(true) else ["no object of this class to choose by"]),
+        f"{found.best():.2f}",
+    ]

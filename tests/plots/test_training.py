@@ -6,7 +6,7 @@ import pytest
 from ssdlib.plots import training as plots
 from ssdlib.plots.style import LINE_COLORS, MUTED
 from ssdlib.training.history import EpochRecord, History
-from tests.plots.conftest import axes, curves
+from tests.plots.conftest import axes, curves, texts
 
 
 def history(maps):
@@ -28,6 +28,10 @@ def test_curves_of_one_run(maps, best):
     assert drawn.get("mAP@0.5 on val", ([], []))[1] == [value for value in maps if value is not None]
     assert drawn["before training: 0.250"][1][0] == 0.25
     assert any(label.startswith("best") for label in drawn) == (best is not None)
+
+
+def test_a_map_that_is_nowhere_defined_is_said():
+    assert texts(plots.map_curve(axes(), history([None, None]))) == ["no mAP on val to show"]
 
 
 def test_runs_of_a_group_are_thin_lines_and_the_mean_of_those_that_went_furthest():
