@@ -66,7 +66,7 @@ def folder_of(file: Path) -> Path:
 def what_to_give(path: Path) -> str:
     """A sentence that says what is in a folder that is no dataset, or which folder is one."""
     if not path.is_dir():
-        return f"there is no folder {path.absolute()}"
+        return "there is no such folder"
     if _holds_labels(path.absolute().parent):
         return f"it is a part of one. Give {path.absolute().parent}"
     inner = [one for one in _folders(path.absolute()) if _holds_labels(one)]
