@@ -14,7 +14,7 @@ import yaml
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.files import new_folder, read_json, write_json, write_text
 from ssdlib.data.formats import coco, yolo
-from ssdlib.data.formats.records import AddedObject, LabeledImage
+from ssdlib.data.formats.records import AddedObject, LabeledImage, read_text
 from ssdlib.data.formats.voc import (
     add_object,
     find_root,
@@ -66,10 +66,13 @@ def write_layout(source: DataSource, out: str | Path, layout: str, *, fractions:
 def copy_as_voc(source: DataSource, folder: Path) -> None:
     """Fill `folder` with a copy of the data as Pascal VOC, the labels exactly as they are written.
 
-    A source in this layout is copied file by file. Of another one, every image that is there gets an
-    annotation with its objects in the order of its label file, so that an object keeps its number.
+    A source in this layout, its annotations named as its images, is copied file by file. Of another one, every
+    image that is there gets an annotation with its objects in the order of its label file, so that an object
+    keeps its number.
     """
-    if find_root(source.folder) == source.folder:
+    own = source.folder / "Annotations"
+    named = all(image.label_file == own / f"{image.image_id}.xml" for image in source.labels.images)
+    if find_root(source.folder) == source.folder and named:
         _refuse_stored(source)
         for name in ("Annotations", "JPEGImages", "ImageSets"):
             if (source.folder / name).is_dir():
@@ -115,7 +118,7 @@ def copy_with_added(source: DataSource, folder: Path, added: Mapping[str, Sequen
             own, size = added[images[0].image_id], (images[0].width, images[0].height)
             numbers = [yolo.class_number(source.folder, one.name) for one in own]
             lines = yolo.label_lines([one.box for one in own], numbers, *size)
-            there = file.read_text(encoding="utf-8-sig").rstrip() if file.exists() else ""
+            there = read_text(file).rstrip() if file.exists() else ""
             write_text(file, f"{there}\n{lines}" if there else lines)
 
 
