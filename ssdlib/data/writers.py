@@ -66,9 +66,9 @@ def write_layout(source: DataSource, out: str | Path, layout: str, *, fractions:
 def copy_as_voc(source: DataSource, folder: Path) -> None:
     """Fill `folder` with a copy of the data as Pascal VOC, the labels exactly as they are written.
 
-    A source in this layout, its annotations named as its images, is copied file by file. Of another one, every
-    image that is there gets an annotation with its objects in the order of its label file, so that an object
-    keeps its number.
+    A source in this layout, its annotations named as its images, is copied file by file. Of another one,
+    every image that is there gets an annotation with its objects in the order of its label file, so that an
+    object keeps its number.
     """
     own = source.folder / "Annotations"
     named = all(image.label_file == own / f"{image.image_id}.xml" for image in source.labels.images)
