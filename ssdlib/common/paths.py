@@ -75,7 +75,7 @@ def candidates(given: str | Path) -> list[Path]:
     is opened by hand works in `notebooks/`. The same for data and for runs.
     """
     path = Path(given).expanduser()
-    return list(dict.fromkeys((root / path).resolve() for root in (Path.cwd(), project_root())))
+    return list(dict.fromkeys((root / path).absolute() for root in (Path.cwd(), project_root())))
 
 
 def find(given: str | Path, remedy: str) -> Path:

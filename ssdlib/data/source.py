@@ -291,10 +291,11 @@ def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
         return _with_notice(DataSource("txl-pbc", labels, BCCD_CLASSES, notice=labels.notice))
     labels = read_folder(path)
     if labels is None:
-        raise DataError(
-            f"{path.absolute()} is not a dataset: {what_to_give(path)}. Give the folder that holds images "
-            f"and labels as Pascal VOC ({voc.LAYOUT}), {OTHER_LAYOUTS}; or one of auto, {', '.join(NAMED)}."
-        )
+        why = what_to_give(path)
+        layouts = f"Pascal VOC ({voc.LAYOUT}), {OTHER_LAYOUTS}"
+        if "Give " not in why:
+            why += f". Give a folder with images and labels as {layouts}; or one of auto, {', '.join(NAMED)}"
+        raise DataError(f"{path.absolute()} is not a dataset: {why}.")
     if not labels.class_names:
         raise DataError(f"no label in {labels.root} is of use. {_why_none(labels)}")
     names = BCCD_CLASSES if set(labels.class_names) <= set(BCCD_CLASSES) else labels.class_names

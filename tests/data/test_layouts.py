@@ -578,9 +578,7 @@ def test_broken_xml_beside_an_image(tmp_path):
         source.dataset("train")
 
 
-@pytest.mark.parametrize(
-    "make", [lambda root: root.mkdir(), lambda root: None, lambda root: picture(root / "a.png")]
-)
+@pytest.mark.parametrize("make", [lambda root: root.mkdir(), lambda root: picture(root / "a.png")])
 def test_what_is_no_dataset_is_told_what_would_be(tmp_path, make):
     make(tmp_path / "mine")
     with pytest.raises(DataError, match=r"mine is not a dataset: .*JPEGImages.*YOLO.*data\.yaml.*COCO.*XML"):

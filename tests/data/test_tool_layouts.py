@@ -809,7 +809,7 @@ def test_a_folder_that_holds_the_data_further_below(tmp_path):
         for given in (root.parent, root.parent.parent):
             with pytest.raises(DataError, match="is not a dataset: the data are further below") as error:
                 open_folder(given)
-            assert f"Give {root}. " in str(error.value)
+            assert str(error.value).endswith(f"Give {root}.")
         for part in ("JPEGImages", "Annotations", "images", "annotations"):
             if layout not in (cvat_coco, csv_plain) and (root / part).is_dir():
                 with pytest.raises(DataError, match=rf"it is a part of one. Give {root}\."):
@@ -859,7 +859,7 @@ def test_a_file_that_does_not(tmp_path, layout, file, said):
 
 def test_a_folder_that_is_not_there_is_named_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=f"{tmp_path}/cells is not a dataset: there is no such folder"):
+    with pytest.raises(DataError, match=f"cells is not a dataset: there is no {tmp_path}/cells and no"):
         open_folder("cells")
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "a.zip").write_bytes(b"PK")
