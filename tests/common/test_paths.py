@@ -31,7 +31,7 @@ def test_a_relative_path_means_the_same_for_data_and_for_runs(house, smears_root
         (house / place).mkdir(exist_ok=True)
         (house / place / name).symlink_to(smears_root)
     assert open_folder("cells").folder == resolve("cells").folder == smears_root.resolve()
-    assert run_of("run") == smears_root.resolve()
+    assert run_of("run") == house / place / "run"
 
 
 def test_the_working_folder_comes_before_the_checkout(house):
