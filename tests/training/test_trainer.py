@@ -1,5 +1,6 @@
 """The loop and its promises: learns, stops cleanly, goes on exactly, loses nothing."""
 
+import dataclasses
 import errno
 import json
 import math
@@ -403,6 +404,12 @@ def test_other_classes_and_no_images_are_refused(data, tmp_path):
         make_trainer(data, tmp_path, RECIPE.replace(model=model))
     with pytest.raises(DataError, match="no images"):
         make_trainer(DetectionDataset([], TINY.class_names), tmp_path, val=False)
+    bare = [
+        dataclasses.replace(sample, boxes=np.empty((0, 4), np.float32), labels=np.empty(0, np.int64))
+        for sample in data.samples
+    ]
+    with pytest.raises(DataError, match=r"none of the .* training images has an object"):
+        make_trainer(DetectionDataset(bare, TINY.class_names), tmp_path, val=False)
 
 
 def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypatch):
