@@ -133,6 +133,10 @@ class Trainer:
         self.recipe, self.seed, self.progress = recipe, seed, progress
         use = model.config.use
         self.train_data, self.val_data = cut_to_views(train_data, use), val_data
+        if progress and len(self.train_data) != len(train_data):
+            size = " x ".join(map(str, use.view))
+            views = f"{len(self.train_data):,} views of {size} pixels"
+            print(f"the {len(train_data):,} training images are cut into {views}", file=sys.stderr)
         # By the labels: a network that has learned little yet cannot find the scale.
         self.val_tilings = tilings(val_data, use) if val_data is not None else {}
         self.run_dir = Path(run_dir)

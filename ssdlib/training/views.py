@@ -23,13 +23,18 @@ VISIBLE = 0.3
 _ENOUGH = 20
 """Objects of the reference class that tell the scale of a data set."""
 
+_LEAST_VIEW = 150
+"""Pixels, sqrt(width * height), of a view at least. The network sees it at twice that, and more enlarging
+shows nothing more, while the views of a field become hundreds."""
+
 
 def use_for(data: DetectionDataset, known: Use) -> Use:
     """How a network trained on `data` looks at images, where its initial weights do so as `known` says.
 
     Where the reference class has its usual share of the fields, the view is such a field; else it is the part
-    of a field in which it has. Of fields of several sizes, those with most objects of that class speak. Data
-    without the reference class are looked at whole. Thresholds and appearance are left to be found anew.
+    of a field in which it has, but no less than `_LEAST_VIEW`. Of fields of several sizes, those with most
+    objects of that class speak. Data without the reference class are looked at whole. Thresholds and
+    appearance are left to be found anew.
     """
     sizes = np.array([(sample.width, sample.height) for sample in data.samples])
     whole = tuple(int(side) for side in np.median(sizes, axis=0))
@@ -43,7 +48,9 @@ def use_for(data: DetectionDataset, known: Use) -> Use:
     usual = known.reference_side / math.sqrt(math.prod(known.view))
     times = usual / (side / math.sqrt(math.prod(size)))
     if not KNOWN_TOLERANCE[0] <= times <= GUESSED_TOLERANCE:
-        view = tuple(round(length * side / known.reference_side) for length in known.view)
+        least = _LEAST_VIEW / math.sqrt(math.prod(known.view))
+        scale = max(side / known.reference_side, least)
+        view = tuple(round(length * scale) for length in known.view)
     um = round(RED_CELL_UM / side, 4) if known.um_per_pixel else None
     return Use(view=view, reference=known.reference, reference_side=round(side, 1), um_per_pixel=um)
 

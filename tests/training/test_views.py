@@ -39,6 +39,7 @@ def data(*samples: Sample) -> DetectionDataset:
         ((1280, 960), 104, (640, 480)),  # a field four times as large
         ((640, 480), 40, (246, 185)),
         ((320, 240), 104, (640, 480)),  # a closer look: padded
+        ((640, 480), 4, (173, 130)),  # too small to be enlarged to its usual share
     ],
 )
 def test_the_view_gives_red_cells_their_usual_share(size, side, view):
