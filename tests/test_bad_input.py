@@ -116,7 +116,7 @@ def odd_formats(root):
 
 ERRORS = [
     # item, damage, command, what the message must have, exit code
-    ("empty folder", lambda r: shutil.rmtree(r) or r.mkdir(), TRAIN, ["{root}", "Give the folder"], 1),
+    ("empty folder", lambda r: shutil.rmtree(r) or r.mkdir(), TRAIN, ["{root}", "Give a folder"], 1),
     ("missing folder", shutil.rmtree, TRAIN, ["{root} is not a dataset", "Give the folder"], 1),
     ("missing folder", shutil.rmtree, CHECK, ["{root} is not a dataset", "Give the folder"], 1),
     ("missing folder", shutil.rmtree, EVALUATE, ["{root} is not a dataset", "Give the folder"], 1),

@@ -80,7 +80,7 @@ def test_a_card_of_a_file_that_says_little(tmp_path, smears_root, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data", "/nowhere"], "/nowhere is not a dataset: there is no such folder"),
+        (["--data", "/nowhere"], "/nowhere is not a dataset: there is no /nowhere"),
         (["--notes", "none.md"], "cannot read the notes none.md"),
         (["--weights", "none"], "no weights at none"),
         (["--ship", "none"], "no weights at none"),
