@@ -192,6 +192,8 @@ class RunFolder:
             seed=self.seed,
             workers=workers,
             initial_sum=self.config.get("initial_weights_sha256"),
+            # A profile for few images must not take hours because each is cut into many views.
+            most_views=max(len(data), self.profile.train_images) if self.profile.train_images else None,
         )
         return trainer.fit(resume=resume, on_epoch=on_epoch, on_begin=self._save_config)
 

@@ -108,6 +108,7 @@ class Trainer:
     snapshot_every: epochs between weights that are kept beside the best.
     initial_sum: SHA-256 of the file that the recipe's initial weights are, if they are one; by default, and
         where the file is there, it is computed.
+    most_views: views that are trained on at most, evenly taken of those into which the images are cut.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Trainer:
         data_description: dict[str, Any] | None = None,
         snapshot_every: int = 10,
         initial_sum: str | None = None,
+        most_views: int | None = None,
         progress: bool = True,
     ) -> None:
         _check_data(model, train_data, val_data)
@@ -133,10 +135,15 @@ class Trainer:
         self.recipe, self.seed, self.progress = recipe, seed, progress
         use = model.config.use
         self.train_data, self.val_data = cut_to_views(train_data, use), val_data
-        if progress and len(self.train_data) != len(train_data):
-            size = " x ".join(map(str, use.view))
-            views = f"{len(self.train_data):,} views of {size} pixels"
-            print(f"the {len(train_data):,} training images are cut into {views}", file=sys.stderr)
+        views = len(self.train_data)
+        if most_views and views > most_views:
+            self.train_data = self.train_data.with_samples(
+                self.train_data.samples[:: math.ceil(views / most_views)]
+            )
+        if progress and views != len(train_data):
+            cut = f"{views:,} views of {' x '.join(map(str, use.view))} pixels"
+            used = f", of which {len(self.train_data):,} are used" if len(self.train_data) < views else ""
+            print(f"the {len(train_data):,} training images are cut into {cut}{used}", file=sys.stderr)
         # By the labels: a network that has learned little yet cannot find the scale.
         self.val_tilings = tilings(val_data, use) if val_data is not None else {}
         self.run_dir = Path(run_dir)

@@ -29,6 +29,7 @@ from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
 from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, parameter_groups
 from ssdlib.training.trainer import Trainer, TrainingInterrupted, whole_batch_loss
+from ssdlib.training.views import use_for
 
 TINY = ModelConfig(batch_norm=True, width=0.0625)
 RECIPE = Recipe(
@@ -410,6 +411,21 @@ def test_other_classes_and_no_images_are_refused(data, tmp_path):
     ]
     with pytest.raises(DataError, match=r"none of the .* training images has an object"):
         make_trainer(DetectionDataset(bare, TINY.class_names), tmp_path, val=False)
+
+
+def test_of_many_views_no_more_are_used_than_asked_for_and_both_are_said(data, tmp_path, capsys):
+    corners = np.stack(np.meshgrid(np.arange(20, 600, 40), np.arange(20, 440, 40)), -1).reshape(-1, 2)
+    boxes = np.concatenate([corners, corners + 4], axis=1).astype(np.float32)
+    field = dataclasses.replace(
+        data.samples[0], width=640, height=480, boxes=boxes, labels=np.full(len(boxes), 2)
+    )
+    cells = DetectionDataset([field] * 3, TINY.class_names)
+    recipe = RECIPE.replace(model=TINY.replace(use=use_for(cells, TINY.use)))
+    every = make_trainer(cells, tmp_path / "all", recipe, progress=True).train_data
+    some = make_trainer(cells, tmp_path / "some", recipe, progress=True, most_views=len(cells)).train_data
+    assert len(every) > 10 * len(cells) and len(some) == len(cells)
+    assert f"cut into {len(every)} views" in (said := capsys.readouterr().err)
+    assert f"of which {len(some)} are used" in said
 
 
 def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypatch):
