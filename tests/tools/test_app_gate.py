@@ -50,10 +50,10 @@ def seen(number):
 class Visitor:
     """A page opened by a program: what it sends, and what it would show."""
 
-    def __init__(self, address):
+    def __init__(self, address, functions=None):
         self.client = httpx.Client(base_url=address, timeout=120)
         self.session = uuid4().hex
-        self.functions = self.client.get("/config").json()["dependencies"]
+        self.functions = functions or self.client.get("/config").json()["dependencies"]
 
     def send(self, *files):
         """The paths of an upload of (name, content)."""
@@ -117,8 +117,10 @@ def files_in(folder):
 def test_a_class_of_fifty_at_once_each_with_an_own_image(served, tmp_path):
     address = served()
 
+    functions = Visitor(address).functions
+
     def visit(number):
-        return Visitor(address).show((f"field-{number}.png", field(number)))
+        return Visitor(address, functions).show((f"field-{number}.png", field(number)))
 
     with ThreadPoolExecutor(50) as pool:
         shown = list(pool.map(visit, range(1, 51)))
@@ -263,6 +265,13 @@ def test_what_is_broken_or_has_no_place_leaves_nothing(served, tmp_path, path, m
         httpx.post(url, content=breaks_off(), headers=form)
     time.sleep(0.5)
     assert files_in(tmp_path) == []
+
+
+def test_a_request_that_is_no_upload_is_small(served):
+    body = b'{"fn_index": 0, "data": ["' + b"x" * 3_000_000 + b'"]}'
+    for path in ("run/predict", "queue/join"):
+        answer = httpx.post(f"{served()}gradio_api/{path}", content=body)
+        assert answer.status_code == 400
 
 
 def test_what_a_killed_page_left_goes_at_the_next_start(tmp_path):

@@ -22,7 +22,7 @@ from ssdlib.tools.app.launch import is_loopback
 from ssdlib.tools.app.uploads import Limits
 
 UPLOAD = "/gradio_api/upload"
-MOST_BODY = 2_000_000
+MOST_BODY = 1_000_000
 """Bytes of a request that is no upload: the names and places of a thousand files."""
 
 LINGER = 60.0
@@ -56,7 +56,7 @@ class Gate:
             answer = await self._receive(Request(scope, body))
         elif headers.get("content-type", "").lower().startswith("multipart/"):
             # Gradio has routes for recordings and custom components, which write files, too.
-            answer = PlainTextResponse("This page takes no files here.", 403)
+            answer = PlainTextResponse("Files are taken from the upload box alone. Open the page.", 403)
         else:
             return await self.app(scope, _Body(receive, MOST_BODY), send)
         if answer.status_code >= 400:
