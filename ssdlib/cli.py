@@ -511,7 +511,8 @@ def app_page(
     weights: Weights = "shipped",
     engine: Engine = "torch",
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets the whole network in.")
+        str,
+        typer.Option(help="Address to listen on; 0.0.0.0: everyone in the network, without a password."),
     ] = "127.0.0.1",
     port: Annotated[
         int | None, typer.Option(help="Default: the first free one from 7860.", min=1, max=65535)
@@ -535,7 +536,7 @@ def app_page(
     import signal
 
     from ssdlib.inference.engines import open_predictor
-    from ssdlib.tools.app.launch import require_gradio, serve
+    from ssdlib.tools.app.launch import require_gradio, serve, who_can_open
     from ssdlib.tools.app.session import LEAST_SCORE
     from ssdlib.tools.app.uploads import Limits
 
@@ -549,6 +550,8 @@ def app_page(
 
     def ready(address: str) -> None:
         print(address if quiet else f"the page is open at {address}", flush=True)
+        if warning := who_can_open(host, share):
+            print(warning, file=sys.stderr)
         if not quiet:
             print("Ctrl-C ends it.", file=sys.stderr)
 

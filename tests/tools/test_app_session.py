@@ -261,18 +261,52 @@ def test_detected_again_at_another_scale(large):
     assert len(session.fields) == 2  # what there was stays
 
 
-def test_visitors_are_apart_and_the_oldest_is_forgotten(photograph):
-    sessions = Sessions(lambda: Session(CONFIG), capacity=2)
-    for visitor in ("a", "b"):
-        add(sessions[visitor], photograph, three, f"{visitor}.png")
-    first, second = sessions["a"], sessions["b"]
-    assert names_of(first) == ["a.png"] and names_of(second) == ["b.png"] and sessions["a"] is first
-    for session, leave in [(second, lambda: sessions["c"]), (first, lambda: sessions.forget("a"))]:
-        session.add(photograph)
-        leave()
-        assert session.waiting == []  # nobody waits for it
-    assert sessions["a"].fields == sessions["b"].fields == []
+def visit(sessions, visitor, photograph):
+    """An upload of a visitor, looked at; the name tells whose it is."""
+    sessions.add(visitor, photograph, f"{visitor}.png")
+    sessions[visitor].run(three)
+
+
+def test_visitors_are_apart_and_forgotten_when_they_leave(photograph):
+    sessions = Sessions(lambda: Session(CONFIG), memory_bytes=10**9)
+    visitors = [f"visitor-{number}" for number in range(60)]
+    for visitor in visitors:
+        visit(sessions, visitor, photograph)
+    assert [names_of(sessions[visitor]) for visitor in visitors] == [[f"{one}.png"] for one in visitors]
+    first = sessions["visitor-0"]
+    first.add(photograph)
+    sessions.forget("visitor-0")
+    assert first.waiting == []  # nobody waits for it
+    assert sessions["visitor-0"].fields == []
     sessions.forget("never seen")
+
+
+def test_the_memory_is_for_those_who_use_their_page(photograph):
+    sample = Session(CONFIG)
+    add(sample, photograph, three)
+    assert photograph.stat().st_size < sample.size < 10_000
+
+    busy = Sessions(lambda: Session(CONFIG), memory_bytes=2 * sample.size)
+    for visitor in ("a", "b", "late"):
+        visit(busy, visitor, photograph)
+    assert names_of(busy["a"]) == ["a.png"] and names_of(busy["b"]) == ["b.png"]
+    assert busy["late"].fields == []
+    assert busy["late"].next_refused()[0].startswith("late.png: the page has no memory")
+
+    idle = Sessions(lambda: Session(CONFIG), memory_bytes=2 * sample.size + 100, idle_seconds=0)
+    for visitor in ("a", "b"):
+        visit(idle, visitor, photograph)
+    working = idle["c"]
+    working.add(photograph, "c.png")  # and waits to be looked at
+    assert idle["a"].fields  # "b" is now the one idle for longest
+    visit(idle, "d", photograph)
+    assert idle["b"].fields == [] and idle["c"] is working and working.waiting
+    assert names_of(idle["a"]) == ["a.png"] and names_of(idle["d"]) == ["d.png"]
+
+
+def test_an_upload_is_taken_once():
+    session = Session(CONFIG)
+    assert session.take(["a", "b"]) == {"a", "b"} and session.take(["b", "c"]) == {"c"}
 
 
 def test_a_small_image_is_served_between_the_batches_of_a_large_one():

@@ -52,6 +52,14 @@ def test_hostile_files_are_refused_in_words(tmp_path, content, said):
     assert str(refused.value).startswith("hostile.png") and str(tmp_path) not in str(refused.value)
 
 
+@pytest.mark.parametrize("name", ["._field.jpg", ".hidden.png", "Thumbs.db"])
+def test_what_systems_leave_beside_images_is_passed_over_with_a_word(tmp_path, name):
+    path = tmp_path / "arrived"
+    path.write_bytes(encode_image(np.zeros((90, 90, 3), np.uint8)))
+    with pytest.raises(DataError, match="hidden file"):
+        read_upload(path, name, Limits())
+
+
 @pytest.mark.parametrize(
     ("name", "safe"),
     [

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
 from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies_environment
@@ -14,11 +21,16 @@ from urllib.request import getproxies_environment
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import need_extra
 
+if os.name != "nt":
+    import fcntl
+
 if TYPE_CHECKING:
     from ssdlib.inference.detections import Detector
     from ssdlib.tools.app.uploads import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+ANYWHERE = ("0.0.0.0", "::")
+FOLDER = "ssdlib-app-"
 
 
 def serve(
@@ -31,27 +43,92 @@ def serve(
     limits: Limits | None = None,
     ready: Callable[[str], None] = print,
 ) -> None:
-    """Show the page until Ctrl-C. `ready` is called with the address once it can be opened.
+    """Show the page until Ctrl-C. `ready` is called with the address for visitors once it can be opened.
 
     Without a port, the first free one from 7860. `share` opens a tunnel through Gradio's servers to the whole
     world; without it nothing but this machine is contacted. Raises ConfigError if Gradio is missing or the
     address cannot be had.
     """
     require_gradio()
-    local = host in LOOPBACK and not share
     options = {"server_name": host, "server_port": port, "share": share, "inbrowser": browser}
-    # Uploads under way lie in a folder of this page's own, which goes when the page does.
-    with tempfile.TemporaryDirectory(prefix="ssdlib-app-", ignore_cleanup_errors=True) as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder
+    os.environ["GRADIO_TEMP_DIR"] = str(_upload_folder())
+    try:
+        blocks, address = _page(host).launch_page(predictor, limits=limits, **options)
+    except OSError as error:  # what Gradio raises for a port that is taken
+        raise ConfigError(f"the page cannot be served on {host}: {error}") from error
+    try:
+        ready(address if share or host not in ANYWHERE else f"http://{own_address()}:{blocks.server_port}/")
+        blocks.block_thread()
+    finally:
+        blocks.close(verbose=False)
+
+
+def who_can_open(host: str, share: bool = False) -> str:
+    """Who else than this computer reaches a page served so, as a warning; empty if nobody does."""
+    if share:
+        return (
+            "Anyone in the world who has this link can use the page while it is open: there is no password, "
+            "and images pass through Gradio's servers."
+        )
+    if is_loopback(host):
+        return ""
+    return (
+        "Everyone in the network who reaches this computer can use the page: there is no password, and "
+        "images travel unencrypted. Without --host it is for this computer alone."
+    )
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host's name or address is this computer's own, which no other can reach."""
+    name = name.lower().strip("[]").rstrip(".")
+    try:
+        return ip_address(name).is_loopback
+    except ValueError:
+        return name == "localhost" or name.endswith(".localhost")
+
+
+def own_address() -> str:
+    """The address that this computer has in its network; its name where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            blocks, address = _page(host).launch_page(predictor, limits=limits, local=local, **options)
-        except OSError as error:  # what Gradio raises for a port that is taken
-            raise ConfigError(f"the page cannot be served on {host}: {error}") from error
-        try:
-            ready(address)
-            blocks.block_thread()
-        finally:
-            blocks.close(verbose=False)
+            probe.connect(("192.0.2.1", 9))  # an address that is nobody's, and no packet is sent
+            return probe.getsockname()[0]
+        except OSError:
+            return socket.gethostname()
+
+
+@cache
+def _upload_folder() -> Path:
+    """A new folder of this process's own for uploads under way, which is removed when it ends.
+
+    A process that was killed leaves its folder: those are removed now. Its number stands in the name, but
+    whether it lives is told by a lock, as a number may be another process's by now.
+    """
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with suppress(OSError):
+            os.close(_lock(folder))
+            shutil.rmtree(folder, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    with suppress(OSError):
+        _lock(folder)
+    return folder
+
+
+def _lock(folder: Path) -> int:
+    """A descriptor of the folder, locked as long as it is open. Raises OSError if another holds it.
+
+    Windows locks no folders: there it always is, and what a killed page leaves is the system's to tidy.
+    """
+    if os.name == "nt":
+        raise OSError
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def open_inline(predictor: Detector, **options: Any) -> Any:
@@ -60,8 +137,10 @@ def open_inline(predictor: Detector, **options: Any) -> Any:
     Returns Gradio's Blocks; its `close()` ends the server. `options`, such as height, go to `Blocks.launch`.
     Raises ConfigError if Gradio is missing.
     """
-    # On Colab the kernel is another computer than the reader's, and the page says where images are looked at.
-    local = "google.colab" not in sys.modules
+    # On Colab and JupyterHub the kernel is another computer than the reader's, and goes by other names; the
+    # page says where images are looked at.
+    local = "google.colab" not in sys.modules and "JUPYTERHUB_SERVICE_PREFIX" not in os.environ
+    os.environ["GRADIO_TEMP_DIR"] = str(_upload_folder())
     return _page().launch_page(predictor, local=local, **{"inline": True, "height": 1150, **options})[0]
 
 

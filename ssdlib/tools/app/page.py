@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import project_root
@@ -19,6 +20,8 @@ from ssdlib.data.images import IMAGE_SUFFIXES, list_images, read_image
 from ssdlib.inference.detections import Detector
 from ssdlib.inference.fields import detect_image
 from ssdlib.tools.app import markup
+from ssdlib.tools.app.gate import Gate
+from ssdlib.tools.app.launch import is_loopback
 from ssdlib.tools.app.session import LEAST_SCORE, Session
 from ssdlib.tools.app.uploads import Limits
 from ssdlib.tools.app.visitors import Sessions, SharedPredictor
@@ -32,6 +35,21 @@ SAVES = {
     "Save picture": ("{stem}-cells.jpg", "image/jpeg", Session.picture),
 }
 """File name, media type and content of what each button saves of a session and the chosen field."""
+
+UPLOAD = Path(__file__).with_name("upload.js").read_text(encoding="utf-8")
+"""Keeps files that are chosen or dropped while Gradio's upload box changes; run when the page opens."""
+
+CLEAR_BOX = """(files) => {
+  Array.from(document.querySelectorAll('#ssd-upload .icon-button-wrapper button')).at(-1)?.click();
+  return [files];
+}"""
+"""Empties the upload box in the browser as soon as its files are on their way: the server's answer could
+empty it of the next ones."""
+
+GONE = (
+    "No image is left here: the page forgot yours, unused for long, as others needed the memory, or the "
+    "connection was lost, or the page was started anew. Drop them in again."
+)
 
 PRIVATE = {"api_visibility": "private"}
 WORKERS = 3
@@ -51,14 +69,18 @@ def launch_page(
     to everything but the page, and nothing is loaded from elsewhere.
     """
     limits = limits or Limits()
-    blocks = _Page(predictor, limits, local).blocks.queue(max_size=32)
+    local = local and not options.get("share") and is_loopback(options.get("server_name") or "127.0.0.1")
+    # A class of 50 that drops in 24 images each, one by one.
+    blocks = _Page(predictor, limits, local).blocks.queue(max_size=1200)
     # The system's own letters, so that none is loaded from elsewhere; the colors are those of page.css.
     system = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "Arial", "sans-serif"]
     mono = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
     closed = {
         "theme": gr.themes.Base(primary_hue="rose", neutral_hue="stone", font=system, font_mono=mono),
         "css": markup.style([read_image(path) for path in _samples().values()]),
+        "js": UPLOAD,
         "max_file_size": limits.file_bytes,
+        "app_kwargs": {"middleware": [Middleware(Gate, limits=limits, only_here=local)]},
         "prevent_thread_lock": True,
         "quiet": True,
         "footer_links": [],
@@ -79,12 +101,9 @@ class _Page:
     def __init__(self, predictor: Detector, limits: Limits, local: bool) -> None:
         names = predictor.class_names
         self.config = predictor.config
-        self.sessions = Sessions(lambda: Session(self.config, limits))
+        self.sessions = Sessions(lambda: Session(self.config, limits), limits.memory_bytes)
         self.detect = partial(detect_image, SharedPredictor(predictor))
-        # What Gradio keeps by itself (an upload whose page was closed meanwhile) goes after five minutes.
-        with gr.Blocks(
-            title="Count the cells", analytics_enabled=False, delete_cache=(60, 300)
-        ) as self.blocks:
+        with gr.Blocks(title="Count the cells", analytics_enabled=False) as self.blocks:
             gr.HTML(markup.header(names, local))
             self._lay_out(names, limits)
             self._connect()
@@ -107,6 +126,8 @@ class _Page:
         with gr.Row(visible=False) as self.results:
             with gr.Column(scale=3, min_width=320):
                 self.chosen = gr.Dropdown(label="Image", visible=False, elem_id="ssd-chosen")
+                # Gradio would refuse what a page shows that was opened before the server was started anew.
+                self.chosen.preprocess = lambda shown: shown if isinstance(shown, int) else None
                 self.picture = gr.HTML()
                 look = "Look again at the scale given"
                 self.again = gr.Button(look, size="sm", visible=False, elem_id="ssd-again")
@@ -128,9 +149,9 @@ class _Page:
         settings = [self.chosen, self.scale, *self.sliders]
         drawn = [self.picture, self.counts, self.sizes, self.all_images, self.again]
         outcome = [self.status, self.stop, self.results, self.chosen, *drawn]
-        begun = [self.upload, self.status, self.stop]
+        begun = [self.status, self.stop]
         for begin in (
-            self.upload.upload(self.on_upload, self.upload, begun, **BEGIN),
+            self.upload.upload(self.on_upload, self.upload, begun, js=CLEAR_BOX, **BEGIN),
             *(button.click(self.on_sample, button, begun, **BEGIN) for button in self.samples),
             self.again.click(self.on_again, None, begun, **BEGIN),
         ):
@@ -149,21 +170,23 @@ class _Page:
     def on_upload(self, request: gr.Request, files: Sequence[Any]) -> tuple:
         """Into memory with them; at once, also where others have to be waited for."""
         session = self.sessions[request.session_hash]
+        taken = session.take(file.path for file in files)
+        new = {Path(file.path): file.orig_name for file in files if file.path in taken}
         try:
-            for file in files:
-                session.add(file.path, file.orig_name)
+            for path, name in new.items():
+                self.sessions.add(request.session_hash, path, name)
         finally:
-            for path in (Path(file.path) for file in files):
+            for path in new:
                 with suppress(OSError):
                     path.unlink()
-                    path.parent.rmdir()  # which Gradio made for it
+                    path.parent.rmdir()  # which the gate made for it, when this was the last
         return self._begun(session)
 
     def on_sample(self, request: gr.Request, label: str) -> tuple:
         session = self.sessions[request.session_hash]
         path = _samples().get(label)
         if path and path.name not in [upload.name for upload in session.waiting]:  # not for a double click
-            session.add(path)
+            self.sessions.add(request.session_hash, path)
         return self._begun(session)
 
     def on_again(self, request: gr.Request) -> tuple:
@@ -172,8 +195,8 @@ class _Page:
         return self._begun(session)
 
     def _begun(self, session: Session) -> tuple:
-        """For `begun`: an empty upload box, no message, and a way to stop what waits."""
-        return None, "", gr.Button(visible=bool(session.waiting))
+        """For `begun`: no message, and a way to stop what waits."""
+        return "", gr.Button(visible=bool(session.waiting))
 
     # Gradio puts the request and the progress at their places among what the page sends.
     def on_begun(
@@ -184,7 +207,7 @@ class _Page:
         *settings: Any,
     ) -> tuple:
         session = self.sessions[request.session_hash]
-        session.refused += _settle(session, settings)
+        session.refused += [*_lost(session, number), *_settle(session, settings)]
         before = len(session.fields)
 
         def on_progress(name: str, done: int, tiles_done: int, tiles: int) -> None:
@@ -203,7 +226,8 @@ class _Page:
 
     def on_change(self, request: gr.Request, number: int | None, *settings: Any) -> tuple:
         session = self.sessions[request.session_hash]
-        return markup.refused(_settle(session, settings)), *self._drawn(session, number)
+        wrong = [*_lost(session, number), *_settle(session, settings)]
+        return markup.refused(wrong), *self._drawn(session, number)
 
     def on_clear(self, request: gr.Request) -> tuple:
         session = self.sessions[request.session_hash]
@@ -213,6 +237,8 @@ class _Page:
     def on_save(self, request: gr.Request, label: str, number: int | None) -> str:
         """A file for `SAVE`; empty if there is nothing to save."""
         session = self.sessions[request.session_hash]
+        for line in _lost(session, number):
+            gr.Warning(line)
         if number is None or number >= len(session.fields):
             return ""
         name, media_type, content = SAVES[label]
@@ -280,6 +306,11 @@ def _samples() -> dict[str, Path]:
     folder = project_root() / "data/samples/JPEGImages"
     images = list_images(folder)[:6] if folder.is_dir() else []
     return {f"Smear {number}": path for number, path in enumerate(images, start=1)}
+
+
+def _lost(session: Session, number: int | None) -> list[str]:
+    """What to say where the page shows a field, the `number`, of a session that has none any more."""
+    return [GONE] if number is not None and not session.fields else []
 
 
 def _settle(session: Session, settings: Sequence[Any]) -> list[str]:

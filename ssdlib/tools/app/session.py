@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,7 +16,7 @@ import numpy as np
 
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.config import ModelConfig
-from ssdlib.data.images import encode_image, fields_in, read_um_per_pixel
+from ssdlib.data.images import decode_image, encode_image, fields_in, read_um_per_pixel
 from ssdlib.inference.detections import Detections, class_thresholds
 from ssdlib.inference.draw import annotate
 from ssdlib.inference.fields import Seen
@@ -37,8 +37,8 @@ PREVIEW_SIDE = 1600
 class Field:
     """An image with what was found in it."""
 
-    preview: np.ndarray
-    """(H, W, 3) uint8 RGB, at most `PREVIEW_SIDE` long."""
+    preview: bytes
+    """A JPEG file of the image, at most `PREVIEW_SIDE` long: a tenth of the memory of its pixels."""
     detections: Detections
     """With score >= `LEAST_SCORE`, in pixels of the upload."""
     um_per_pixel: float | None
@@ -67,12 +67,20 @@ class Session:
         self.thresholds = {name: max(value, LEAST_SCORE) for name, value in config.thresholds.items()}
         self.um_per_pixel: float | None = None
         self._fields: dict[Upload, Field] = {}
-        self._running = threading.Lock()
+        self._taken: set[str] = set()
+        self._taking, self._running = threading.Lock(), threading.Lock()
 
     @property
     def fields(self) -> list[Field]:
         """All images with what was found in them."""
         return list(self._fields.values())
+
+    def take(self, paths: Iterable[str]) -> set[str]:
+        """Those of the paths that were not taken before: the browser may name an upload again."""
+        with self._taking:
+            new = {*paths} - self._taken
+            self._taken |= new
+        return new
 
     def add(self, path: str | Path, name: str | None = None) -> None:
         """Read an image file for `run`; `name` is what the visitor calls it, else the file's own.
@@ -93,6 +101,13 @@ class Session:
             ]
         except DataError as error:
             self.refused.append(str(error))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all image files and previews."""
+        held, fields = [*list(self._fields), *self.waiting], self.fields
+        files = {id(one.content): len(one.content) for one in held}  # the fields of a TIFF share theirs
+        return sum(files.values()) + sum(len(field.preview) for field in fields)
 
     @property
     def outdated(self) -> list[Upload]:
@@ -137,7 +152,8 @@ class Session:
             seen = detect(image, tiling, um_in_file=um, on_tiles=on_tiles)
             found = replace(seen.found.above(LEAST_SCORE), image=upload.name)
             quality = quality_notes(image, found, seen.view, self.use.appearance, thresholds=self.thresholds)
-            field = Field(_reduced(image), found, tiling.um_per_pixel, seen, quality)
+            preview = encode_image(_reduced(image), ".jpg", quality=95)
+            field = Field(preview, found, tiling.um_per_pixel, seen, quality)
             if upload in self.waiting:
                 self._fields[upload] = field
         except SsdError as error:
@@ -184,7 +200,8 @@ class Session:
 
     def preview(self, number: int) -> np.ndarray:
         """The field on screen, its cells outlined: (H, W, 3) uint8 RGB."""
-        preview, found = self.fields[number].preview, self.shown[number]
+        field, found = self.fields[number], self.shown[number]
+        preview = decode_image(field.preview, Path("preview.jpg"))
         height, width = preview.shape[:2]
         boxes = found.boxes * (width / found.image_size[0])
         return annotate(preview, replace(found, boxes=boxes, image_size=(width, height)))

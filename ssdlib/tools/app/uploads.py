@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.files import is_hidden
 from ssdlib.data.images import decode_image
 
 
@@ -21,6 +22,10 @@ class Limits:
     fields: int = 24
     total_bytes: int = 120_000_000
     """All files of a session together: they stay in memory, for the picture in full size."""
+    memory_bytes: int = 1_000_000_000
+    """All sessions together; 50 visitors have 20 MB each."""
+    arriving_bytes: int = 1_000_000_000
+    """All uploads together that lie on the disk until they are read."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +47,9 @@ def safe_name(name: str) -> str:
 
 
 def read_upload(path: Path, name: str, limits: Limits) -> Upload:
-    """The file at `path`, called `name`. Raises DataError if it is missing, empty or too large."""
+    """The file at `path`, called `name`. Raises DataError if it is missing, empty, hidden or too large."""
+    if is_hidden(name):
+        raise DataError(f"{name} is a hidden file, as systems leave beside the images. It is passed over.")
     try:
         with path.open("rb") as stream:
             content = stream.read(limits.file_bytes + 1)
