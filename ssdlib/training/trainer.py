@@ -232,8 +232,8 @@ class Trainer:
         on_begin: called in the main process once nothing has been refused, before anything is written.
 
         Raises TrainingError for a loss that is not finite, or where another process trains in `run_dir`;
-        TrainingInterrupted (saved, resumable) after Ctrl-C or SIGTERM; CheckpointError if `resume` finds
-        another run's state, or is None and there is one; SsdError for a full disk.
+        TrainingInterrupted (saved, resumable) after Ctrl-C, SIGTERM or SIGHUP; CheckpointError if `resume`
+        finds another run's state, or is None and there is one; SsdError for a full disk.
         """
         try:
             with checkpoints.alone(self.run_dir) if self._is_main else nullcontext():
@@ -271,7 +271,7 @@ class Trainer:
                 data.preload(progress=self.progress and self._is_main)
         if self._is_main:
             on_begin()
-        patience = 5.0 if self.accelerator.num_processes > 1 else 0.0
+        patience = 5.0 if self.accelerator.num_processes > 1 else 1.0
         self._saved_at = time.perf_counter()
         with StopSignals(patience) as stop, self._open_events() as self.events:
             while self.epoch < self.recipe.epochs:
