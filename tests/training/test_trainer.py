@@ -494,6 +494,32 @@ def test_full_disk_says_so_and_leaves_the_last_epoch(data, scores, tmp_path, mon
 
 
 @pytest.mark.parametrize(
+    ("step", "how"), [(1, ""), (BATCHES + 1, ""), (BATCHES + 1, "stop"), (None, "TensorBoard")]
+)
+def test_a_run_folder_that_is_moved_away_is_said_and_can_be_gone_on_with(
+    data, scores, uninterrupted, tmp_path, monkeypatch, terminal, step, how
+):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move() -> None:
+        run.rename(moved)
+        if how == "stop":
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        if how == "TensorBoard":  # moved just after it was seen to be there
+            write = Trainer._write_events
+            patch.setattr(Trainer, "_write_events", lambda *given: (move(), write(*given)))
+        else:
+            at_step(patch, step, move)
+        with pytest.raises(TrainingError, match=r"run is not there any more.*--resume --run"):
+            make_trainer(data, run).fit()
+    assert not run.exists()
+    make_trainer(data, moved).fit(resume=True)
+    assert checkpoints.digest(final_state(moved)) == checkpoints.digest(final_state(uninterrupted))
+
+
+@pytest.mark.parametrize(
     "module, error, shown",
     [("tensorboard.x", OSError, 0), ("tensorboard.x", ValueError, 1), ("x", OSError, 1)],
 )
