@@ -96,20 +96,24 @@ def run(
     """Run the notebooks with papermill into a run folder and write its report.
 
     With --sweep: once for every combination of the values, each in a folder of its own, and a page that
-    compares them. The same command with the same --run goes on where it stopped.
+    compares them. The same command with the same --run goes on where it stopped, however that was; a run that
+    had come to its end is run anew.
     """
     from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
+    from ssdlib.training.monitor import StopSignals
 
     stages = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
     folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)
     options = {"stages": stages, "force": force, "progress": not quiet}
-    if sweep:
-        folder = folder if run else folder.with_name(f"{folder.name}-sweep")
-        _sweep(folder, sweep, profile, data, overrides, **options)
-        return
-    print(f"run folder: {folder}", file=sys.stderr)
-    done = run_chain(profile, data, folder, overrides=overrides, **options)
+    with StopSignals(patience=1.0, interrupt=True):
+        if sweep:
+            folder = folder if run else folder.with_name(f"{folder.name}-sweep")
+            _sweep(folder, sweep, profile, data, overrides, **options)
+            return
+        print(f"run folder: {folder}", file=sys.stderr)
+        go_on = not (from_stage or only or force)
+        done = run_chain(profile, data, folder, overrides=overrides, go_on=go_on, **options)
     print(results_text(done.metrics()))
     print(f"report: {done.path / 'report.html'}")
 

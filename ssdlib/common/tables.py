@@ -40,9 +40,9 @@ def csv_lines(rows: Iterable[Iterable[Any]], *, decimal_comma: bool = False) -> 
         yield line.getvalue()
 
 
-def number(value: float | None, form: str = ".3f") -> str:
-    """The value in the format `form` of `format`; "n/a" where it is None."""
-    return "n/a" if value is None else format(value, form)
+def number(value: float | str | None, form: str = ".3f") -> str:
+    """The value in the format `form` of `format`; "n/a" where it is None, and a text as it is."""
+    return "n/a" if value is None else value if isinstance(value, str) else format(value, form)
 
 
 @dataclass(frozen=True)

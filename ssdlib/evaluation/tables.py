@@ -28,7 +28,7 @@ class Interval:
         """The figure and, where there are any, the ends of its interval in formats of `format`."""
         if self.low is None or self.high is None:
             return number(self.value, form)
-        ends = f"[{format(self.low, form_of_ends)}, {format(self.high, form_of_ends)}]"
+        ends = f"[{number(self.low, form_of_ends)}, {number(self.high, form_of_ends)}]"
         return f"{number(self.value, form)} {ends}"
 
 

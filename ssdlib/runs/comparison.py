@@ -43,7 +43,7 @@ class RunSummary:
     settings: dict[str, Any]
     """The whole profile by dotted name: {"recipe.learning_rate": 0.001, "seed": 0, ...}."""
     state: str
-    """done, failed, interrupted, unfinished, running or not run."""
+    """done, failed, interrupted, killed, unfinished, running or not run."""
     error: str = ""
     history: History = field(default_factory=History)
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -268,7 +268,7 @@ def _state(folder: Path, stages: Sequence[str], trained: bool) -> tuple[str, str
     asked = [entries.get(name, {"state": "not run"}) for name in stages]
     asked = asked or [entry for entry in entries.values() if entry["state"] != "not run"]
     states = [entry["state"] for entry in asked]
-    for state in ("failed", "interrupted", "running"):
+    for state in ("failed", "interrupted", "killed", "running"):
         if state in states:
             return state, asked[states.index(state)].get("error", "")
     if not states:  # made without the notebooks

@@ -3,7 +3,7 @@
     runs/NAME/config.json        profile, recipe, seed and data, all resolved
               environment.json   versions, device, git revision, data fingerprint
               metrics.json       one section for each stage that measures something
-              stages.json        state and duration of each notebook
+              stages.json        state and duration of each notebook (read it with `read_stages`)
               checkpoints/  events/  figures/  notebooks/  report.html
 
 A stage reads only what an earlier stage wrote here, so any stage can be run again alone.
@@ -11,6 +11,7 @@ A stage reads only what an earlier stage wrote here, so any stage can be run aga
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -251,7 +252,8 @@ class RunFolder:
 
     def saved_files(self) -> list[tuple[str, int]]:
         """(path inside the run, bytes) of every file in it, by name."""
-        found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(".tmp"))
+        passing = (".tmp", ".lock")
+        found = (p for p in self.path.rglob("*") if p.is_file() and not p.name.endswith(passing))
         return sorted((p.relative_to(self.path).as_posix(), p.stat().st_size) for p in found)
 
     def __repr__(self) -> str:
@@ -291,9 +293,38 @@ def _ways_on(folder: Path, changes: list[str]) -> str:
 
 
 def read_stages(folder: Path) -> list[dict[str, Any]]:
-    """The entries of stages.json; empty if no chain has run in this folder."""
-    path = folder / "stages.json"
-    return files.read_json(path, hint="Remove it and run again.")["stages"] if path.exists() else []
+    """The entries of stages.json; empty if no chain has run in this folder.
+
+    Each has a `name` and a `state`: not run, running, done, failed, interrupted, or killed, which is what
+    "running" means where no process runs the chain any more. Raises SsdError if the file is damaged.
+    """
+    path, hint = folder / "stages.json", "Remove it and run again."
+    if not path.exists():
+        return []
+    content = files.read_json(path, hint=hint)
+    entries = content.get("stages") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not all(map(_is_stage, entries)):
+        raise StageError(f"{path} does not hold the stages of a run. {hint}")
+    for entry in entries:
+        if entry["state"] == "running" and not _chain_runs(folder):
+            entry |= {"state": "killed", "error": f"{entry['name']} was killed before its end"}
+    return entries
+
+
+def _is_stage(entry: Any) -> bool:
+    kinds = {"name": str, "state": str, "started": str, "error": str, "seconds": int | float}
+    return (
+        isinstance(entry, dict)
+        and {"name", "state"} <= entry.keys()
+        and all(isinstance(entry[key], kind) for key, kind in kinds.items() if key in entry)
+        and math.isfinite(entry.get("seconds", 0))
+    )
+
+
+def _chain_runs(folder: Path) -> bool:
+    from ssdlib.training import checkpoints
+
+    return checkpoints.in_use(folder, checkpoints.CHAIN_LOCK)
 
 
 def data_name(description: Mapping[str, Any]) -> str:

@@ -1,16 +1,18 @@
 """The chain: six notebooks run by papermill, one after the other, into one run folder, and a report.
 
 A failing cell stops the chain and is named; what ran before, the executed notebook and the report are kept.
+A chain that did not come to its end can go on where it stopped, even after a `kill -9`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,8 +30,14 @@ BACKEND = "module://matplotlib_inline.backend_inline"
 """The one backend of matplotlib that puts figures into notebooks."""
 
 
+SAVING_SECONDS = 60.0
+"""How long a kernel that is asked to stop may take: a training finishes its step or evaluation, and saves."""
+RETRAIN = "RETRAIN"
+"""The parameter of a notebook that says to train anew what has been trained to the end."""
+
+
 class ChainInterrupted(StageError):
-    """Ctrl-C: the kernel is stopped, the state saved, and the message says how to go on."""
+    """Ctrl-C, SIGTERM or SIGHUP: the kernel has saved its state, and the message says how to go on."""
 
 
 def find_stages() -> list[Path]:
@@ -80,40 +88,74 @@ def run_chain(
     stages: Sequence[Path] | None = None,
     overrides: Mapping[str, Any] | None = None,
     force: bool = False,
+    go_on: bool = False,
     progress: bool = True,
 ) -> RunFolder:
     """Run the notebooks, or only `stages`, into `run_dir`, write its report.html and return the run.
 
-    Raises StageError that names the notebook, the cell and the error when a cell fails, and ConfigError when
-    `run_dir` was made with other settings. The report is written in every case, Ctrl-C included.
+    With `go_on` those before the first that is not done are passed over; where all are done, all are run. A
+    training that came to its end is repeated only if its stage and all else that was begun is done.
+
+    Raises StageError that names the notebook, the cell and the error when a cell fails, ConfigError when
+    `run_dir` was made with other settings, and TrainingError while another process runs notebooks into it.
+    The report is written in every other case, Ctrl-C included.
     """
+    from ssdlib.training import checkpoints
+
     known = find_stages()
     chosen = known if stages is None else stages
-    _check_parameters(chosen)
+    names = _check_parameters(chosen)
     run = RunFolder.open(
         run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
     )
     run.check_data()
     given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
     record = StageRecord(run.path, [stage.stem for stage in known])
-    try:
-        with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
-            for stage in chosen:
-                bar.set_description(stage.stem)
-                with record.running(stage.stem):
-                    _execute(stage, run.path / "notebooks" / stage.name, given, progress)
-                if warning := _without_pictures(run.path / "notebooks" / stage.name):
-                    tqdm.write(f"warning: {warning}", file=sys.stderr)
-                bar.update(1)
-    except KeyboardInterrupt as stop:
-        options = shell("--profile", profile, "--data", given["DATA"], "--run", run.path)
-        raise ChainInterrupted(
-            f"stopped in {stage.name}; what was done is in {run.path}\n"
-            f"Go on with: python -m ssdlib run --from {stage.name[:2]} {options}"
-        ) from stop
-    finally:
-        _write_report(run)
+    repeated = record.repeated()
+    with checkpoints.alone(run.path, checkpoints.CHAIN_LOCK):
+        if go_on:
+            chosen = _going_on(record, chosen)
+        try:
+            with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
+                for stage in chosen:
+                    bar.set_description(stage.stem)
+                    again = {RETRAIN: stage.stem in repeated} if RETRAIN in names[stage] else {}
+                    with record.running(stage.stem):
+                        _execute(stage, run.path / "notebooks" / stage.name, given | again, progress)
+                    if warning := _without_pictures(run.path / "notebooks" / stage.name):
+                        tqdm.write(f"warning: {warning}", file=sys.stderr)
+                    bar.update(1)
+        except KeyboardInterrupt as stop:
+            options = shell("--profile", profile, "--data", given["DATA"], "--run", run.path)
+            raise ChainInterrupted(
+                f"stopped in {stage.name}; what was done is in {run.path}\n"
+                f"Go on with: python -m ssdlib run --from {stage.name[:2]} {options}"
+            ) from stop
+        finally:
+            _write_report(run)
     return run
+
+
+def stages_left(entries: Iterable[Mapping[str, Any]], stages: Sequence[Path]) -> list[Path]:
+    """The stages from the first that is not done yet by `entries` (`read_stages`); empty where all are."""
+    states = {entry["name"]: entry["state"] for entry in entries}
+    return list(itertools.dropwhile(lambda stage: states.get(stage.stem) == "done", stages))
+
+
+def _going_on(record: StageRecord, stages: Sequence[Path]) -> Sequence[Path]:
+    """The stages to run where a run is asked for again, which is said on stderr."""
+    left = stages_left(record.entries.values(), stages)
+    if not left:
+        print(f"{record.path.parent} had come to its end: everything anew", file=sys.stderr)
+        return stages
+    if len(left) < len(stages):
+        first = left[0].stem
+        print(
+            f"{first}: {record.entries[first]['state']}. Going on there (--from {first[:2]}); --from "
+            f"{stages[0].stem[:2]} runs all stages again.",
+            file=sys.stderr,
+        )
+    return left
 
 
 def _write_report(run: RunFolder) -> None:
@@ -129,13 +171,17 @@ def _write_report(run: RunFolder) -> None:
         print(f"warning: the report could not be written: {error}", file=sys.stderr)
 
 
-def _check_parameters(stages: Sequence[Path]) -> None:
-    """Raise StageError, before anything has run, for a notebook that lacks one of GIVEN_PARAMETERS."""
+def _check_parameters(stages: Sequence[Path]) -> dict[Path, set[str]]:
+    """The names of each notebook's parameters.
+
+    Raises StageError, before anything has run, for a notebook that lacks one of GIVEN_PARAMETERS.
+    """
     from papermill import inspect_notebook
 
+    found = {}
     for stage in stages:
         try:
-            names = inspect_notebook(_unformatted(stage))
+            names = found[stage] = set(inspect_notebook(_unformatted(stage)))
         except Exception as error:
             raise StageError(
                 f"{stage} is not a notebook that can be run ({error}). Save it again in JupyterLab with the "
@@ -146,6 +192,7 @@ def _check_parameters(stages: Sequence[Path]) -> None:
             raise StageError(
                 f"{stage.name} has no parameter {', '.join(missing)}: add it to the cell tagged 'parameters'"
             )
+    return found
 
 
 def _data_parameter(run: RunFolder, request: str) -> str:
@@ -214,6 +261,9 @@ def kernel_manager(log: Path) -> type:
     from jupyter_client.manager import AsyncKernelManager
 
     class ChainKernelManager(AsyncKernelManager):
+        # Of this, half passes between the interrupt and SIGTERM; a kernel that is done ends at once.
+        shutdown_wait_time = 2 * SAVING_SECONDS
+
         async def start_kernel(self, **options: Any) -> None:
             # Where no folder has a kernelspec, python3 is ipykernel under sys.executable.
             self.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
@@ -294,7 +344,11 @@ class StageRecord:
         self.path = folder / "stages.json"
         known = {entry["name"]: entry for entry in read_stages(folder)}
         self.entries = {name: known.get(name, {"name": name, "state": "not run"}) for name in names}
-        self._write()
+
+    def repeated(self) -> set[str]:
+        """The stages that are done, of a chain whose every begun stage is; else none."""
+        begun = {name: entry["state"] for name, entry in self.entries.items() if entry["state"] != "not run"}
+        return set(begun) if set(begun.values()) == {"done"} else set()
 
     def _write(self) -> None:
         files.write_json(self.path, {"stages": list(self.entries.values())})

@@ -1,6 +1,7 @@
 """report.html of a run: one file with a summary and the executed notebooks, readable with no network at all.
 
 Figures are embedded, formulas become MathML when the report is written, and nothing is loaded from elsewhere.
+Whatever a run folder holds, no script of it is run: of notebooks only harmless elements are kept.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from ssdlib.common import files, pages
+from ssdlib.common.errors import StageError
 from ssdlib.common.tables import Table, number
 from ssdlib.config import flatten
 from ssdlib.evaluation.tables import (
@@ -35,8 +39,24 @@ if TYPE_CHECKING:
 
 
 def write_report(run: RunFolder) -> Path:
-    """Write `report.html` of the run and return its path; stages not run yet are listed as such."""
+    """Write `report.html` of the run and return its path; stages not run yet are listed as such.
+
+    Raises SsdError if one of the run's files does not hold what the stages write.
+    """
+    try:
+        page = _page(run)
+    except (TypeError, ValueError, LookupError, AttributeError, TemplateError) as error:
+        raise StageError(
+            f"a report of {run.path} cannot be written, because metrics.json or another file in it does not "
+            f"hold what the stages write ({type(error).__name__}: {error}). Remove it and run the "
+            "stages again."
+        ) from error
     path = run.path / "report.html"
+    files.write_text(path, page)
+    return path
+
+
+def _page(run: RunFolder) -> str:
     metrics = run.metrics()
     sections, analysis = result_sections(metrics), metrics.get("analysis")
     notebooks = [notebook_section(path) for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
@@ -44,12 +64,12 @@ def write_report(run: RunFolder) -> Path:
     others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "analysis")}
     saved = [(name, size) for name, size in run.saved_files() if name != "report.html"]
     images = [(name, size) for name, size in saved if Path(name).suffix.lower() in pages.IMAGE_TYPES]
-    page = pages.render(
+    return pages.render(
         "runs/report.html",
         title=run.name,
         profile=run.profile.name,
         data=data_name(metrics["data"]),
-        created=run.config.get("created", ""),
+        created=str(run.config.get("created", "")),
         notice=metrics["data"].get("notice"),
         tiles=_tiles(sections),
         figures={path.name: path.read_bytes() for path in (run.path / "figures").glob("*.png")},
@@ -67,8 +87,6 @@ def write_report(run: RunFolder) -> Path:
         saved_files={"Figures": images, "Files": [one for one in saved if one not in images]},
         notebooks=notebooks,
     )
-    files.write_text(path, page)
-    return path
 
 
 def _tiles(sections: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
@@ -126,20 +144,54 @@ class NotebookSection:
 
 def notebook_section(path: Path) -> NotebookSection:
     """An executed notebook as HTML. One that cannot be read becomes a section that says so."""
+    import bleach
     import nbformat
     from bs4 import BeautifulSoup
 
     try:
         notebook = nbformat.read(path, as_version=4)
+        _tidy_outputs(notebook)
+        resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
+        converted, _ = _exporter().from_notebook_node(notebook, resources=resources)
     except Exception as error:
         return NotebookSection(path.stem, path.stem, error=str(error))
-    _drop_progress_bars(notebook)
-    resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
-    converted, _ = _exporter().from_notebook_node(notebook, resources=resources)
     page = BeautifulSoup(converted, "html.parser")
     _keep_offline(page)
     title, headings = _number_headings(page, path.stem)
-    return NotebookSection(path.stem, title, headings, str(page))
+    # Last of all, so that it sees the page as a browser will.
+    body = bleach.clean(
+        str(page),
+        tags=set(_ELEMENTS.split()),
+        attributes=_is_harmless,
+        protocols=["http", "https", "mailto", "data"],
+        strip=True,
+    )
+    return NotebookSection(path.stem, title, headings, body)
+
+
+_ELEMENTS = """
+a b blockquote br caption code dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6 hr i img kbd li
+ol p pre s samp small span strong sub summary sup table tbody td tfoot th thead tr u ul
+math menclose mfrac mi mn mo mover mpadded mphantom mroot mrow mspace msqrt mstyle msub msubsup msup mtable
+mtd mtext mtr munder munderover
+"""
+"""What is kept of a notebook; the second half are formulas."""
+_ATTRIBUTES = """
+align alt class colspan height open rowspan start title width
+accent columnalign columnlines columnspacing depth display displaystyle fence form linethickness lspace
+mathbackground mathcolor mathsize mathvariant maxsize minsize movablelimits notation rowlines rowspacing
+rspace scriptlevel separator stretchy voffset xmlns
+"""
+_LINK = re.compile(r"https?://|mailto:|[\w./%~ -]*([#?]|$)", re.IGNORECASE)
+"""To the web, or inside the run's folder; nothing that a browser might run."""
+
+
+def _is_harmless(element: str, name: str, value: str) -> bool:
+    if name == "src":
+        return element == "img" and value.startswith("data:image/")
+    if name == "href":
+        return element == "a" and _LINK.match(value) is not None
+    return name in _ATTRIBUTES.split() or (name == "id" and element in ("h2", "h3", "h4", "h5", "h6"))
 
 
 @cache
@@ -200,10 +252,12 @@ def _exporter() -> HTMLExporter:
     )
 
 
-def _drop_progress_bars(notebook: NotebookNode) -> None:
-    """Remove progress bars from stderr, and streams without text, in place."""
+def _tidy_outputs(notebook: NotebookNode) -> None:
+    """Remove progress bars from stderr, and streams without text; make drawings images. In place."""
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
+            if drawing := output.get("data", {}).pop("image/svg+xml", None):
+                output.data["text/html"] = f'<img src="{pages.data_uri(drawing.encode(), ".svg")}" alt="">'
             if output.get("name") == "stderr":
                 lines = output.text.splitlines(keepends=True)
                 output.text = "".join(line for line in lines if not _PROGRESS_BAR.search(line))
@@ -216,10 +270,15 @@ _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d\d:\d\d")
 
 
 def _keep_offline(page: BeautifulSoup) -> None:
-    """Remove what needs the network: pictures give way to their text, links to notebooks lead to sections."""
-    for element in page.find_all(["script", "link", "iframe"]):
+    """Remove what needs the network: pictures give way to their text, links to notebooks lead to sections.
+
+    Also what has text that is not to be read, such as scripts and styles.
+    """
+    for element in page.find_all(
+        ["script", "style", "link", "iframe", "object", "template", "noscript", "title"]
+    ):
         element.decompose()
-    for element in page.find_all(src=re.compile(r"^(https?:)?//")):
+    for element in page.find_all(src=lambda source: source and not source.startswith("data:image/")):
         if element.parent.name == "a" and not element.parent.get_text(strip=True):
             element.parent.decompose()  # a badge: a picture that is a link
         else:

@@ -36,7 +36,7 @@ from ssdlib.runs.comparison import (
 )
 from ssdlib.runs.folder import RunFolder, read_stages
 from ssdlib.runs.overrides import apply_overrides, parse_value
-from ssdlib.runs.pipeline import ChainInterrupted, run_chain
+from ssdlib.runs.pipeline import ChainInterrupted, run_chain, stages_left
 
 if TYPE_CHECKING:
     from ssdlib.data.source import DataSource
@@ -227,7 +227,7 @@ def run_sweep(
     comparison = _compare(sweep, stages, source, errors)
     for place, combination in enumerate(sweep.combinations, 1):
         folder = sweep.folder / combination.name
-        left = stages if combination.name in changed else _stages_left(folder, stages)
+        left = stages if combination.name in changed else stages_left(read_stages(folder), stages)
         what = f"from {left[0].stem}" if left else "done before"
         print(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
         if not left:
@@ -255,12 +255,6 @@ def run_sweep(
         finally:
             comparison = _compare(sweep, stages, source, errors)
     return comparison
-
-
-def _stages_left(folder: Path, stages: Sequence[Path]) -> list[Path]:
-    """The stages from the first that is not done yet."""
-    states = {entry["name"]: entry["state"] for entry in read_stages(folder)}
-    return list(itertools.dropwhile(lambda stage: states.get(stage.stem) == "done", stages))
 
 
 def _same_settings(sweep: Sweep, combination: Combination, data: str, force: bool) -> bool:

@@ -6,7 +6,8 @@ A run's checkpoints folder holds
 - `epoch-XXX.safetensors`: the weights every few epochs;
 - `last.pt`, `previous.pt`: the two newest training states, from which a run goes on exactly.
 
-While a process trains it holds a lock on `training.lock` beside that folder.
+While a process trains it holds a lock on `training.lock` beside that folder; one that runs the notebooks, on
+`chain.lock`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ NEXT = "next.pt"
 """A whole new state that has not yet taken the place of `last.pt`; seen only after a kill between the two."""
 
 LOCK = "training.lock"
+CHAIN_LOCK = "chain.lock"
 
 FORMAT = "ssdlib-training-2"
 
@@ -100,14 +102,14 @@ def save_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def alone(run_dir: Path) -> Iterator[None]:
-    """While open, no other process can open it for the same run folder.
+def alone(run_dir: Path, lock: str = LOCK) -> Iterator[None]:
+    """While open, no other process can open it for the same run folder and lock.
 
     The lock is the operating system's: it ends with the process, however that ends, and does not travel with
     a copy of the folder. Raises TrainingError that names the process that has it. Some network file systems
     know no locks: there it hinders nobody.
     """
-    path = run_dir / LOCK
+    path = run_dir / lock
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(path)
@@ -125,6 +127,17 @@ def alone(run_dir: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def in_use(run_dir: Path, lock: str) -> bool:
+    """Whether a process has this lock of a run folder, or nobody can know because the folder is read-only."""
+    try:
+        if (run_dir / lock).exists():
+            with alone(run_dir, lock):
+                pass
+    except TrainingError:
+        return True
+    return False
+
+
 def _lock(path: Path) -> int:
     """A descriptor of the file, which is locked by it and says by whom."""
     for _ in range(100):
@@ -138,9 +151,10 @@ def _lock(path: Path) -> int:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 os.close(descriptor)
+                doing = "trained" if path.name == LOCK else "run"
                 raise TrainingError(
-                    f"{path.parent} is being trained by {_holder(path)}. Wait for it, stop it, or train "
-                    "into another run (--run NAME)."
+                    f"{path.parent} is being {doing} by {_holder(path)}. Wait for it, stop it, or choose "
+                    "another run (--run NAME)."
                 ) from None
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), path.stat()):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import stat
 import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, Self
 
 import torch
@@ -62,20 +65,24 @@ class LossWatch:
 
 
 class StopSignals:
-    """While open, Ctrl-C and SIGTERM ask for a stop after the running step; a second one stops at once.
+    """While open, Ctrl-C, SIGTERM and SIGHUP ask for a stop after the running step; a second stops at once.
 
-    With several processes a second one counts only after `patience` seconds: the launcher passes on the
-    Ctrl-C that the terminal has sent to every process already.
+    The second one counts only after `patience` seconds: what a terminal, `timeout` or a batch system sends to
+    every process, a launcher passes on as well. With `interrupt` the first one raises KeyboardInterrupt, too.
+    SIGHUP stays ignored where it was, as under nohup; after one, nothing is written to the terminal any more.
     """
 
-    def __init__(self, patience: float = 0.0) -> None:
+    def __init__(self, patience: float = 0.0, *, interrupt: bool = False) -> None:
         self.requested = ""
-        self.patience = patience
+        self.patience, self.interrupt = patience, interrupt
         self._former: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._former[number] = signal.signal(number, self._on_signal)
         return self
 
@@ -85,11 +92,17 @@ class StopSignals:
                 self._restore()
                 signal.raise_signal(number)
             return
-        self.requested = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        print(f"\n{self.requested}: finishing this step, then saving ...", file=sys.stderr)
+        self.requested = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         self._impatient_from = time.monotonic() + self.patience
         if not self.patience:
             self._restore()
+        doing = "stopping" if self.interrupt else "finishing this step, then saving"
+        with suppress(OSError, RuntimeError):  # no terminal any more, or in the middle of another line
+            print(f"\n{self.requested}: {doing} ...", file=sys.stderr)
+        if self.requested == "SIGHUP":
+            _leave_terminal()
+        if self.interrupt:
+            raise KeyboardInterrupt(f"stopped by {self.requested}")
 
     def _restore(self) -> None:
         for number, former in self._former.items():
@@ -98,3 +111,14 @@ class StopSignals:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+
+
+def _leave_terminal() -> None:
+    """Let what is written to a terminal go nowhere: one that is closed makes each write fail."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            # One that is closed already is a character device, but no terminal.
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)

@@ -242,9 +242,9 @@ class Trainer:
         on_epoch: called with each finished epoch; by default its line is printed if `progress`.
         on_begin: called in the main process once nothing has been refused, before anything is written.
 
-        Raises TrainingError for a loss that is not finite, or where another process trains in `run_dir`;
-        TrainingInterrupted (saved, resumable) after Ctrl-C or SIGTERM; CheckpointError if `resume` finds
-        another run's state, or is None and there is one; SsdError for a full disk.
+        Raises TrainingError for a loss that is not finite, or where another process trains in `run_dir` or it
+        is moved away; TrainingInterrupted (saved, resumable) after Ctrl-C, SIGTERM or SIGHUP; CheckpointError
+        if `resume` finds another run's state, or is None and there is one; SsdError for a full disk.
         """
         try:
             with checkpoints.alone(self.run_dir) if self._is_main else nullcontext():
@@ -254,6 +254,9 @@ class Trainer:
             # The first process to end makes the launcher end the others.
             self.accelerator.wait_for_everyone()
             raise TrainingError(message) from None
+        except FileNotFoundError:  # of TensorBoard's, which writes by itself
+            self._check_folder()
+            raise
         except RuntimeError as error:
             if not is_lost_process(error):
                 raise
@@ -282,7 +285,7 @@ class Trainer:
                 data.preload(progress=self.progress and self._is_main)
         if self._is_main:
             on_begin()
-        patience = 5.0 if self.accelerator.num_processes > 1 else 0.0
+        patience = 5.0 if self.accelerator.num_processes > 1 else 1.0
         self._saved_at = time.perf_counter()
         with StopSignals(patience) as stop, self._open_events() as self.events:
             while self.epoch < self.recipe.epochs:
@@ -379,7 +382,15 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         return record
 
+    def _check_folder(self) -> None:
+        if not self.run_dir.is_dir():
+            raise TrainingError(
+                f"the run folder {self.run_dir} is not there any more. If it was moved, what was saved is in "
+                "it, and the training goes on there: --resume --run ITS_NEW_PLACE."
+            )
+
     def _save_epoch(self, record: EpochRecord, metrics: dict[str, Any] | None) -> None:
+        self._check_folder()
         last = self.epoch == self.recipe.epochs
         # Without a figure to compare (no val, or none of its images has objects) the last weights are best.
         if self.history.best is record or (last and self.history.best is None):
@@ -442,6 +453,7 @@ class Trainer:
     def _save_state(self) -> None:
         if not self._is_main:
             return
+        self._check_folder()
         state = {
             "identity": self._identity(),
             "config": self.network.config.to_dict(),

@@ -119,8 +119,8 @@ def test_environment_lists_every_package_that_changes_numbers():
     assert declared - set(runtime.PACKAGES) <= {
         "tensorboard", "matplotlib", "jinja2", "psutil", "tqdm", "typer", "jupyterlab", "ipykernel",
         "ipython", "ipywidgets", "jupyter-client", "nbclient", "nbformat", "nbconvert", "beautifulsoup4",
-        "latex2mathml", "papermill", "pytest", "nbval", "torchmetrics", "faster-coco-eval", "cleanlab",
-        "roifile", "platformdirs", "tifffile", "imagecodecs",
+        "bleach", "latex2mathml", "papermill", "pytest", "nbval", "torchmetrics", "faster-coco-eval",
+        "cleanlab", "roifile", "platformdirs", "tifffile", "imagecodecs",
     }  # fmt: skip
 
 

@@ -1,11 +1,11 @@
 """The chain: order, parameters, failures, interruption. Its notebooks here have two or three cells."""
 
+import functools
 import json
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,6 +15,7 @@ import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
+from ssdlib.__main__ import main
 from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, StageError
 from ssdlib.data.smears import write_dataset
@@ -27,6 +28,7 @@ from ssdlib.runs.pipeline import (
     select_stages,
     usable_cores,
 )
+from tests.spawned import Process
 
 PARAMETERS = 'PROFILE = "smoke"\nDATA = "smears"\nRUN_DIR = ""'
 
@@ -100,37 +102,120 @@ def test_a_missing_parameter_is_said_before_anything_runs(tmp_path, stages, smea
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
-def test_ctrl_c_stops_the_kernel_and_keeps_the_state(tmp_path, smears):
-    folder = tmp_path / "notebooks"
-    folder.mkdir()
-    write_notebook(
-        folder / "01_slow.ipynb",
-        "import os, time\nopen(RUN_DIR + '/pid', 'w').write(str(os.getpid()))\ntime.sleep(60)",
-    )
-    out = tmp_path / "run"
+SAVES_WHEN_INTERRUPTED = """import os, time
+open(RUN_DIR + '/pid', 'w').write(str(os.getpid()))
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(3)  # as long as a step takes
+    open(RUN_DIR + '/saved', 'w').write('')
+    raise"""
+
+
+def chain(folder: str, data: str, *more: str, terminal: str = "") -> int:
+    """The command `run` on the notebooks of a checkout `folder`, into its folder run."""
     # Tests that a shell has started in the background inherit SIGINT ignored.
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "import sys, pathlib; from ssdlib.common import paths; from ssdlib.__main__ import main\n"
-        f"paths.project_root = lambda: pathlib.Path({str(tmp_path)!r})\n"
-        f"sys.exit(main(['run', '--profile=smoke', '--data', {smears!r}, '--run', {str(out)!r}]))"
-    )
-    chain = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
-    pid_file = tmp_path / "run/pid"
-    deadline = time.monotonic() + 40
-    while not (pid_file.exists() and pid_file.read_text()):
-        assert chain.poll() is None and time.monotonic() < deadline, chain.communicate()[1]
-        time.sleep(0.05)
-    kernel = int(pid_file.read_text())
-    chain.send_signal(signal.SIGINT)
-    _, errors = chain.communicate(timeout=20)
-    assert chain.returncode == 130, errors
-    assert "stopped in 01_slow.ipynb" in errors and "--from 01" in errors and "Traceback" not in errors
-    assert states(tmp_path / "run") == ["interrupted"]
-    assert (tmp_path / "run/report.html").exists() and (tmp_path / "run/notebooks/01_slow.ipynb").exists()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    paths.project_root = lambda: Path(folder)
+    if terminal:
+        for descriptor in (1, 2):
+            os.dup2(os.open(terminal, os.O_WRONLY | os.O_NOCTTY), descriptor)
+    return main(["run", "--profile=smoke", "--data", data, "--run", f"{folder}/run", *more])
+
+
+def written(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+@pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGTERM", "SIGTERM"], ["SIGHUP"]])
+def test_a_signal_stops_the_kernel_and_keeps_the_state(tmp_path, folder, smears, signals):
+    write_notebook(folder / "01_slow.ipynb", SAVES_WHEN_INTERRUPTED)
+    process, run = Process(tmp_path / "log", chain, str(tmp_path), smears), tmp_path / "run"
+    process.wait_until(lambda: written(run / "pid"))
+    for name in signals:  # `timeout` sends two
+        process.signal(getattr(signal, name))
+        time.sleep(0.1)
+    assert process.wait(60) == 130, process.text
+    assert "stopped in 01_slow.ipynb" in process.text and "--from 01" in process.text
+    assert "Traceback" not in process.text and (run / "saved").exists()
+    (entry,) = read_stages(run)
+    stopped_by = signals[0].replace("SIGINT", "Ctrl-C")
+    assert (entry["state"], entry["error"]) == ("interrupted", f"stopped by {stopped_by}")
+    assert (run / "report.html").exists() and (run / "notebooks/01_slow.ipynb").exists()
     with pytest.raises(ProcessLookupError):
-        os.kill(kernel, 0)
+        os.kill(int(written(run / "pid")), 0)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
+def test_a_closed_terminal_stops_it_likewise(tmp_path, folder, smears):
+    write_notebook(folder / "01_slow.ipynb", SAVES_WHEN_INTERRUPTED)
+    ours, theirs = os.openpty()
+    begin = functools.partial(chain, terminal=os.ttyname(theirs))
+    process, run = Process(tmp_path / "log", begin, str(tmp_path), smears, "--quiet"), tmp_path / "run"
+    process.wait_until(lambda: written(run / "pid"))
+    os.close(theirs)
+    os.close(ours)
+    process.signal(signal.SIGHUP)
+    assert process.wait(60) == 130
+    assert (run / "saved").exists() and states(run) == ["interrupted"]
+
+
+@pytest.fixture
+def training_stages(folder):
+    """Three stages that note that they ran, and whether to train anew; the last waits if told to."""
+    note = "import os, time\nwith open(RUN_DIR + '/notes', 'a') as notes:\n    print({}, file=notes)"
+    write_notebook(folder / "01_first.ipynb", note.format("1"))
+    retrain = PARAMETERS + "\nRETRAIN = None"
+    write_notebook(folder / "02_train.ipynb", note.format("'train', RETRAIN"), parameters=retrain)
+    wait = "\nwhile os.path.exists(RUN_DIR + '/wait'):\n    time.sleep(0.1)"
+    write_notebook(folder / "03_last.ipynb", note.format("3") + wait)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_killed_it_goes_on_there_and_trains_nothing_twice(tmp_path, training_stages, smears, capsys):
+    run = tmp_path / "run"
+
+    def again(*more: str, code: int = 0) -> tuple[list[str], str]:
+        """What a further command ran, and what it said."""
+        (run / "notes").unlink(missing_ok=True)
+        assert main(["run", "--profile=smoke", "--data", smears, "--run", str(run), "-q", *more]) == code
+        return written(run / "notes").splitlines(), capsys.readouterr().err
+
+    run.mkdir()
+    (run / "wait").touch()
+    process = Process(tmp_path / "log", chain, str(tmp_path), smears)
+    process.wait_until(lambda: "3" in written(run / "notes"))
+    assert states(run) == ["done", "done", "running"]
+    ran, said = again("--only=01", code=1)
+    assert f"{run} is being run by process {process.process.pid}" in said and not ran
+    process.signal(signal.SIGKILL)
+    process.wait()
+    (run / "wait").unlink()
+
+    assert states(run) == ["done", "done", "killed"]
+    assert "03_last was killed" in read_stages(run)[2]["error"]
+    assert again("--from=02")[0] == ["train False", "3"], "what was trained to the end is kept"
+    ran, said = again()
+    assert ran == ["1", "train True", "3"] and "had come to its end: everything anew" in said
+    stages = json.loads((run / "stages.json").read_text())
+    stages["stages"][1]["state"] = "running"
+    (run / "stages.json").write_text(json.dumps(stages))
+    ran, said = again()
+    assert ran == ["train False", "3"] and "02_train: killed. Going on there (--from 02)" in said
+    assert not list(run.glob("*.lock")) and "was killed" not in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", '{"stages": {}}', '{"stages": ["01_first"]}', '{"stages": [{"name": "01_first"}]}',
+     '{"stages": [{"name": "01_first", "state": "done", "seconds": "<b>"}]}',
+     '{"stages": [{"name": "01_first", "state": "done", "seconds": NaN}]}'],
+)  # fmt: skip
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "stages.json").write_text(content)
+    with pytest.raises(StageError, match=r"stages\.json does not hold the stages of a run\. Remove it"):
+        read_stages(tmp_path)
 
 
 @pytest.mark.parametrize(

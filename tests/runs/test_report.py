@@ -1,6 +1,7 @@
 """The report: one file, no network, formulas and figures inside, honest about stages and data."""
 
 import base64
+import json
 import re
 
 import nbformat
@@ -8,6 +9,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from ssdlib.common.errors import SsdError
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import RunFolder
 from ssdlib.runs.pipeline import StageRecord
@@ -42,6 +44,9 @@ SECTION = {
     "map": None,
     "per_class": {"WBC": {"ap_50": 0.5, "ground_truth": 3}, "<b>": {"ap_50": None, "ground_truth": 0}},
 }
+
+
+TAG = """<img src=x onerror=alert(1)>"' onclick=alert(1) <script>alert(1)</script>"""
 
 
 def lesson(number: int):
@@ -158,6 +163,104 @@ def test_a_run_without_stages_still_has_a_report(tmp_path, run):
     page = page_of(empty)
     assert page.select_one("section.notebook h2").get_text() == "01_broken"
     assert "JSON" in page.select_one("section.notebook .failure").get_text()
+
+
+HOSTILE = f"""\
+<script>alert(1)</script><SCRIPT/x>alert(1)</SCRIPT><style>@import "//x.example/"</style>
+<img src=x onerror=alert(1)><img src="data:image/png;base64,{PIXEL}" onload=alert(1)
+style="background:url(//x)">
+<img src=" HTTP://x.example/a.png"><img src="data:text/html,<script>alert(1)</script>" alt="gone">
+<object data="data:text/html,x"></object><embed src="javascript:alert(1)"><iframe srcdoc="x"></iframe>
+<svg onload=alert(1)><a xlink:href="javascript:alert(1)"><text>drawn</text></a></svg>
+<base href="//x.example/">
+<form action="javascript:alert(1)">
+<button formaction="javascript:alert(1)" onclick="alert(1)">b</button></form>
+<meta http-equiv=refresh content="0;url=javascript:alert(1)">
+<video><source onerror=alert(1)></video>
+<a href="javascript:alert(1)">a</a><a href=" java&#115;cript&colon;alert(1)">a</a>
+<a href="jav&#9;ascript:alert(1)">a</a>
+<a href="data:text/html,x">a</a><a href="vbscript:x" onclick=alert(1)>a</a>
+<details open ontoggle=alert(1)></details>
+<math><mtext><table><mglyph><style><!--</style>
+<img title="--&gt;&lt;img src=x onerror=alert(1)&gt;"></table></math>
+<math href="javascript:alert(1)">m</math><!--><img src=x onerror=alert(1)>-->
+<![CDATA[><img src=x onerror=alert(1)>]]>
+<noscript><p title="</noscript><img src=x onerror=alert(1)>"></noscript><template><b>t</b></template>
+<p id="summary" class="kept">kept <b>bold</b> <a href="https://x.example/?a=1&amp;b">web</a>
+<a href="#there">there</a></p>
+"""
+
+
+def assert_harmless(page: BeautifulSoup) -> None:
+    """That a browser would run and load nothing of this part of a page."""
+    passive = {"script", "style", "object", "embed", "iframe", "svg", "base", "form", "button", "meta",
+               "video", "source", "link", "template", "noscript", "mglyph", "input"}  # fmt: skip
+    assert not page.find_all(passive)
+    for element in page.find_all(True):
+        assert not [name for name in element.attrs if name.startswith("on") or name in ("style", "srcdoc")]
+        assert re.match(r"data:image/|$", element.get("src", "")), element
+        assert re.match(r"https?://|#|$", element.get("href", "")), element
+
+
+@pytest.mark.parametrize("parser", ["html.parser", "lxml"])
+def test_notebooks_of_strangers_run_no_script(tmp_path, parser):
+    html = new_output("display_data", data={"text/html": HOSTILE})
+    drawing = f"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'>{HOSTILE}</svg>"
+    outputs = [
+        html,
+        new_output("display_data", data={"image/svg+xml": drawing, "text/plain": "<Figure>"}),
+        new_output("display_data", data={"text/latex": HOSTILE}),
+        new_output("display_data", data={"text/markdown": HOSTILE}),
+        new_output("display_data", data={"image/png": '"onerror="alert(1)'}),
+        new_output("stream", name="stdout", text=HOSTILE),
+        new_output("error", ename=HOSTILE, evalue=HOSTILE, traceback=[HOSTILE]),
+    ]
+    code = new_code_cell(HOSTILE, outputs=outputs, metadata={"tags": ['"><img src=x onerror=alert(1)>']})
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# T <b onclick=x>t</b>\n" + HOSTILE), code]),
+                   tmp_path / "01_a.ipynb")  # fmt: skip
+    section = notebook_section(tmp_path / "01_a.ipynb")
+    assert not section.error
+    page = BeautifulSoup(section.body, parser)
+    assert_harmless(page)
+    kept = page.find_all(class_="kept")
+    assert len(kept) == 3, "in the text, in HTML and in Markdown"
+    assert kept[0].b.get_text() == "bold" and not kept[0].get("id")
+    assert [link["href"] for link in kept[0].find_all("a")] == ["https://x.example/?a=1&b", "#there"]
+    assert page.find("img", src=re.compile("^data:image/svg"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", {"test": {"map_50": TAG, "images": TAG, "per_class": {TAG: {"ap_50": TAG}}}}),
+        ("metrics.json", {"test": {**SECTION, "per_class": {"WBC": {"ap_50": TAG, "ground_truth": TAG}}}}),
+        ("metrics.json", {TAG: {TAG: TAG}, "test": {**SECTION, "intervals": {"classes": TAG}}}),
+        ("metrics.json", {"analysis": {"errors": TAG, "counting": TAG, "calibration": TAG}}),
+        ("metrics.json", [TAG]),
+        ("environment.json", {TAG: {TAG: [TAG, {TAG: TAG}]}}),
+        ("environment.json", TAG),
+        ("stages.json", {"stages": [{"name": TAG, "state": TAG, "started": TAG, "error": TAG}]}),
+        ("stages.json", {"stages": [{"name": "01_a", "state": TAG, "seconds": TAG}]}),
+        ("config.json", {"created": [TAG]}),
+        ("config.json", {"created": TAG, TAG: TAG}),
+    ],
+)  # fmt: skip
+def test_tampered_files_are_shown_as_text_or_named(tmp_path, run, name, content):
+    data = run.config["data"]["request"]
+    changed = RunFolder.open(tmp_path / "run", profile="smoke", data=data, progress=False)
+    if name == "config.json":
+        changed.config |= content
+    else:
+        (changed.path / name).write_text(json.dumps(content))
+    try:
+        page = page_of(changed)
+    except SsdError as error:
+        assert name in str(error) or "metrics.json or another file" in str(error)
+        assert not (changed.path / "report.html").exists()
+    else:
+        page.select_one("body > script").decompose()  # the page's own
+        assert "<script>alert(1)</script>" in page.get_text() and not page.find_all(["script", "img"])
+        assert not [e for e in page.find_all(True) if any(key.startswith("on") for key in e.attrs)]
 
 
 def shown(tmp_path, *cells) -> BeautifulSoup:

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -227,10 +228,21 @@ def test_clipping_tells_the_norm_of_each_part_before(max_norm):
     torch.testing.assert_close(clipped, [gradient * scale for gradient in expected])
 
 
-@pytest.mark.parametrize("number, name", [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")])
-def test_first_signal_asks_second_one_acts(number, name):
+SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A SIGHUP leaves the terminal, if the tests have one, alone."""
+    monkeypatch.setattr("ssdlib.training.monitor._leave_terminal", lambda: None)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_first_signal_asks_second_one_acts(number, terminal):
+    name = "Ctrl-C" if number == signal.SIGINT else number.name
+
     def handlers():
-        return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        return [signal.getsignal(one) for one in SIGNALS]
 
     before = handlers()
     with StopSignals() as stop:
@@ -238,6 +250,34 @@ def test_first_signal_asks_second_one_acts(number, name):
         signal.raise_signal(number)
         assert stop.requested == name and handlers() == before
     assert handlers() == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_second_signal_counts_only_after_a_while(number, terminal):
+    former = signal.signal(number, signal.default_int_handler)
+    try:
+        with StopSignals(patience=0.1) as stop:
+            for _ in range(3):
+                signal.raise_signal(number)
+            assert stop.requested
+            time.sleep(0.11)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(number)
+        with pytest.raises(KeyboardInterrupt, match="stopped by "), StopSignals(interrupt=True):
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, former)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals(interrupt=True) as stop:
+            signal.raise_signal(signal.SIGHUP)
+        assert not stop.requested and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, former)
 
 
 # --- a whole training ------------------------------------------------------------------------------------
@@ -296,9 +336,9 @@ def test_run_folder_of_a_training(data, scores, tmp_path):
     assert [p.stat().st_size > 0 for p in (tmp_path / "events").iterdir()] == [True]
 
 
-@pytest.mark.parametrize("step, number", [(1, signal.SIGINT), (2, signal.SIGTERM), (5, signal.SIGTERM)])
+@pytest.mark.parametrize("step, number", [(1, signal.SIGINT), (2, signal.SIGTERM), (5, SIGNALS[-1])])
 def test_interrupted_and_resumed_ends_in_the_same_bits(
-    data, scores, uninterrupted, tmp_path, monkeypatch, step, number
+    data, scores, uninterrupted, tmp_path, monkeypatch, terminal, step, number
 ):
     with monkeypatch.context() as patch:
         at_step(patch, step, stop_by(number))
@@ -467,6 +507,32 @@ def test_full_disk_says_so_and_leaves_the_last_epoch(data, scores, tmp_path, mon
         make_trainer(data, tmp_path).fit()
     assert checkpoints.load_state(tmp_path / "checkpoints")[0]["epoch"] == 1
     assert read_metadata(tmp_path / "checkpoints" / "best.safetensors")["epoch"] == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "how"), [(1, ""), (BATCHES + 1, ""), (BATCHES + 1, "stop"), (None, "TensorBoard")]
+)
+def test_a_run_folder_that_is_moved_away_is_said_and_can_be_gone_on_with(
+    data, scores, uninterrupted, tmp_path, monkeypatch, terminal, step, how
+):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+
+    def move() -> None:
+        run.rename(moved)
+        if how == "stop":
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        if how == "TensorBoard":  # moved just after it was seen to be there
+            write = Trainer._write_events
+            patch.setattr(Trainer, "_write_events", lambda *given: (move(), write(*given)))
+        else:
+            at_step(patch, step, move)
+        with pytest.raises(TrainingError, match=r"run is not there any more.*--resume --run"):
+            make_trainer(data, run).fit()
+    assert not run.exists()
+    make_trainer(data, moved).fit(resume=True)
+    assert checkpoints.digest(final_state(moved)) == checkpoints.digest(final_state(uninterrupted))
 
 
 @pytest.mark.parametrize(
