@@ -7,7 +7,9 @@ import hashlib
 import io
 import json
 import os
+import reprlib
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -115,16 +117,119 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, *, hint: str = "") -> Any:
-    """The value in a JSON file. Raises SsdError with the file and `hint` if it is missing or damaged."""
+MAX_BYTES = 20_000_000
+"""No file with settings, labels as XML or text, or a list is larger; one that is, is something else."""
+MAX_JSON_BYTES = 400_000_000
+"""No JSON file is larger: COCO keeps the labels of a whole data set in one."""
+_MAX_VALUES_BYTES = 1_500_000_000
+"""The most memory that the values of a JSON file may need."""
+_MAX_DEPTH, _MAX_DIGITS = 100, 100
+
+
+def read_limited(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Raises DataError, naming it, if it is missing, cannot be read, is larger than `most` bytes, or is a
+    folder, a pipe or a device, which may never end.
+    """
+    path = Path(path)
     try:
-        return json.loads(decode_text(Path(path).read_bytes(), path))
-    except FileNotFoundError as error:
-        raise SsdError(f"{path} is missing. {hint}".strip()) from error
-    except OSError as error:
-        raise SsdError(f"cannot read {path}: {error.strerror or error}. {hint}".strip()) from error
-    except (json.JSONDecodeError, DataError, RecursionError) as error:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"cannot read {path}: it is a folder, a pipe or a device. Put a file there.")
+        content = b""
+        if status.st_size <= most:
+            with path.open("rb") as stream:
+                content = stream.read(status.st_size + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if max(status.st_size, len(content)) > most:
+        raise DataError(f"{path} is larger than {most // 10**6} MB: not what its name says.")
+    return content
+
+
+def read_json(path: str | Path, *, hint: str = "", shape: Any = None, most: int = MAX_JSON_BYTES) -> Any:
+    """The value in a JSON file of at most `most` bytes, of a type that pydantic knows: `shape`.
+
+    Raises SsdError with the file, the place in it and `hint` if it is missing, damaged or of another shape.
+    """
+    if not os.path.lexists(path):
+        raise SsdError(f"{path} is missing. {hint}".strip())
+    try:
+        content = decode_text(read_limited(path, most), path)
+    except DataError as error:
+        raise SsdError(f"{error} {hint}".strip()) from error
+    try:
+        value = parse_json(content)
+    except ValueError as error:
         raise SsdError(f"{path} is not valid JSON ({error}). {hint}".strip()) from error
+    try:
+        shape is None or check_shape(value, shape)
+    except ValueError as error:
+        raise SsdError(f"{path} is not what its name says ({error}). {hint}".strip()) from error
+    return value
+
+
+def parse_json(text: str | bytes, shape: Any = None) -> Any:
+    """The value of a JSON text, checked to be of the type `shape`, one that pydantic knows.
+
+    Raises ValueError that says what is wrong: with the text, or where a value is of another type; also
+    for one that is nested too deep, has too long numbers, or would fill the memory.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        if 184 * text.count("{") + 56 * text.count("[") + 60 * text.count(",") > _MAX_VALUES_BYTES:
+            raise ValueError("it holds more values than fit into the memory")
+        value = json.loads(text, parse_int=_integer)
+        if text.count("[") + text.count("{") > _MAX_DEPTH:
+            _check_depth(value)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep") from None
+    except MemoryError:
+        raise ValueError("it needs more memory than there is") from None
+    if shape is not None:
+        check_shape(value, shape)
+    return value
+
+
+def check_shape(value: Any, shape: Any) -> Any:
+    """The value as the type `shape`, one that pydantic knows. Raises ValueError, saying where it is not."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{where}: {first['msg'].lower()}, not {shortened(first['input'])}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """The beginning of a value as text, for messages, however large or deep it is."""
+    return _brief.repr(value)[:most]
+
+
+_brief = reprlib.Repr()
+_brief.maxlist = _brief.maxtuple = _brief.maxdict = _brief.maxset = 50
+_brief.maxstring = _brief.maxother = 200
 
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.common.files import read_json, write_json
+from ssdlib.common.files import parse_json, read_json, write_json
 from ssdlib.config import differences
 from ssdlib.inference.inputs import ImageTask, stamp_of
 from ssdlib.inference.results import Record
+
+_Line = dict[str, Any]
 
 
 class Journal:
@@ -38,11 +40,11 @@ class Journal:
         self._offsets: dict[str, int] = {}
         self._keys: dict[ImageTask, str] = {}  # as they were when each image was first asked for
         end = 0
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError):  # what is damaged is done anew
             for line in self._stream:
                 if not line.endswith(b"\n"):
                     break
-                self._offsets[json.dumps(json.loads(line)["key"])] = end
+                self._offsets[json.dumps(parse_json(line, _Line)["key"])] = end
                 end += len(line)
         os.ftruncate(self._file, end)
 
@@ -108,7 +110,7 @@ def save_settings(folder: Path, settings: Mapping[str, Any], *, begun: bool) -> 
     """
     path = folder / "settings.json"
     if begun and path.exists():
-        before = read_json(path, hint="Give --restart to do all images again.")
+        before = read_json(path, hint="Give --restart to do all images again.", shape=dict[str, Any])
         if changed := differences(before, settings):
             raise ConfigError(
                 f"{folder.parent} holds results of other settings: {'; '.join(changed)}. Choose another "

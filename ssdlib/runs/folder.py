@@ -11,6 +11,7 @@ A stage reads only what an earlier stage wrote here, so any stage can be run aga
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError, shell
-from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile
+from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile, flatten
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
 
@@ -68,9 +71,7 @@ class RunFolder:
         folder = locate(path, profile=profile, data=str(data))
         config_file = folder / "config.json"
         hint = "Remove the run folder or choose another name."
-        stored = files.read_json(config_file, hint=hint) if config_file.exists() else None
-        if stored is not None and not isinstance(stored, dict):
-            raise ConfigError(f"{config_file} is not a run's configuration. {hint}")
+        stored = read_config(config_file, hint=hint) if os.path.lexists(config_file) else None
         given = overrides is not None
         if not given:
             overrides = (stored or {}).get("overrides", {})
@@ -214,7 +215,8 @@ class RunFolder:
     def metrics(self) -> dict[str, Any]:
         """All sections of metrics.json, with the profile's name and the description of the data."""
         path = self.path / "metrics.json"
-        stored = files.read_json(path, hint="Remove it and run the stages again.") if path.exists() else {}
+        hint = "Remove it and run the stages again."
+        stored = files.read_json(path, hint=hint, shape=dict[str, Any]) if path.exists() else {}
         return {**stored, "profile": self.profile.name, "data": self.source.describe()}
 
     def update_metrics(self, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -269,8 +271,8 @@ def _began_from(stored: Mapping[str, Any], file: Path | None, start: str | None)
 
     The sum decides, so that the file may have been moved; where the file is gone, its name.
     """
-    before = (((stored.get("profile") or {}).get("recipe")) or {}).get("initial_weights", "")
-    if file is None or before in NAMED_WEIGHTS:
+    before = flatten(stored.get("profile", {})).get("recipe.initial_weights", "")
+    if file is None or not isinstance(before, str) or before in NAMED_WEIGHTS:
         return False
     if start is None:
         return file.name == Path(before).name
@@ -288,10 +290,35 @@ def _ways_on(folder: Path, changes: list[str]) -> str:
     return "Choose another run name, or give --force (force=True) to take the new settings."
 
 
+class _Config(TypedDict, total=False):
+    """What config.json holds."""
+
+    profile: dict[str, Any]
+    overrides: dict[str, Any]
+    data: dict[str, Any]
+    initial_weights_sha256: str | None
+    created: str
+
+
+class _Stage(TypedDict):
+    name: str
+    state: str
+
+
+class _Stages(TypedDict):
+    stages: list[_Stage]
+
+
+def read_config(file: Path, *, hint: str = "Make the run anew.") -> dict[str, Any]:
+    """What a run's config.json holds, each part of its own type. Raises SsdError for anything else."""
+    return files.read_json(file, hint=hint, shape=_Config, most=files.MAX_BYTES)
+
+
 def read_stages(folder: Path) -> list[dict[str, Any]]:
     """The entries of stages.json; empty if no chain has run in this folder."""
     path = folder / "stages.json"
-    return files.read_json(path, hint="Remove it and run again.")["stages"] if path.exists() else []
+    hint = "Remove it and run again."
+    return files.read_json(path, hint=hint, shape=_Stages)["stages"] if path.exists() else []
 
 
 def data_name(description: Mapping[str, Any]) -> str:

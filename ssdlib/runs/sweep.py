@@ -286,7 +286,7 @@ def _write_request(sweep: Sweep, stages: Sequence[Path], source: DataSource) -> 
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     request = {
         "format": FORMAT,
-        "created": files.read_json(path).get("created", now) if path.exists() else now,
+        "created": files.read_json(path, shape=dict[str, Any]).get("created", now) if path.exists() else now,
         "changed": now,
         "profile": sweep.profile,
         "data": {"request": sweep.data, **source.describe()},

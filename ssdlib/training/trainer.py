@@ -461,8 +461,24 @@ class Trainer:
         if state is None:
             self._say(f"nothing to resume in {self.checkpoints}: starting from the beginning.")
             return
-        identity = self._known(state["identity"])
-        checkpoints.check_same_run(identity, self._identity())
+        try:
+            identity = self._known(state["identity"])
+            checkpoints.check_same_run(identity, self._identity())
+            self._take_over(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"the training state in {self.checkpoints} is not as this version writes it "
+                f"({str(error).partition(chr(10))[0]}). {checkpoints.BEGIN_ANEW}"
+            ) from error
+        if self.epoch < self.recipe.epochs:
+            self._say(f"resuming before {self._where()}.")
+        else:
+            self._say(
+                f"the training in {self.run_dir} is finished, {self.epoch} epochs: nothing is left to do. "
+                f"{checkpoints.TRAIN_MORE}"
+            )
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])
@@ -471,13 +487,6 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.epoch < self.recipe.epochs:
-            self._say(f"resuming before {self._where()}.")
-        else:
-            self._say(
-                f"the training in {self.run_dir} is finished, {self.epoch} epochs: nothing is left to do. "
-                f"{checkpoints.TRAIN_MORE}"
-            )
 
     def _known(self, saved: dict[str, Any]) -> dict[str, Any]:
         """A saved run's identity, as this version would have written it."""

@@ -21,6 +21,7 @@ from ssdlib.common.files import (
     is_hidden,
     new_folder,
     read_json,
+    read_limited,
     write_bytes,
     write_json,
     write_text,
@@ -183,7 +184,7 @@ def test_other_text_is_refused_by_name(tmp_path, content):
     with pytest.raises(DataError, match=r"a\.txt is not UTF-8 text .*Save it as UTF-8"):
         decode_text(content, "a.txt")
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(SsdError, match=r"a\.json is not valid JSON .*UTF-8.* Export it anew\."):
+    with pytest.raises(SsdError, match=r"a\.json is not UTF-8.* Export it anew\."):
         read_json(tmp_path / "a.json", hint="Export it anew.")
 
 
@@ -214,3 +215,49 @@ def test_files_below(tmp_path):
     assert below(1) == ["a.txt", "b/a.txt", "b.txt", "c/e.txt"]
     with pytest.raises(DataError, match=r"cannot read the folder .*nowhere"):
         files_below(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "more than 100 levels"),
+        ('{"a": ' * 300 + "1" + "}" * 300, "more than 100 levels"),
+        (f'{{"a": {"9" * 5000}}}', "number of 5,000 digits"),
+        ('{"a": "\0"}', "zero bytes"),
+        ("[1, 2]", "not what its name says .it: input should be a valid dictionary"),
+        ('{"a": {"b": [1]}}', r"a\.b: input should be a valid string"),
+        ("[" + "{}," * 9_000_000, "more values than fit"),
+    ],
+)
+def test_json_of_a_stranger_is_refused_in_one_sentence(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(SsdError, match=message) as caught:
+        read_json(path, hint="Remove it.", shape=dict[str, dict[str, str]])
+    assert str(path) in str(caught.value) and "Remove it." in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_json_may_be_deep_and_long_in_reason(tmp_path):
+    value = {"a": 10**90, "b": [[[[[1.5]]]]], "c": list(range(200)), "d": [[]] * 300}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json", shape=dict[str, object]) == value
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.truncate(10**10)
+    for name in ("pipe", "zero", "loop", "folder", "sparse", "missing", "a" * 5000, "a\0b"):
+        with pytest.raises(DataError, match=r"cannot read|is larger than 20 MB"):
+            read_limited(tmp_path / name)
+        with pytest.raises(SsdError):
+            read_json(tmp_path / name)
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    assert read_limited(tmp_path / "file", 10) == b"x" * 10
+    with pytest.raises(DataError, match="is larger"):
+        read_limited(tmp_path / "file", 9)

@@ -11,16 +11,13 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import decode_text
+from ssdlib.common.files import decode_text, read_limited
 from ssdlib.data.images import fields_in, image_header
 
 Corners = tuple[float, float, float, float]
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val"}
 SPLIT_WORDS |= {"dev": "val", "test": "test", "testing": "test"}
 """How folders and files call the splits."""
-
-MAX_BYTES = 20_000_000
-"""No file with labels as XML or text is larger; one that is, is something else."""
 
 _TOLERANCE = 0.05
 """Pixels. A box that reaches this little outside was rounded (fractions with six digits), not misplaced."""
@@ -258,16 +255,6 @@ def rounded(corners: Sequence[float]) -> Corners:
 def relative(path: Path, root: Path) -> str:
     """The path as a user of the folder would say it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def read_limited(file: Path) -> bytes:
-    """The bytes of a label file. Raises DataError if it cannot be read or is larger than any label file."""
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise DataError(f"{file} is larger than {MAX_BYTES // 10**6} MB: not what its name says.")
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def read_text(file: Path) -> str:

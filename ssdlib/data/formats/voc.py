@@ -18,14 +18,13 @@ import numpy as np
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import files_below, write_bytes, write_text
+from ssdlib.common.files import files_below, read_limited, write_bytes, write_text
 from ssdlib.data.formats.lookup import Files, folded, folder_split
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
     Corners,
     LabeledFolder,
     LabeledImage,
-    read_limited,
     read_text,
     relative,
 )
