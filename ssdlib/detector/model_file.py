@@ -74,7 +74,18 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
         "config": json.dumps(model.config.to_dict()),
         "metadata": json.dumps(metadata, allow_nan=False),
     }
-    write_bytes(path, safetensors.torch.save(tensors, header))
+    write_bytes(path, _serialized(tensors, header))
+
+
+def _serialized(tensors: dict[str, Tensor], header: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file, the same for the same content: the library orders headers at random."""
+    content = memoryview(safetensors.torch.save(tensors, header))
+    size = int.from_bytes(content[:8], "little")
+    parts = json.loads(bytes(content[8 : 8 + size]))
+    parts["__metadata__"] = dict(sorted(parts["__metadata__"].items()))
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns what follows
+    return b"".join((len(text).to_bytes(8, "little"), text, content[8 + size :]))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from typing_extensions import TypedDict  # pydantic takes no other before Python
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError, shell
+from ssdlib.common.terminal import say
 from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile, flatten
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
@@ -208,8 +209,8 @@ class RunFolder:
             if self.profile.name != "smoke":
                 raise
         # All on stderr, so that a notebook prints the same whether it had to train or not.
-        print(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
-        self.train(resume=True, on_epoch=lambda record: print(record, file=sys.stderr))
+        say(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
+        self.train(resume=True, on_epoch=lambda record: say(record, file=sys.stderr))
         return self.best_checkpoint
 
     def metrics(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
-from ssdlib.common.files import parse_json, read_limited, write_with
+from ssdlib.common.files import parse_json, read_limited, require_file, write_with
 from ssdlib.config import ModelConfig, differences
 from ssdlib.detector.model_file import check_heads, read_metadata
 
@@ -218,10 +218,11 @@ def read_state(path: Path) -> dict[str, Any]:
 
 def _load(path: Path, **options: Any) -> Any:
     """What `torch.save` wrote. Raises ValueError for a file whose content would be larger than itself."""
-    if path.stat().st_size > MAX_BYTES:
+    size = require_file(path).st_size
+    if size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES / 1e9:g} GB")
     with zipfile.ZipFile(path) as archive:
-        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+        if sum(part.file_size for part in archive.infolist()) > size:
             raise ValueError("its parts claim more than the file holds")
     content = torch.load(path, map_location="cpu", weights_only=True, **options)
     for tensor in _tensors(content):

@@ -35,6 +35,7 @@ from ssdlib.common.distributed import (
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
 from ssdlib.common.files import sha256_of, write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
+from ssdlib.common.terminal import say
 from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
@@ -555,11 +556,11 @@ class Trainer:
 
     def _print_line(self, record: EpochRecord) -> None:
         if self.progress:
-            print(record.line(self.recipe.epochs), flush=True)
+            say(record.line(self.recipe.epochs), flush=True)
 
     def _say(self, message: str) -> None:
         if self._is_main:
-            print(message, file=sys.stderr)
+            say(message, file=sys.stderr)
 
 
 @cache

@@ -19,6 +19,9 @@ SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "va
 SPLIT_WORDS |= {"dev": "val", "test": "test", "testing": "test"}
 """How folders and files call the splits."""
 
+MAX_OBJECTS = 20_000
+"""No image has more objects."""
+
 _TOLERANCE = 0.05
 """Pixels. A box that reaches this little outside was rounded (fractions with six digits), not misplaced."""
 
@@ -89,6 +92,8 @@ class LabeledImage:
     """Whether the labels of a turned picture are of its raster as it is stored; None where no size tells."""
     complete: bool = True
     """False where the image is missing, or the annotation that it needs to be used."""
+    full: bool = False
+    """Whether more objects were listed than `MAX_OBJECTS`."""
     joined: bool = False
     """Whether label files list it more than once: then an object that is written twice counts once."""
     objects: list[LabeledObject] = field(default_factory=list)
@@ -147,6 +152,12 @@ class LabeledImage:
 
     def add(self, name: str, corners: Corners, where: str) -> None:
         """Add an object, its box repaired, and a finding for each repair that names `where` it is written."""
+        if len(self.objects) == MAX_OBJECTS:
+            if not self.full:
+                self.full = True
+                message = f"more than {MAX_OBJECTS:,} objects are listed: no picture shows as many cells."
+                self.report("damaged_labels", "error", message, f"Correct {self.label_file}.")
+            return
         if self.joined and any((o.name, o.written) == (name, corners) for o in self.objects):
             return
         box, repairs = repair_box(corners, self.width, self.height)
