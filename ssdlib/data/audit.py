@@ -138,7 +138,7 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
         yield Finding("tiny_box", "warning", image.image_id, message, "Draw them anew, or delete them.")
     for a, b in _same_places(boxes):
         kind = "duplicate_box" if names[a] == names[b] else "contradicting_boxes"
-        corners = ", ".join(f"{value:g}" for value in image.boxes[b])
+        corners = ", ".join(f"{value:g}" for value in boxes[b].tolist())
         message = f"{names[a]} and {names[b]} mark the same place, [{corners}]."
         yield Finding(kind, "warning", image.image_id, message, "Delete one of the two.")
 

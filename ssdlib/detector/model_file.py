@@ -78,7 +78,7 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
 
 
 def _serialized(tensors: dict[str, Tensor], header: dict[str, str]) -> bytes:
-    """The bytes of a safetensors file, the same for the same content: the library orders headers at random."""
+    """The bytes of a safetensors file, equal for equal content: the library orders headers at random."""
     content = memoryview(safetensors.torch.save(tensors, header))
     size = int.from_bytes(content[:8], "little")
     parts = json.loads(bytes(content[8 : 8 + size]))

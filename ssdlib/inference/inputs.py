@@ -131,9 +131,7 @@ def listed_paths(lists: Sequence[str]) -> Iterator[str]:
     for given in lists:
         if given == "-":
             if sys.stdin is None:
-                raise DataError(
-                    "there is no standard input to read the list from: give it a file (< list.txt)"
-                )
+                raise DataError("standard input is closed: give it the list of images (< list.txt)")
             lines = getattr(sys.stdin, "buffer", sys.stdin)  # bytes, since not every name is UTF-8
             yield from (os.fsdecode(line).strip("\r\n")[:_LONGEST] for line in lines)
         else:
@@ -144,7 +142,10 @@ def _parquet_paths(given: str) -> Iterator[str]:
     parquet = need_extra("ray", "pyarrow.parquet")
     import pyarrow as pa
 
-    require_file(given)
+    try:
+        require_file(given)
+    except DataError as error:
+        raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
     try:
         with parquet.ParquetFile(given) as file:
             names = file.schema_arrow.names

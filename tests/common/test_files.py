@@ -22,6 +22,7 @@ from ssdlib.common.files import (
     new_folder,
     read_json,
     read_limited,
+    tidy,
     write_bytes,
     write_json,
     write_text,
@@ -261,3 +262,73 @@ def test_only_regular_files_are_read(tmp_path):
     assert read_limited(tmp_path / "file", 10) == b"x" * 10
     with pytest.raises(DataError, match="is larger"):
         read_limited(tmp_path / "file", 9)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo() and names(tmp_path) == ["pipe"]
+    os.close(reader)
+    reader, writer = os.pipe()
+    write_text(f"/dev/fd/{writer}", "as the shell's >(...)")
+    assert os.read(reader, 100) == b"as the shell's >(...)"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_link_is_neither_followed_nor_replaced(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for target in ("victim", "missing", "link"):
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(SsdError, match="is a link"):
+            write_text(link, "x")
+        assert link.is_symlink() and names(tmp_path) == ["link", "victim"]
+        link.unlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_text_that_no_encoding_has_is_written(tmp_path):
+    write_json(tmp_path / "a.json", {"caf\udce9": "\ud800"})
+    assert read_json(tmp_path / "a.json") == {"caf\udce9": "\ud800"}
+
+
+def test_leftovers_of_killed_writers_are_removed_and_no_others(tmp_path):
+    (tmp_path / "parts" / "inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    old = [".a.json.0123abcd.tmp", "parts/.b.jpg.0123abcd.tmp", "parts/inner/..c.0123abcd.tmp"]
+    kept = [
+        "a.tmp",
+        ".a.0123abcd",
+        ".a.0123abcg.tmp",
+        "other/.a.0123abcd.tmp",
+        "parts/b.jpg",
+        ".fresh.0123abcd.tmp",
+    ]
+    for name in (*old, *kept):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / kept[-1])
+    with atomic_open(tmp_path / "parts" / "running") as stream:
+        (running,) = (tmp_path / "parts").glob(".running.*.tmp")
+        os.utime(running, (0, 0))
+        tidy(tmp_path, ["parts", "missing"])
+        stream.write(b"whole")
+    assert not any((tmp_path / name).exists() for name in old)
+    assert all((tmp_path / name).exists() for name in kept)
+    assert (tmp_path / "parts" / "running").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("place", ["parts", "parts/inner", "parts/file"])
+def test_a_link_in_the_results_is_refused(tmp_path, place):
+    out, link = tmp_path / "out", tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path)
+    with pytest.raises(SsdError, match=r"is a link.*remove it"):
+        tidy(out, ["parts"])
+    (out / "mine").symlink_to(tmp_path)
+    link.unlink()
+    tidy(out, ["parts"])

@@ -413,7 +413,7 @@ def read_tree(path: Path) -> etree._Element:
     if root.tag != "annotation":
         raise DataError(f"{path} is not a Pascal VOC annotation: its root is <{root.tag}>, not <annotation>.")
     for node in root.findall("object"):  # ybat writes all boxes of a class into one
-        first, *others = node.findall("bndbox") or [None]
+        others = node.findall("bndbox")[1:]
         for box in others:  # all of them first, so that no copy has any
             node.remove(box)
         for box in reversed(others):

@@ -66,9 +66,7 @@ class OnnxPredictor(ImageDetector):
             [one.name for one in self._session.get_outputs()],
         )
         if names != (["images"], ["locs", "logits"]):
-            raise CheckpointError(
-                f"{path} has other inputs and outputs than a detector: export the weights again."
-            )
+            raise CheckpointError(f"{path} has other outputs than a detector: export the weights again.")
         self._path = path
         self.header, self.precision = header, header.precision
         super().__init__(header.config, make_priors(header.config.priors, IMAGE_SIZE), **settings)
@@ -84,9 +82,7 @@ class OnnxPredictor(ImageDetector):
         shape = (len(pixels), len(self.priors))
         expected = ((*shape, 4), (*shape, self.header.config.num_classes))
         if (locs.shape, logits.shape) != expected or {locs.dtype.kind, logits.dtype.kind} != {"f"}:
-            raise CheckpointError(
-                f"{self._path} gives other values than a detector: export the weights again."
-            )
+            raise CheckpointError(f"{self._path} is no detector of ours: export the weights again.")
         return torch.from_numpy(locs), torch.from_numpy(logits)
 
 
