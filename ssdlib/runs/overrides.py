@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssdlib.common import files
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Profile, find_profile, flatten
 from ssdlib.runs.lookup import find_weights
@@ -102,11 +103,12 @@ def kept_start(init: str, folder: Path) -> dict[str, Any] | None:
 
     None where `folder` holds no such run that could go on: it needs them only to begin.
     """
-    from ssdlib.runs.folder import read_config
     from ssdlib.training.checkpoints import has_state
 
     if not has_state(folder / "checkpoints") or not (folder / "config.json").is_file():
         return None
-    overrides = read_config(folder / "config.json").get("overrides", {})
+    overrides = files.read_json(folder / "config.json", shape=dict[str, Any]).get("overrides")
+    if not isinstance(overrides, dict):
+        return None
     begun = Path(str(overrides.get("recipe.initial_weights", "")))
     return overrides if Path(init).name in begun.parts else None

@@ -488,3 +488,13 @@ def test_metadata_must_be_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_model(build_model(NARROW), tmp_path / "model", loss=float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_networks_give_equal_files(tmp_path):
+    model, about = build_model(NARROW), {"data": {"b": 1, "a": [1.5, "µ"]}, "epoch": 3}
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        save_model(model, file, **about)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert read_metadata(files[0])["data"] == about["data"]
+    assert equal(load_model(files[0]), model)

@@ -22,6 +22,7 @@ from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, read_limited, shortened, write_bytes, write_text
 from ssdlib.data.formats.lookup import Files, folded, folder_split
 from ssdlib.data.formats.records import (
+    MAX_OBJECTS,
     SPLIT_WORDS,
     Corners,
     LabeledFolder,
@@ -412,6 +413,8 @@ def read_tree(path: Path) -> etree._Element:
         raise refusal
     if root.tag != "annotation":
         raise DataError(f"{path} is not a Pascal VOC annotation: its root is <{root.tag}>, not <annotation>.")
+    if (count := len(root.findall("object/bndbox"))) > MAX_OBJECTS:
+        raise DataError(f"{path} lists {count:,} objects: no picture shows as many cells. Correct it.")
     for node in root.findall("object"):  # ybat writes all boxes of a class into one
         others = node.findall("bndbox")[1:]
         for box in others:  # all of them first, so that no copy has any
