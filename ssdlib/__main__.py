@@ -7,6 +7,7 @@ import sys
 
 from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import HOME
+from ssdlib.common.terminal import say
 
 FAILED, INTERRUPTED = 1, 130
 STOPPED = "stopped; what was written so far is kept"
@@ -26,13 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
-            print(STOPPED, file=sys.stderr)
+            say(STOPPED, file=sys.stderr)
         return code
     except SsdError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", file=sys.stderr)
         return INTERRUPTED if type(error).__name__ in INTERRUPTIONS else FAILED
     except KeyboardInterrupt:
-        print(STOPPED, file=sys.stderr)
+        say(STOPPED, file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         # Some libraries, such as TensorBoard's, write files by themselves.
         if error.errno in FORBIDDEN:
-            print(
+            say(
                 f"error: {error}. Where data or runs are to be kept there, set {HOME} to a folder that you "
                 "may write.",
                 file=sys.stderr,
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             return FAILED
         if error.errno not in FULL_DISK:
             raise
-        print(
+        say(
             f"error: the disk is full ({error}). Free some space and go on; earlier files stay.",
             file=sys.stderr,
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssdlib.common.tables import Table
+from ssdlib.common.terminal import say
 from ssdlib.evaluation.tables import analysis_text, results_text
 
 if TYPE_CHECKING:
@@ -111,11 +112,11 @@ def run(
             folder = folder if run else folder.with_name(f"{folder.name}-sweep")
             _sweep(folder, sweep, profile, data, overrides, **options)
             return
-        print(f"run folder: {folder}", file=sys.stderr)
+        say(f"run folder: {folder}", file=sys.stderr)
         go_on = not (from_stage or only or force)
         done = run_chain(profile, data, folder, overrides=overrides, go_on=go_on, **options)
-    print(results_text(done.metrics()))
-    print(f"report: {done.path / 'report.html'}")
+    say(results_text(done.metrics()))
+    say(f"report: {done.path / 'report.html'}")
 
 
 def _sweep(
@@ -131,16 +132,16 @@ def _sweep(
     from ssdlib.runs.sweep import plan_sweep, run_sweep
 
     planned = plan_sweep(folder, axes, profile=profile, data=data, overrides=overrides)
-    print(f"sweep of {len(planned.combinations)} runs in {folder}", file=sys.stderr)
+    say(f"sweep of {len(planned.combinations)} runs in {folder}", file=sys.stderr)
     comparison = run_sweep(planned, **options)
-    print(comparison.to_text())
-    print(f"comparison: {folder / 'comparison.html'}")
+    say(comparison.to_text())
+    say(f"comparison: {folder / 'comparison.html'}")
     asked = {combination.name for combination in planned.combinations}
     failed = [run for run in comparison.runs if run.name in asked and run.state != "done"]
     if failed:
         again = f"The same command with {shell('--run', folder)} tries them again"
-        print(f"{len(failed)} of {len(asked)} runs failed. {again}:", file=sys.stderr)
-        print("\n".join(f"  {run.name}: {run.error}" for run in failed), file=sys.stderr)
+        say(f"{len(failed)} of {len(asked)} runs failed. {again}:", file=sys.stderr)
+        say("\n".join(f"  {run.name}: {run.error}" for run in failed), file=sys.stderr)
         raise typer.Exit(1)
 
 
@@ -218,8 +219,8 @@ def train(
     if not main:
         return
     if history.best is not None:
-        print(f"best epoch: {history.best.epoch}, val mAP@0.5 {history.best.map_50:.3f}")
-    print(f"weights: {opened.best_checkpoint}")
+        say(f"best epoch: {history.best.epoch}, val mAP@0.5 {history.best.map_50:.3f}")
+    say(f"weights: {opened.best_checkpoint}")
 
 
 @app.command(epilog="Example: python -m ssdlib evaluate --data bccd --split test --json results.json")
@@ -269,9 +270,9 @@ def evaluate(
     )
     report |= {"weights": str(path), "engine": engine}
     sources = {f"{split} of {name}": section for name, section in report.get("sources", {}).items()}
-    print(results_text({**sources, split: report, "data": report["data"]}))
+    say(results_text({**sources, split: report, "data": report["data"]}))
     if analysis:
-        print(analysis_text(report["analysis"], split))
+        say(analysis_text(report["analysis"], split))
     _write_json(json_file, report)
 
 
@@ -297,10 +298,10 @@ def compare(
     predictors = [Predictor.from_checkpoint(path, device=device, precision=precision) for path in paths]
     result = compare_split(*predictors, source, split, samples=samples, progress=not quiet)
     if source.notice:
-        print(source.notice)
-    print(f"A: {paths[0]}\nB: {paths[1]}")
-    print(f"{split}, {result.images} images, 95 % intervals from {samples} paired bootstrap resamples\n")
-    print(f"{result.table().to_text()}\n\nmAP@0.5: {result.verdict}")
+        say(source.notice)
+    say(f"A: {paths[0]}\nB: {paths[1]}")
+    say(f"{split}, {result.images} images, 95 % intervals from {samples} paired bootstrap resamples\n")
+    say(f"{result.table().to_text()}\n\nmAP@0.5: {result.verdict}")
     described = {"a": str(paths[0]), "b": str(paths[1]), "split": split, "data": source.describe()}
     _write_json(json_file, {**described, **result.to_dict()})
 
@@ -327,7 +328,7 @@ def export(
     calibration = {"calibrate_on": (data, calibrate_on), "count": images, "method": method} if int8 else {}
     settings = {"score_threshold": score} if with_nms else None
     export_file(_weights(weights), out, **calibration, nms=settings, progress=not quiet)
-    print(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    say(f"written: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
 @app.command(
@@ -410,7 +411,7 @@ def detect(
 ) -> None:
     """Find and count the cells in images of yours. Unreadable images are named; the others are done.
 
-    Ends with 3 if some could not be read.
+    Ends with 3 if some, or a folder, could not be read.
     """
     from ssdlib.common.errors import ConfigError
     from ssdlib.common.files import sha256_of
@@ -439,7 +440,7 @@ def detect(
     named, passed = [given for given in images if given not in lists], PassedOver()
     tasks = find_images(named, out, listed=listed_paths(lists), passed_over=passed)
     if str(passed):
-        print(f"note: passed over {passed}", file=sys.stderr)
+        say(f"note: passed over {passed}", file=sys.stderr)
     identity = {"weights": sha256_of(path), "engine": engine, "precision": precision, "batch": batch}
     job = DetectJob(
         tasks,
@@ -471,7 +472,7 @@ def detect(
     else:
         predictor = open_predictor(engine, path, **settings)
         summary = run_detection(predictor, job, restart=restart, progress=not quiet)
-    _say_detected(summary, (json_file, out))
+    _say_detected(summary, (json_file, out), passed.unreadable)
 
 
 def _detect_formats(
@@ -494,19 +495,20 @@ def _detect_formats(
     return () if out is None or cluster is not None else chosen
 
 
-def _say_detected(summary: Summary, written: Iterable[Path | None]) -> None:
-    """Print what `detect` found. Ends with UNREADABLE_IMAGES if some images could not be read."""
-    print(counts_text(summary))
+def _say_detected(summary: Summary, written: Iterable[Path | None], closed_folders: int) -> None:
+    """Print what `detect` found. Ends with UNREADABLE_IMAGES if some images or folders could not be read."""
+    say(counts_text(summary))
     for path in filter(None, written):
-        print(f"written: {path}")
+        say(f"written: {path}")
     if summary.resumed:
-        print(f"{summary.resumed:,} images had been done before", file=sys.stderr)
+        say(f"{summary.resumed:,} images had been done before", file=sys.stderr)
     for note, images in summary.notes.items():
-        print(f"note: {images:,} of {summary.images:,} images: {note}", file=sys.stderr)
+        say(f"note: {images:,} of {summary.images:,} images: {note}", file=sys.stderr)
     if summary.scale_note:
-        print(f"note: {summary.scale_note}", file=sys.stderr)
+        say(f"note: {summary.scale_note}", file=sys.stderr)
     if summary.unreadable:
-        print(failures_text(summary), file=sys.stderr)
+        say(failures_text(summary), file=sys.stderr)
+    if summary.unreadable or closed_folders:
         raise typer.Exit(UNREADABLE_IMAGES)
 
 
@@ -553,11 +555,11 @@ def app_page(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     def ready(address: str) -> None:
-        print(address if quiet else f"the page is open at {address}", flush=True)
+        say(address if quiet else f"the page is open at {address}", flush=True)
         if warning := who_can_open(host, share):
-            print(warning, file=sys.stderr)
+            say(warning, file=sys.stderr)
         if not quiet:
-            print("Ctrl-C ends it.", file=sys.stderr)
+            say("Ctrl-C ends it.", file=sys.stderr)
 
     serve(predictor, host=host, port=port, share=share, browser=browser, limits=limits, ready=ready)
 
@@ -573,7 +575,7 @@ def data_fetch(
     if name not in titles:
         raise ConfigError(f"{name} cannot be fetched; choose one of: {', '.join(titles)}")
     source = _source(name, quiet)
-    print(f"{titles[name]}: {source.folder}\nfingerprint: {source.fingerprint}")
+    say(f"{titles[name]}: {source.folder}\nfingerprint: {source.fingerprint}")
 
 
 @data_app.command("check", epilog="Example: python -m ssdlib data check --data my_cells/ --json audit.json")
@@ -588,13 +590,13 @@ def data_check(
     source = _source(data, quiet)
     result = audit(source, progress=not quiet)
     if source.notice:
-        print(source.notice)
+        say(source.notice)
     for part in source.parts.values() or [source]:
-        print(f"{part.kind}: {part.folder}")
-    print(result.to_text())
-    print(f"{len(result.findings)} findings, {len(result.errors)} of them errors")
+        say(f"{part.kind}: {part.folder}")
+    say(result.to_text())
+    say(f"{len(result.findings)} findings, {len(result.errors)} of them errors")
     if result.findings:
-        print(
+        say(
             "errors stop training until mended; warnings distort what is learnt or measured; infos do neither"
         )
     _write_json(json_file, result.to_dict())
@@ -642,17 +644,17 @@ def data_label_errors(
     source = _source(data, quiet)
     if apply is not None:
         changes = apply_decisions(source, apply, out)
-        print(", ".join(f"{action}: {count}" for action, count in changes.items()))
-        print(f"corrected copy: {out}")
+        say(", ".join(f"{action}: {count}" for action, count in changes.items()))
+        say(f"corrected copy: {out}")
         return
     about = {"split": split, "folds": folds, "epochs": epochs, "init": init, "device": device}
     asked = FoldSettings(**about, overrides=_overrides(settings) or {}, progress=not quiet)
     cuts = CUTS if min_score is None else {**CUTS, "unlabeled": min_score}
     found = search(source, out, asked, predictions=predictions, cuts=cuts)
     if source.notice:
-        print(source.notice)
-    print(count_table(found).to_text())
-    print(f"look: {out / PAGE_FILE}\ndecide: {out / DECISIONS_FILE}")
+        say(source.notice)
+    say(count_table(found).to_text())
+    say(f"look: {out / PAGE_FILE}\ndecide: {out / DECISIONS_FILE}")
 
 
 @data_app.command(
@@ -705,7 +707,7 @@ def data_complete(
 
     source = _source(data, quiet)
     if apply is not None:
-        print(f"added: {len(work.apply_finds(source, apply, out))}\ncompleted copy: {out}")
+        say(f"added: {len(work.apply_finds(source, apply, out))}\ncompleted copy: {out}")
         return
     about = {"split": split, "folds": folds, "epochs": epochs, "init": init, "device": device}
     asked = FoldSettings(**about, overrides=_overrides(settings) or {}, progress=not quiet)
@@ -721,12 +723,12 @@ def data_complete(
         review=review,
     )
     if source.notice:
-        print(source.notice)
-    print(work.completion_table(result).to_text())
+        say(source.notice)
+    say(work.completion_table(result).to_text())
     if review:
-        print(f"look: {out / work.PAGE_FILE}\ndecide: {out / work.DECISIONS_FILE}")
+        say(f"look: {out / work.PAGE_FILE}\ndecide: {out / work.DECISIONS_FILE}")
     else:
-        print(f"completed copy: {out / work.COPY}")
+        say(f"completed copy: {out / work.COPY}")
 
 
 @data_app.command(
@@ -748,7 +750,7 @@ def data_smears(
 
     counts = {"train": train, "val": val, "test": test}
     written = write_dataset(folder, **counts, seed=seed, fourth_class=fourth_class, progress=not quiet)
-    print(f"{train + val + test} smears: {written}")
+    say(f"{train + val + test} smears: {written}")
 
 
 @data_app.command(
@@ -765,7 +767,7 @@ def data_convert(
     from ssdlib.data.writers import write_layout
 
     source = _source(data, quiet)
-    print(f"{to}: {write_layout(source, out, to, fractions=fractions)}")
+    say(f"{to}: {write_layout(source, out, to, fractions=fractions)}")
 
 
 @app.command(
@@ -816,7 +818,7 @@ def model_card(
         path = ship_weights(find_weights(ship), shipped_path(place), training, choose)
     else:
         path = find_weights(weights)
-    print(f"written: {write_card(path, sources, **options)}")
+    say(f"written: {write_card(path, sources, **options)}")
 
 
 def counts_text(summary: Summary) -> str:
@@ -854,7 +856,7 @@ def _write_json(path: Path | None, values: dict[str, Any]) -> None:
 
     if path is not None:
         write_json(path, values)
-        print(f"written: {path}")
+        say(f"written: {path}")
 
 
 def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
@@ -864,7 +866,7 @@ def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
     class_names = _source(data, not say).class_names
     settings, message = start_settings(init, profile, class_names)
     if say:
-        print(message, file=sys.stderr)
+        say(message, file=sys.stderr)
     return settings
 
 
@@ -879,5 +881,5 @@ def _weights(asked: str) -> Path:
     from ssdlib.runs.lookup import find_weights
 
     path = find_weights(asked)
-    print(f"weights: {path}{' (shipped)' if asked == 'shipped' else ''}", file=sys.stderr)
+    say(f"weights: {path}{' (shipped)' if asked == 'shipped' else ''}", file=sys.stderr)
     return path

@@ -7,8 +7,12 @@ import hashlib
 import io
 import json
 import os
+import re
+import reprlib
 import shutil
-from collections.abc import Callable, Iterator
+import stat
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -35,19 +39,31 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     """A temporary file beside `path`, open for binary writing, which is renamed to `path` on success.
 
     A reader sees the old file or the whole new one, never a half. On any error, a full disk or Ctrl-C
-    included, the temporary file is removed and the old file stays. Raises SsdError, naming the file and
-    the remedy, where the operating system refuses.
+    included, the temporary file is removed and the old file stays. A device or a pipe is written to as it is.
+    Raises SsdError, naming the file and the remedy, where the operating system refuses, and for a link, which
+    would be replaced.
     """
     path = Path(path)
+    if _is_stream(path):
+        try:
+            with path.open("ab") as stream:
+                yield stream
+        except OSError as error:
+            raise _refused(path, error) from error
+        return
     temporary, raw = _beside(path, "tmp"), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = _Remembering(temporary, "xb")
         with io.BufferedWriter(raw) as stream:
+            _lock(stream)
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+            if os.name != "nt":
+                temporary.replace(path)  # while it is locked: see `tidy`
+        if os.name == "nt":  # which renames no open file
+            temporary.replace(path)
     except OSError as error:
         raise _refused(path, error) from error
     except Exception as error:
@@ -57,6 +73,64 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is there and is neither file nor folder. Raises SsdError for a link."""
+    with suppress(OSError):
+        here = os.path.abspath(path)  # noqa: PTH100 (links are not to be resolved)
+        if here.startswith(("/dev/", "/proc/")):  # /dev/stdout, which is a link to what it is now
+            return not path.is_dir()
+        if path.is_symlink():
+            raise SsdError(f"{path} is a link, which is not written to: name the file that it leads to.")
+        mode = path.stat().st_mode
+        return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+    return False
+
+
+def _lock(stream: BinaryIO) -> None:
+    """Lock a file as long as it is open, so that others see that its writer lives."""
+    with suppress(ImportError, OSError):  # Windows removes no open file; some file systems know no locks
+        import fcntl
+
+        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def tidy(folder: Path, parts: Iterable[str]) -> None:
+    """Remove what killed writers left behind in `folder` itself and anywhere in its `parts`, folders.
+
+    Raises SsdError for a link among them, which would lead what is written out of the folder.
+    """
+    for place in (folder, *(folder / part for part in parts)):
+        if place != folder and place.is_symlink():
+            raise SsdError(f"{place} is a link, which could lead results elsewhere: remove it.")
+        for here, folders, names in os.walk(place):
+            if place == folder:
+                folders.clear()
+            for path in (Path(here, name) for name in (*folders, *names)):
+                if place != folder and path.is_symlink():
+                    raise SsdError(f"{path} is a link, which could lead results elsewhere: remove it.")
+                if _LEFTOVER.fullmatch(path.name) and _is_forsaken(path):
+                    with suppress(OSError):
+                        path.unlink()
+
+
+_LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+
+
+def _is_forsaken(path: Path) -> bool:
+    """Whether the process that wrote the temporary file is gone."""
+    try:
+        if time.time() - path.lstat().st_mtime < 2 or not path.is_file():  # begun this moment: not locked yet
+            return False
+        with path.open("rb") as stream:
+            if os.name != "nt":
+                import fcntl
+
+                fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -106,8 +180,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, content: str, encoding: str = "utf-8") -> None:
-    """Atomically write `content` to `path`, by default as UTF-8."""
-    write_bytes(path, content.encode(encoding))
+    """Atomically write `content` to `path`, by default as UTF-8; what no encoding has, as its code."""
+    write_bytes(path, content.encode(encoding, "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -115,16 +189,127 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, *, hint: str = "") -> Any:
-    """The value in a JSON file. Raises SsdError with the file and `hint` if it is missing or damaged."""
+MAX_BYTES = 20_000_000
+"""No file with settings, labels as XML or text, or a list is larger; one that is, is something else."""
+MAX_JSON_BYTES = 400_000_000
+"""No JSON file is larger: COCO keeps the labels of a whole data set in one."""
+_MAX_VALUES_BYTES = 1_500_000_000
+"""The most memory that the values of a JSON file may need."""
+_MAX_DEPTH, _MAX_DIGITS = 100, 100
+
+
+def read_limited(path: str | Path, most: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Raises DataError, naming it, if it is missing, cannot be read, is larger than `most` bytes, or is a
+    folder, a pipe or a device, which may never end.
+    """
+    path = Path(path)
+    status, content = require_file(path), b""
     try:
-        return json.loads(decode_text(Path(path).read_bytes(), path))
-    except FileNotFoundError as error:
-        raise SsdError(f"{path} is missing. {hint}".strip()) from error
+        if status.st_size <= most:
+            with path.open("rb") as stream:
+                content = stream.read(status.st_size + 1)
     except OSError as error:
-        raise SsdError(f"cannot read {path}: {error.strerror or error}. {hint}".strip()) from error
-    except (json.JSONDecodeError, DataError, RecursionError) as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    if max(status.st_size, len(content)) > most:
+        raise DataError(f"{path} is larger than {most // 10**6} MB: not what its name says.")
+    return content
+
+
+def require_file(path: str | Path) -> os.stat_result:
+    """What the system knows of a regular file. Raises DataError as `read_limited` does."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"cannot read {path}: it is a folder, a pipe or a device. Put a file there.")
+    return status
+
+
+def read_json(path: str | Path, *, hint: str = "", shape: Any = None, most: int = MAX_JSON_BYTES) -> Any:
+    """The value in a JSON file of at most `most` bytes, of a type that pydantic knows: `shape`.
+
+    Raises SsdError with the file, the place in it and `hint` if it is missing, damaged or of another shape.
+    """
+    if not os.path.lexists(path):
+        raise SsdError(f"{path} is missing. {hint}".strip())
+    try:
+        content = decode_text(read_limited(path, most), path)
+    except DataError as error:
+        raise SsdError(f"{error} {hint}".strip()) from error
+    try:
+        value = parse_json(content)
+    except ValueError as error:
         raise SsdError(f"{path} is not valid JSON ({error}). {hint}".strip()) from error
+    try:
+        shape is None or check_shape(value, shape)
+    except ValueError as error:
+        raise SsdError(f"{path} is not what its name says ({error}). {hint}".strip()) from error
+    return value
+
+
+def parse_json(text: str | bytes, shape: Any = None) -> Any:
+    """The value of a JSON text, checked to be of the type `shape`, one that pydantic knows.
+
+    Raises ValueError that says what is wrong: with the text, or where a value is of another type; also
+    for one that is nested too deep, has too long numbers, or would fill the memory.
+    """
+    try:
+        text = text if isinstance(text, str) else text.decode()
+        if 184 * text.count("{") + 56 * text.count("[") + 60 * text.count(",") > _MAX_VALUES_BYTES:
+            raise ValueError("it holds more values than fit into the memory")
+        value = json.loads(text, parse_int=_integer)
+        if text.count("[") + text.count("{") > _MAX_DEPTH:
+            _check_depth(value)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep") from None
+    except MemoryError:
+        raise ValueError("it needs more memory than there is") from None
+    if shape is not None:
+        check_shape(value, shape)
+    return value
+
+
+def check_shape(value: Any, shape: Any) -> Any:
+    """The value as the type `shape`, one that pydantic knows. Raises ValueError, saying where it is not."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(shape).validate_python(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "it"
+        raise ValueError(f"{where}: {first['msg'].lower()}, not {shortened(first['input'])}") from error
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        inner = (
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        )
+        level = [child for children in inner for child in children if isinstance(child, dict | list)]
+        if not level:
+            return
+    raise RecursionError
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """The beginning of a value as text, for messages, however large or deep it is."""
+    return _brief.repr(value)[:most]
+
+
+_brief = reprlib.Repr()
+_brief.maxlist = _brief.maxtuple = _brief.maxdict = _brief.maxset = 50
+_brief.maxstring = _brief.maxother = 200
 
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ssdlib.common.terminal import printable
+
 CSV_ENCODING = "utf-8-sig"
 """UTF-8 with a byte order mark, without which Excel takes the text for the system's own encoding."""
 
-_FORMULA = re.compile(r"'*[=+\-@]")
+_FORMULA = re.compile(r"['\s]*[=+\-@]")
 
 
 def to_cell(text: str) -> str:
@@ -56,9 +58,10 @@ class Table:
 
     def to_text(self) -> str:
         """Lines for a terminal: the first column flush left, the others flush right."""
-        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        table = [[printable(cell, keep="") for cell in cells] for cells in (self.header, *self.rows)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         rule = "  ".join("-" * width for width in widths)
-        lines = [self._line(cells, widths) for cells in (self.header, *self.rows)]
+        lines = [self._line(cells, widths) for cells in table]
         lines.insert(1, rule)
         if self.total and len(self.rows) > 1:
             lines.insert(-1, rule)

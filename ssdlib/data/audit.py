@@ -136,11 +136,20 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
         boxes_are = "1 box is" if tiny == 1 else f"{tiny} boxes are"
         message = f"{boxes_are} narrower than a pixel: no network can see what is in it."
         yield Finding("tiny_box", "warning", image.image_id, message, "Draw them anew, or delete them.")
-    for a, b in (box_iou(boxes, boxes).triu(1) >= DUPLICATE_BOX_IOU).nonzero().tolist():
+    for a, b in _same_places(boxes):
         kind = "duplicate_box" if names[a] == names[b] else "contradicting_boxes"
-        corners = ", ".join(f"{value:g}" for value in image.boxes[b])
+        corners = ", ".join(f"{value:g}" for value in boxes[b].tolist())
         message = f"{names[a]} and {names[b]} mark the same place, [{corners}]."
         yield Finding(kind, "warning", image.image_id, message, "Delete one of the two.")
+
+
+def _same_places(boxes: torch.Tensor) -> Iterator[tuple[int, int]]:
+    """(a, b), a < b, for each box b that marks the place of earlier ones, of which a is the first."""
+    for start in range(0, len(boxes), 512):  # so that many boxes do not fill the memory with their pairs
+        block = boxes[start : start + 512]
+        same = (box_iou(block, boxes[: start + len(block)]) >= DUPLICATE_BOX_IOU).tril(start - 1)
+        found = same.any(1).nonzero()[:, 0]
+        yield from zip(same[found].int().argmax(1).tolist(), (found + start).tolist(), strict=True)
 
 
 def _split_findings(splits: dict[str, list[str]]) -> Iterator[Finding]:

@@ -545,7 +545,7 @@ def _already_there(root: Path, contents: dict) -> bool:
         return False
     if not (root / MARKER).is_file():
         raise DataError(f"{root} exists and is not a set of synthetic smears: choose another folder.")
-    found = read_json(root / MARKER, hint="Delete the folder and run again.")
+    found = read_json(root / MARKER, hint="Delete the folder and run again.", shape=dict)
     if found != contents:
         raise DataError(
             f"{root} holds other smears ({found}) than asked for ({contents}): "

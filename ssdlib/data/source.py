@@ -17,6 +17,7 @@ from typing import Any
 from ssdlib.common import paths
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import sha256_of
+from ssdlib.common.terminal import say
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import download, txl_pbc
 from ssdlib.data.dataset import DetectionDataset, Sample
@@ -77,7 +78,7 @@ class DataSource:
         """
         if self.parts:
             lines = "".join(f"{part.fingerprint}\n" for part in self.parts.values())
-            return hashlib.sha256(lines.encode()).hexdigest()
+            return hashlib.sha256(lines.encode(errors="backslashreplace")).hexdigest()
         names = {
             file: self.labels.names.get(file) or relative(file, self.folder) for file in self.labels.files
         }
@@ -423,7 +424,7 @@ def _fingerprint(files: tuple[tuple[Path, str], ...], stamp: tuple[tuple[int, in
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(sha256_of, (file for file, _ in files)))
     lines = (f"{digest}  {name}\n" for digest, (_, name) in zip(digests, files, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
 @functools.cache
@@ -433,4 +434,4 @@ def _say_once(message: str) -> None:
     width = max(map(len, lines))
     bar = "!" * (width + 6)
     body = "\n".join(f"!! {line:<{width}} !!" for line in lines)
-    print(f"\n{bar}\n{body}\n{bar}\n", file=sys.stderr, flush=True)
+    say(f"\n{bar}\n{body}\n{bar}\n", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssdlib.common.errors import CheckpointError, ConfigError
-from ssdlib.common.files import write_bytes
+from ssdlib.common.files import parse_json, write_bytes
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model import SSD300
 
@@ -48,6 +49,13 @@ def shipped_weights(name: str = "shipped") -> Path:
 FORMAT = "ssdlib-1"
 
 
+def parse_config(text: str) -> ModelConfig:
+    """The network's config in the header of a file. Raises ValueError or ConfigError if it is none."""
+    if len(text) > _MAX_CONFIG:
+        raise ValueError(f"its config has {len(text):,} characters")
+    return ModelConfig.from_dict(parse_json(text, dict[str, Any]))
+
+
 def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
     """Write the weights to a safetensors file, atomically; `half` keeps floating-point ones as fp16.
 
@@ -66,7 +74,18 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
         "config": json.dumps(model.config.to_dict()),
         "metadata": json.dumps(metadata, allow_nan=False),
     }
-    write_bytes(path, safetensors.torch.save(tensors, header))
+    write_bytes(path, _serialized(tensors, header))
+
+
+def _serialized(tensors: dict[str, Tensor], header: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file, equal for equal content: the library orders headers at random."""
+    content = memoryview(safetensors.torch.save(tensors, header))
+    size = int.from_bytes(content[:8], "little")
+    parts = json.loads(bytes(content[8 : 8 + size]))
+    parts["__metadata__"] = dict(sorted(parts["__metadata__"].items()))
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns what follows
+    return b"".join((len(text).to_bytes(8, "little"), text, content[8 + size :]))
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -82,9 +101,10 @@ def load_model(path: str | Path) -> SSD300:
     """
     config, _, tensors = _read(Path(path))
     try:
+        check_heads(config, {name: tensor.shape for name, tensor in tensors.items()})
         model = SSD300(config)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}. Use another checkpoint.") from error
     own = model.state_dict()
     wrong = [n for n in own if n not in tensors or tensors[n].shape != own[n].shape]
     if wrong or len(tensors) != len(own):
@@ -93,12 +113,31 @@ def load_model(path: str | Path) -> SSD300:
     return model.eval()
 
 
+def check_heads(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError unless tensors of these shapes, by name, have the heads that the config states.
+
+    So a network is never built larger than the file that it comes from.
+    """
+    for level, priors in enumerate(config.priors.per_location):
+        for heads, values in (("loc_heads", 4), ("class_heads", config.num_classes)):
+            name = f"{heads}.convs.{level}.bias"
+            if tuple(shapes.get(name, ())) != (priors * values,):
+                raise ValueError(f"its tensors are not those of its own config ({name})")
+
+
+MAX_BYTES = 500_000_000
+"""No file of weights is larger: it could hold a network for 600 classes."""
+_MAX_CONFIG = 1_000_000
+
+
 def _read(path: Path, *, tensors: bool = True) -> tuple[ModelConfig, dict[str, Any], dict[str, Tensor]]:
     """The config, the metadata and, if wanted, the tensors of a file."""
     if not path.is_file():
         raise CheckpointError(
             f"no weights at {path}. Check the path, or train some: python -m ssdlib run --profile quick"
         )
+    if path.stat().st_size > MAX_BYTES:
+        raise CheckpointError(f"{path} is larger than {MAX_BYTES // 10**6} MB: no weights of this detector.")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -110,8 +149,10 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[ModelConfig, dict[str, A
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} holds tensors, but was not written by ssdlib (format {FORMAT})")
     try:
-        config = ModelConfig.from_dict(json.loads(header["config"]))
-        metadata = dict(json.loads(header["metadata"]))
-    except (KeyError, TypeError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path}: its header cannot be read ({error})") from error
+        config = parse_config(header["config"])
+        metadata = parse_json(header["metadata"], dict[str, Any])
+    except (KeyError, ValueError, ConfigError) as error:
+        raise CheckpointError(
+            f"{path}: its header cannot be read ({error}). Use another checkpoint."
+        ) from error
     return config, metadata, state

@@ -18,12 +18,15 @@ from typing import TypeVar
 import torch
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import is_hidden
+from ssdlib.common.files import is_hidden, require_file
 from ssdlib.common.runtime import need_extra
 from ssdlib.data.images import IMAGE_SUFFIXES, fields_in, file_of, image_size
 
 PIXELS_AHEAD = 64_000_000
 """The most that is decoded before its turn (192 MB), so that large fields do not fill the memory."""
+
+_LONGEST = 5000
+"""Characters of a listed path that are looked at: no system has longer ones."""
 
 Source = TypeVar("Source")
 Loaded = TypeVar("Loaded")
@@ -86,7 +89,7 @@ def stamp_of(path: bytes | Path) -> tuple[int, int] | None:
     """
     try:
         status = file_of(Path(os.fsdecode(path))).stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return status.st_size, status.st_mtime_ns
 
@@ -127,7 +130,10 @@ def listed_paths(lists: Sequence[str]) -> Iterator[str]:
     """
     for given in lists:
         if given == "-":
-            yield from (line.strip("\r\n") for line in sys.stdin)
+            if sys.stdin is None:
+                raise DataError("standard input is closed: give it the list of images (< list.txt)")
+            lines = getattr(sys.stdin, "buffer", sys.stdin)  # bytes, since not every name is UTF-8
+            yield from (os.fsdecode(line).strip("\r\n")[:_LONGEST] for line in lines)
         else:
             yield from _parquet_paths(given)
 
@@ -137,13 +143,17 @@ def _parquet_paths(given: str) -> Iterator[str]:
     import pyarrow as pa
 
     try:
+        require_file(given)
+    except DataError as error:
+        raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
+    try:
         with parquet.ParquetFile(given) as file:
             names = file.schema_arrow.names
             column = next((name for name in ("path", "image") if name in names), None)
             if column is None:
                 raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
             for rows in file.iter_batches(columns=[column]):
-                yield from (str(path) for path in rows.column(0).to_pylist() if path is not None)
+                yield from (str(path)[:_LONGEST] for path in rows.column(0).to_pylist() if path is not None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
@@ -173,7 +183,7 @@ def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path,
 
 def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """The images in a folder, or the file itself, each with its name below the folder."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # noqa: PTH112 (pathlib raises for names that no file has)
         _refuse_output(path, out)
         file = file_of(path)
         number = re.sub(r"\D", "", path.name[len(file.name) :])  # of name.tif[2]
@@ -208,7 +218,10 @@ def _is_image(path: Path) -> bool:
 
 
 def _is_output(path: Path, out: Path | None) -> bool:
-    return out is not None and path.resolve().is_relative_to(out.resolve())
+    try:
+        return out is not None and path.resolve().is_relative_to(out.resolve())
+    except (OSError, RuntimeError, ValueError):  # a name that no file has, a link to itself
+        return False
 
 
 def _refuse_output(path: Path, out: Path | None) -> None:

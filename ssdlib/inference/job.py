@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, DataError
+from ssdlib.common.files import tidy
 from ssdlib.config import Appearance, ModelConfig
 from ssdlib.data.images import read_image, read_um_per_pixel
 from ssdlib.inference.detections import Detections, Detector, class_thresholds
@@ -205,6 +206,8 @@ def run_detection(
     """
     with tempfile.TemporaryDirectory(prefix="ssdlib-detect-") as scratch:
         folder = Path(scratch) if job.out is None else job.out / "job"
+        if job.out is not None:
+            tidy(job.out, (*OF_EACH_IMAGE, "voc", "job"))
         with open_journal(folder, job.settings(), restart=restart) as journal:
             resumed = _finish(predictor, job, journal, progress)
 

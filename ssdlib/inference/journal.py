@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.common.files import read_json, write_json
+from ssdlib.common.files import parse_json, read_json, write_json
 from ssdlib.config import differences
 from ssdlib.inference.inputs import ImageTask, stamp_of
 from ssdlib.inference.results import Record
+
+_Line = dict[str, Any]
+_CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+"""Neither a link is followed nor a pipe waited for."""
+_MAX_LINE = 100_000_000
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _CAREFUL
 
 
 class Journal:
@@ -28,8 +36,10 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Written without a buffer: one that a full disk has refused would be tried again on closing.
-            self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-            self._stream = path.open("rb")
+            self._file = os.open(path, _FLAGS, 0o666)
+            self._stream = os.fdopen(os.open(path, os.O_RDONLY | _CAREFUL), "rb")
+            if not stat.S_ISREG(os.fstat(self._file).st_mode):
+                raise OSError("it is no file")
         except OSError as error:
             raise SsdError(
                 f"cannot write {path}: {error.strerror or error}. Choose another --out."
@@ -38,11 +48,11 @@ class Journal:
         self._offsets: dict[str, int] = {}
         self._keys: dict[ImageTask, str] = {}  # as they were when each image was first asked for
         end = 0
-        with suppress(ValueError, KeyError, TypeError):
-            for line in self._stream:
+        with suppress(ValueError, KeyError, TypeError):  # what is damaged is done anew
+            for line in iter(partial(self._stream.readline, _MAX_LINE), b""):
                 if not line.endswith(b"\n"):
                     break
-                self._offsets[json.dumps(json.loads(line)["key"])] = end
+                self._offsets[json.dumps(parse_json(line, _Line)["key"])] = end
                 end += len(line)
         os.ftruncate(self._file, end)
 
@@ -108,7 +118,7 @@ def save_settings(folder: Path, settings: Mapping[str, Any], *, begun: bool) -> 
     """
     path = folder / "settings.json"
     if begun and path.exists():
-        before = read_json(path, hint="Give --restart to do all images again.")
+        before = read_json(path, hint="Give --restart to do all images again.", shape=dict[str, Any])
         if changed := differences(before, settings):
             raise ConfigError(
                 f"{folder.parent} holds results of other settings: {'; '.join(changed)}. Choose another "

@@ -174,7 +174,8 @@ def write_tables(
         for name, rows in tables.items():
             with atomic_open(out / f"{name}.csv") as stream:
                 stream.write(codecs.BOM_UTF8)
-                stream.writelines(line.encode() for line in csv_lines(rows, decimal_comma=decimal_comma))
+                lines = csv_lines(rows, decimal_comma=decimal_comma)
+                stream.writelines(line.encode(errors="backslashreplace") for line in lines)
     if "json" in formats:
         write_json_list(out / "cells.json", records())
     if "coco" in formats:
@@ -242,7 +243,7 @@ def _write_items(stream: BinaryIO, items: Iterable[Any], indent: int | None = No
     before = "[\n"
     for item in items:
         text = json.dumps(item, indent=indent, ensure_ascii=False, allow_nan=False)
-        stream.write((before + textwrap.indent(text, "  ")).encode())
+        stream.write((before + textwrap.indent(text, "  ")).encode(errors="backslashreplace"))
         before = ",\n"
     stream.write(b"[]" if before == "[\n" else b"\n]")
 
@@ -256,7 +257,9 @@ def _write_coco(path: Path, records: Callable[[], Iterator[Record]], class_names
         for number, record in enumerate(_readable(records()), 1)
     )
     with atomic_open(path) as stream:
-        stream.write(json.dumps(head, ensure_ascii=False)[:-1].encode() + b',\n"images": ')
+        stream.write(
+            json.dumps(head, ensure_ascii=False)[:-1].encode(errors="backslashreplace") + b',\n"images": '
+        )
         _write_items(stream, images)
         stream.write(b',\n"annotations": ')
         _write_items(stream, _coco_annotations(records(), class_names))

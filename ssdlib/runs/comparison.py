@@ -21,7 +21,7 @@ from ssdlib.common import files, pages
 from ssdlib.common.errors import StageError
 from ssdlib.common.tables import CSV_ENCODING, Table, csv_lines, number
 from ssdlib.config import flatten
-from ssdlib.runs.folder import data_name, read_stages
+from ssdlib.runs.folder import data_name, read_config, read_stages
 from ssdlib.training.history import History
 
 SEED = "seed"
@@ -250,16 +250,22 @@ def read_run(folder: str | Path, stages: Sequence[str] = ()) -> RunSummary:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise StageError(f"{folder} is not a run: it has no config.json")
-    config = files.read_json(folder / "config.json")
-    history = History.from_dict(_read(folder / "history.json", {"epochs": []}))
-    settings = flatten(config["profile"])
-    state, error = _state(folder, stages, len(history.epochs) >= settings["recipe.epochs"])
-    metrics = _read(folder / "metrics.json", {})
-    return RunSummary(folder.name, folder, settings, state, error, history, metrics, config["data"])
+    config = read_config(folder / "config.json")
+    try:
+        history = History.from_dict(_read(folder / "history.json", {"epochs": []}))
+        settings = flatten(config["profile"])
+        state, error = _state(folder, stages, len(history.epochs) >= settings["recipe.epochs"])
+        metrics = _read(folder / "metrics.json", {})
+        return RunSummary(folder.name, folder, settings, state, error, history, metrics, config["data"])
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise StageError(
+            f"{folder}: config.json or history.json is not as a run writes it ({problem!r}). "
+            "Make the run anew."
+        ) from problem
 
 
 def _read(path: Path, default: dict[str, Any]) -> dict[str, Any]:
-    return files.read_json(path) if path.exists() else default
+    return files.read_json(path, shape=dict[str, Any]) if path.exists() else default
 
 
 def _state(folder: Path, stages: Sequence[str], trained: bool) -> tuple[str, str]:

@@ -11,17 +11,25 @@ A stage reads only what an earlier stage wrote here, so any stage can be run aga
 
 from __future__ import annotations
 
-import math
+import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    NotRequired,  # pydantic takes no other before Python 3.12
+)
+
+from pydantic import FiniteFloat
+from typing_extensions import TypedDict
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, DataError, StageError, shell
-from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile
+from ssdlib.common.terminal import say
+from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile, flatten
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
 
@@ -69,9 +77,7 @@ class RunFolder:
         folder = locate(path, profile=profile, data=str(data))
         config_file = folder / "config.json"
         hint = "Remove the run folder or choose another name."
-        stored = files.read_json(config_file, hint=hint) if config_file.exists() else None
-        if stored is not None and not isinstance(stored, dict):
-            raise ConfigError(f"{config_file} is not a run's configuration. {hint}")
+        stored = read_config(config_file, hint=hint) if os.path.lexists(config_file) else None
         given = overrides is not None
         if not given:
             overrides = (stored or {}).get("overrides", {})
@@ -210,14 +216,15 @@ class RunFolder:
             if self.profile.name != "smoke":
                 raise
         # All on stderr, so that a notebook prints the same whether it had to train or not.
-        print(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
-        self.train(resume=True, on_epoch=lambda record: print(record, file=sys.stderr))
+        say(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
+        self.train(resume=True, on_epoch=lambda record: say(record, file=sys.stderr))
         return self.best_checkpoint
 
     def metrics(self) -> dict[str, Any]:
         """All sections of metrics.json, with the profile's name and the description of the data."""
         path = self.path / "metrics.json"
-        stored = files.read_json(path, hint="Remove it and run the stages again.") if path.exists() else {}
+        hint = "Remove it and run the stages again."
+        stored = files.read_json(path, hint=hint, shape=dict[str, Any]) if path.exists() else {}
         return {**stored, "profile": self.profile.name, "data": self.source.describe()}
 
     def update_metrics(self, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -273,8 +280,8 @@ def _began_from(stored: Mapping[str, Any], file: Path | None, start: str | None)
 
     The sum decides, so that the file may have been moved; where the file is gone, its name.
     """
-    before = (((stored.get("profile") or {}).get("recipe")) or {}).get("initial_weights", "")
-    if file is None or before in NAMED_WEIGHTS:
+    before = flatten(stored.get("profile", {})).get("recipe.initial_weights", "")
+    if file is None or not isinstance(before, str) or before in NAMED_WEIGHTS:
         return False
     if start is None:
         return file.name == Path(before).name
@@ -292,33 +299,47 @@ def _ways_on(folder: Path, changes: list[str]) -> str:
     return "Choose another run name, or give --force (force=True) to take the new settings."
 
 
+class _Config(TypedDict, total=False):
+    """What config.json holds."""
+
+    profile: dict[str, Any]
+    overrides: dict[str, Any]
+    data: dict[str, Any]
+    initial_weights_sha256: str | None
+    created: str
+
+
+class _Stage(TypedDict):
+    name: str
+    state: str
+    started: NotRequired[str]
+    error: NotRequired[str]
+    seconds: NotRequired[FiniteFloat]
+
+
+class _Stages(TypedDict):
+    stages: list[_Stage]
+
+
+def read_config(file: Path, *, hint: str = "Make the run anew.") -> dict[str, Any]:
+    """What a run's config.json holds, each part of its own type. Raises SsdError for anything else."""
+    return files.read_json(file, hint=hint, shape=_Config, most=files.MAX_BYTES)
+
+
 def read_stages(folder: Path) -> list[dict[str, Any]]:
     """The entries of stages.json; empty if no chain has run in this folder.
 
     Each has a `name` and a `state`: not run, running, done, failed, interrupted, or killed, which is what
     "running" means where no process runs the chain any more. Raises SsdError if the file is damaged.
     """
-    path, hint = folder / "stages.json", "Remove it and run again."
+    path = folder / "stages.json"
     if not path.exists():
         return []
-    content = files.read_json(path, hint=hint)
-    entries = content.get("stages") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not all(map(_is_stage, entries)):
-        raise StageError(f"{path} does not hold the stages of a run. {hint}")
+    entries = files.read_json(path, hint="Remove it and run again.", shape=_Stages)["stages"]
     for entry in entries:
         if entry["state"] == "running" and not _chain_runs(folder):
             entry |= {"state": "killed", "error": f"{entry['name']} was killed before its end"}
     return entries
-
-
-def _is_stage(entry: Any) -> bool:
-    kinds = {"name": str, "state": str, "started": str, "error": str, "seconds": int | float}
-    return (
-        isinstance(entry, dict)
-        and {"name", "state"} <= entry.keys()
-        and all(isinstance(entry[key], kind) for key, kind in kinds.items() if key in entry)
-        and math.isfinite(entry.get("seconds", 0))
-    )
 
 
 def _chain_runs(folder: Path) -> bool:

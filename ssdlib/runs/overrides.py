@@ -107,6 +107,8 @@ def kept_start(init: str, folder: Path) -> dict[str, Any] | None:
 
     if not has_state(folder / "checkpoints") or not (folder / "config.json").is_file():
         return None
-    overrides = files.read_json(folder / "config.json").get("overrides", {})
-    begun = Path(overrides.get("recipe.initial_weights", ""))
+    overrides = files.read_json(folder / "config.json", shape=dict[str, Any]).get("overrides")
+    if not isinstance(overrides, dict):
+        return None
+    begun = Path(str(overrides.get("recipe.initial_weights", "")))
     return overrides if Path(init).name in begun.parts else None

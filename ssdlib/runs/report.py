@@ -82,7 +82,9 @@ def _page(run: RunFolder) -> str:
             "calibration": calibration_table(analysis["calibration"]),
         },
         stages=read_stages(run.path),
-        environment=_facts(files.read_json(environment) if environment.exists() else {}),
+        environment=_facts(
+            files.read_json(environment, shape=dict[str, Any]) if environment.exists() else {}
+        ),
         settings=json.dumps(run.config, indent=2, ensure_ascii=False),
         saved_files={"Figures": images, "Files": [one for one in saved if one not in images]},
         notebooks=notebooks,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, SsdError, shell
+from ssdlib.common.terminal import say
 from ssdlib.config import Profile, find_profile, flatten
 from ssdlib.runs.comparison import (
     SEED,
@@ -229,7 +230,7 @@ def run_sweep(
         folder = sweep.folder / combination.name
         left = stages if combination.name in changed else stages_left(read_stages(folder), stages)
         what = f"from {left[0].stem}" if left else "done before"
-        print(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
+        say(f"[{place}/{len(sweep.combinations)}] {combination.name}: {what}", file=sys.stderr)
         if not left:
             continue
         try:
@@ -251,7 +252,7 @@ def run_sweep(
             errors[combination.name] = str(error) or type(error).__name__
             if not isinstance(error, SsdError):
                 traceback.print_exc()  # a fault of ours
-            print(f"{combination.name} failed: {error}", file=sys.stderr)
+            say(f"{combination.name} failed: {error}", file=sys.stderr)
         finally:
             comparison = _compare(sweep, stages, source, errors)
     return comparison
@@ -280,7 +281,7 @@ def _write_request(sweep: Sweep, stages: Sequence[Path], source: DataSource) -> 
     now = datetime.now().astimezone().isoformat(timespec="seconds")
     request = {
         "format": FORMAT,
-        "created": files.read_json(path).get("created", now) if path.exists() else now,
+        "created": files.read_json(path, shape=dict[str, Any]).get("created", now) if path.exists() else now,
         "changed": now,
         "profile": sweep.profile,
         "data": {"request": sweep.data, **source.describe()},

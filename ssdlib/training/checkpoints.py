@@ -16,8 +16,8 @@ import errno
 import hashlib
 import json
 import os
-import pickle
 import socket
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssdlib.common.errors import CheckpointError, TrainingError
-from ssdlib.common.files import write_with
+from ssdlib.common.errors import CheckpointError, DataError, TrainingError
+from ssdlib.common.files import parse_json, read_limited, require_file, write_with
 from ssdlib.config import ModelConfig, differences
-from ssdlib.detector.model_file import read_metadata
+from ssdlib.detector.model_file import check_heads, read_metadata
 
 if os.name == "nt":
     import msvcrt
@@ -48,8 +48,18 @@ CHAIN_LOCK = "chain.lock"
 
 FORMAT = "ssdlib-training-2"
 
+PARTS = {
+    *("identity", "epoch", "step", "sums", "seconds", "history", "model", "average", "optimizer", "scheduler")
+}
+"""What every training state holds."""
+
+MAX_BYTES = 2_000_000_000
+"""No training state is larger."""
+
 WEIGHTS_SUM = "initial weights SHA-256"
 """The part of a run's identity that tells which file the training began from, wherever that lies now."""
+
+BEGIN_ANEW = "Start again without resuming; the weights beside it (*.safetensors) stay usable."
 
 TRAIN_MORE = (
     "A training cannot be made longer, because its learning rate falls over all its epochs: to train more, "
@@ -173,8 +183,10 @@ def _lock(path: Path) -> int:
 def _holder(path: Path) -> str:
     """The process that has locked the file, in words."""
     try:
-        return "process {pid} on {host} since {since}".format(**json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError):
+        return "process {pid} on {host} since {since}".format(
+            **parse_json(read_limited(path), dict[str, Any])
+        )
+    except (DataError, ValueError, KeyError):
         return "another process"
 
 
@@ -203,15 +215,42 @@ def read_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no training state at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        content = _load(path)
+    except Exception as error:  # bytes at random raise whatever the reader of pickles comes across
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is damaged or no training state ({first_line})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} is not a training state of this version ({FORMAT})")
-    if digest(content["state"]) != content["sha256"]:
+    state = content.get("state")
+    lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
+    if lacking or not isinstance(state["identity"], dict) or not isinstance(state["model"], dict):
+        raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(lacking)) or 'a part'}")
+    if digest(state) != content.get("sha256"):
         raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
-    return content["state"]
+    return state
+
+
+def _load(path: Path, **options: Any) -> Any:
+    """What `torch.save` wrote. Raises ValueError for a file whose content would be larger than itself."""
+    size = require_file(path).st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES / 1e9:g} GB")
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > size:
+            raise ValueError("its parts claim more than the file holds")
+    content = torch.load(path, map_location="cpu", weights_only=True, **options)
+    for tensor in _tensors(content):
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"a tensor claims the shape {tuple(tensor.shape)}, for which it has no values")
+    return content
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(one)
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -228,8 +267,7 @@ def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
                 complaints.append(str(error))
     if complaints:
         raise CheckpointError(
-            f"no training state in {folder} can be used: {'; '.join(complaints)}. "
-            "Start again without resuming; the weights beside them (*.safetensors) stay usable."
+            f"no training state in {folder} can be used: {'; '.join(complaints)}. {BEGIN_ANEW}"
         )
     return None, complaints
 
@@ -254,8 +292,10 @@ def network_config(folder: Path) -> ModelConfig | None:
     for name in (NEXT, LAST, PREVIOUS):
         # A damaged state is complained of where it is read as a whole.
         with suppress(Exception):
-            content = torch.load(folder / name, map_location="cpu", weights_only=True, mmap=True)
-            return ModelConfig.from_dict(content["state"]["config"])
+            state = _load(folder / name, mmap=True)["state"]
+            config = ModelConfig.from_dict(state["config"])
+            check_heads(config, {name: tensor.shape for name, tensor in state["model"].items()})
+            return config
     with suppress(CheckpointError):  # states of former versions do not tell it
         return ModelConfig.from_dict(read_metadata(folder / BEST)["config"]) if has_state(folder) else None
     return None

@@ -35,6 +35,7 @@ from ssdlib.common.distributed import (
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
 from ssdlib.common.files import sha256_of, write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
+from ssdlib.common.terminal import say
 from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
@@ -484,8 +485,24 @@ class Trainer:
         if state is None:
             self._say(f"nothing to resume in {self.checkpoints}: starting from the beginning.")
             return
-        identity = self._known(state["identity"])
-        checkpoints.check_same_run(identity, self._identity())
+        try:
+            identity = self._known(state["identity"])
+            checkpoints.check_same_run(identity, self._identity())
+            self._take_over(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise CheckpointError(
+                f"the training state in {self.checkpoints} is not as this version writes it "
+                f"({str(error).partition(chr(10))[0]}). {checkpoints.BEGIN_ANEW}"
+            ) from error
+        if self.epoch < self.recipe.epochs:
+            self._say(f"resuming before {self._where()}.")
+        else:
+            self._say(
+                f"the training in {self.run_dir} is finished, {self.epoch} epochs: nothing is left to do. "
+                f"{checkpoints.TRAIN_MORE}"
+            )
+
+    def _take_over(self, state: dict[str, Any]) -> None:
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])
@@ -494,13 +511,6 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        if self.epoch < self.recipe.epochs:
-            self._say(f"resuming before {self._where()}.")
-        else:
-            self._say(
-                f"the training in {self.run_dir} is finished, {self.epoch} epochs: nothing is left to do. "
-                f"{checkpoints.TRAIN_MORE}"
-            )
 
     def _known(self, saved: dict[str, Any]) -> dict[str, Any]:
         """A saved run's identity, as this version would have written it."""
@@ -569,11 +579,11 @@ class Trainer:
 
     def _print_line(self, record: EpochRecord) -> None:
         if self.progress:
-            print(record.line(self.recipe.epochs), flush=True)
+            say(record.line(self.recipe.epochs), flush=True)
 
     def _say(self, message: str) -> None:
         if self._is_main:
-            print(message, file=sys.stderr)
+            say(message, file=sys.stderr)
 
 
 @cache

@@ -21,6 +21,8 @@ from ssdlib.common.files import (
     is_hidden,
     new_folder,
     read_json,
+    read_limited,
+    tidy,
     write_bytes,
     write_json,
     write_text,
@@ -183,7 +185,7 @@ def test_other_text_is_refused_by_name(tmp_path, content):
     with pytest.raises(DataError, match=r"a\.txt is not UTF-8 text .*Save it as UTF-8"):
         decode_text(content, "a.txt")
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(SsdError, match=r"a\.json is not valid JSON .*UTF-8.* Export it anew\."):
+    with pytest.raises(SsdError, match=r"a\.json is not UTF-8.* Export it anew\."):
         read_json(tmp_path / "a.json", hint="Export it anew.")
 
 
@@ -214,3 +216,119 @@ def test_files_below(tmp_path):
     assert below(1) == ["a.txt", "b/a.txt", "b.txt", "c/e.txt"]
     with pytest.raises(DataError, match=r"cannot read the folder .*nowhere"):
         files_below(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "more than 100 levels"),
+        ('{"a": ' * 300 + "1" + "}" * 300, "more than 100 levels"),
+        (f'{{"a": {"9" * 5000}}}', "number of 5,000 digits"),
+        ('{"a": "\0"}', "zero bytes"),
+        ("[1, 2]", "not what its name says .it: input should be a valid dictionary"),
+        ('{"a": {"b": [1]}}', r"a\.b: input should be a valid string"),
+        ("[" + "{}," * 9_000_000, "more values than fit"),
+    ],
+)
+def test_json_of_a_stranger_is_refused_in_one_sentence(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(SsdError, match=message) as caught:
+        read_json(path, hint="Remove it.", shape=dict[str, dict[str, str]])
+    assert str(path) in str(caught.value) and "Remove it." in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_json_may_be_deep_and_long_in_reason(tmp_path):
+    value = {"a": 10**90, "b": [[[[[1.5]]]]], "c": list(range(200)), "d": [[]] * 300}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json", shape=dict[str, object]) == value
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "folder").mkdir()
+    with (tmp_path / "sparse").open("wb") as stream:
+        stream.truncate(10**10)
+    for name in ("pipe", "zero", "loop", "folder", "sparse", "missing", "a" * 5000, "a\0b"):
+        with pytest.raises(DataError, match=r"cannot read|is larger than 20 MB"):
+            read_limited(tmp_path / name)
+        with pytest.raises(SsdError):
+            read_json(tmp_path / name)
+    (tmp_path / "file").write_bytes(b"x" * 10)
+    assert read_limited(tmp_path / "file", 10) == b"x" * 10
+    with pytest.raises(DataError, match="is larger"):
+        read_limited(tmp_path / "file", 9)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with a name")
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(pipe, "through")
+    assert os.read(reader, 100) == b"through" and pipe.is_fifo() and names(tmp_path) == ["pipe"]
+    os.close(reader)
+    reader, writer = os.pipe()
+    write_text(f"/dev/fd/{writer}", "as the shell's >(...)")
+    assert os.read(reader, 100) == b"as the shell's >(...)"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_link_is_neither_followed_nor_replaced(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for target in ("victim", "missing", "link"):
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / target)
+        with pytest.raises(SsdError, match="is a link"):
+            write_text(link, "x")
+        assert link.is_symlink() and names(tmp_path) == ["link", "victim"]
+        link.unlink()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_text_that_no_encoding_has_is_written(tmp_path):
+    write_json(tmp_path / "a.json", {"caf\udce9": "\ud800"})
+    assert read_json(tmp_path / "a.json") == {"caf\udce9": "\ud800"}
+
+
+def test_leftovers_of_killed_writers_are_removed_and_no_others(tmp_path):
+    (tmp_path / "parts" / "inner").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    old = [".a.json.0123abcd.tmp", "parts/.b.jpg.0123abcd.tmp", "parts/inner/..c.0123abcd.tmp"]
+    kept = [
+        "a.tmp",
+        ".a.0123abcd",
+        ".a.0123abcg.tmp",
+        "other/.a.0123abcd.tmp",
+        "parts/b.jpg",
+        ".fresh.0123abcd.tmp",
+    ]
+    for name in (*old, *kept):
+        (tmp_path / name).write_text("x")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / kept[-1])
+    with atomic_open(tmp_path / "parts" / "running") as stream:
+        (running,) = (tmp_path / "parts").glob(".running.*.tmp")
+        os.utime(running, (0, 0))
+        tidy(tmp_path, ["parts", "missing"])
+        stream.write(b"whole")
+    assert not any((tmp_path / name).exists() for name in old)
+    assert all((tmp_path / name).exists() for name in kept)
+    assert (tmp_path / "parts" / "running").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("place", ["parts", "parts/inner", "parts/file"])
+def test_a_link_in_the_results_is_refused(tmp_path, place):
+    out, link = tmp_path / "out", tmp_path / "out" / place
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path)
+    with pytest.raises(SsdError, match=r"is a link.*remove it"):
+        tidy(out, ["parts"])
+    (out / "mine").symlink_to(tmp_path)
+    link.unlink()
+    tidy(out, ["parts"])

@@ -190,3 +190,23 @@ def test_real_bccd(bccd_root):
         "near_duplicate": 1,
         "overlapping_fields": 34,
     }
+
+
+def test_many_boxes_in_one_place_are_found_in_blocks(smears_copy):
+    image_id = ids(smears_copy, "train")[0]
+    spread = [[10 * k, 10, 10 * k + 9, 30] for k in range(60)]
+    relabel(smears_copy, image_id, [*spread, *([[5, 100, 60, 160]] * 1000)], ["RBC"] * 1060)
+    found = audit(bccd.open_folder(smears_copy)).of_kind("duplicate_box")
+    assert len(found) == 999 and {finding.image_id for finding in found} == {image_id}
+
+
+@pytest.mark.parametrize("kind", ["objects", "boxes of one object"])
+def test_more_objects_than_any_picture_shows_are_refused(smears_copy, kind):
+    box = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    each = f"<object><name>RBC</name>{box}</object>" * 20_001
+    each = each if kind == "objects" else f"<object><name>RBC</name>{box * 20_001}</object>"
+    image_id = ids(smears_copy, "train")[0]
+    file = smears_copy / f"Annotations/{image_id}.xml"
+    file.write_text(f"<annotation><filename>{image_id}.jpg</filename>{each}</annotation>")
+    (finding,) = bccd.open_folder(smears_copy).labels.by_id[image_id].findings
+    assert finding.severity == "error" and "20,001 objects" in finding.message

@@ -428,6 +428,17 @@ def no_folder(name):
     return lambda root: [shutil.rmtree(folder) for folder in root.rglob(name)]
 
 
+def multiplied(item, each):
+    """Four levels of YAML aliases, each of nine times the last."""
+    levels = [
+        f"{name}: &{name} {each % ', '.join(9 * [f'*{below}'])}\n" for below, name in ("ab", "bc", "cd")
+    ]
+    return f"a: &a {item}\n" + "".join(levels)
+
+
+ALIASES, MERGES = multiplied("[x]", "[%s]"), multiplied("{x: 1}", "{<<: [%s]}")
+
+
 def yaml_is(content):
     return lambda root: text(root / "data.yaml", content)
 
@@ -438,6 +449,16 @@ def yaml_is(content):
         (yaml_is(""), r'data\.yaml has no "names"'),
         (yaml_is("names: [yeast\n"), r"data\.yaml is not valid YAML .*line 2"),
         (yaml_is("names: !!python/object/apply:os.system ['true']\n"), r"data\.yaml is not valid YAML"),
+        (yaml_is(ALIASES + "names: *d\n"), r"data\.yaml is not valid YAML .*more than 8 aliases"),
+        (yaml_is(MERGES + "names: [yeast, spore]\n<<: *d\n"), r"data\.yaml is not valid YAML .*aliases"),
+        (yaml_is("names: &a [*a]\n"), r"data\.yaml is not valid YAML"),
+        (yaml_is("names: " + "[" * 5000 + "]" * 5000), r"data\.yaml is not valid YAML"),
+        (yaml_is("names: !mine [yeast, spore]"), r"data\.yaml is not valid YAML .*tag"),
+        (yaml_is(f"names: [yeast, spore]\n# {'x' * 2_000_000}"), r"data\.yaml is larger than 2 MB"),
+        (yaml_is("names: [yeast, spore]\ntrain: {a: b}"), r"name folders or lists as text"),
+        (yaml_is("names: [yeast, spore]\npath: [a]\ntrain: images"), r"name folders or lists as text"),
+        (yaml_is(f"names: [yeast, spore]\ntrain: {'a' * 5000}"), r"has train: a{70,79}, and.*no such"),
+        (yaml_is('names: [yeast, spore]\ntrain: "a\\0b"'), r"has train: a.x00b.*no such"),
         (yaml_is("names: []"), r"data\.yaml: class names must be distinct.*at least one"),
         (yaml_is("names: [a, a]"), r"data\.yaml: class names must be distinct"),
         (yaml_is("names: [[a]]"), r"data\.yaml: names must be a list"),
@@ -583,3 +604,51 @@ def test_what_is_no_dataset_is_told_what_would_be(tmp_path, make):
     make(tmp_path / "mine")
     with pytest.raises(DataError, match=r"mine is not a dataset: .*JPEGImages.*YOLO.*data\.yaml.*COCO.*XML"):
         bccd.resolve(tmp_path / "mine")
+
+
+@pytest.mark.parametrize(
+    "value", ["2001-02-30", "!!int abc", "!!bool abc", "!!float abc", "9" * 5000, "1" + ":59" * 999]
+)
+def test_what_data_yaml_says_besides_is_not_read(tmp_path, value):
+    roboflow_yolo(tmp_path)
+    (file,) = tmp_path.glob("*.yaml")
+    before = bccd.open_folder(tmp_path).labels
+    file.write_text(f"date: {value}\nother: &one [1]\nmore: *one\n" + file.read_text())
+    after = bccd.open_folder(tmp_path).labels
+    assert after.class_names == before.class_names and after.splits == before.splits
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"bbox": None, "segmentation": [[]]}, "damaged_labels"),
+        ({"bbox": None, "segmentation": [[], [1, 2]]}, None),
+        ({"bbox": [10**90, 1, 2, 3]}, "point_box"),
+        ({"bbox": "x" * 10_000}, "damaged_labels"),
+        ({"image_id": "\x1b[2J"}, None),
+    ],
+)
+def test_odd_coco_annotations_of_a_stranger(tmp_path, smears_source, change, kind):
+    root = write_layout(smears_source, tmp_path / "coco", "coco")
+    file = sorted(root.glob("annotations/*.json"))[0]
+    content = json.loads(file.read_text())
+    content["annotations"][0] |= change
+    file.write_text(json.dumps(content))
+    kinds = {finding.kind for finding in audit(bccd.open_folder(root)).findings}
+    assert kind is None or kind in kinds
+
+
+@pytest.mark.parametrize(
+    "name", ["a\0b.jpg", "\x1b[2J.jpg", "\ud800.jpg", 5000 * "a" + ".jpg", 5000 * "a/" + "b"]
+)
+def test_a_name_that_no_file_has_is_a_missing_image(tmp_path, smears_source, name):
+    root = write_layout(smears_source, tmp_path / "coco", "coco")
+    file = sorted(root.glob("annotations/*.json"))[0]
+    content = json.loads(file.read_text())
+    content["images"][0]["file_name"] = name
+    file.write_text(json.dumps(content))
+    assert "missing_image" in {finding.kind for finding in audit(bccd.open_folder(root)).findings}
+    content["images"][0]["id"] = 10**400
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="number of 401 digits"):
+        bccd.open_folder(root)

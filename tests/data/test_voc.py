@@ -5,7 +5,8 @@ import pytest
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.data.formats.records import MAX_BYTES, LabeledImage
+from ssdlib.common.files import MAX_BYTES
+from ssdlib.data.formats.records import LabeledImage
 from ssdlib.data.formats.voc import (
     add_object,
     read_tree,

@@ -328,13 +328,32 @@ CONFIG = json.dumps(NARROW.to_dict())
         {"format": "ssdlib-1", "config": '{"priors": 3}', "metadata": "{}"},
         {"format": "ssdlib-1", "config": CONFIG.replace("[38,", "[37,"), "metadata": "{}"},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "[1]"},
+        {"format": "ssdlib-1", "config": "[" * 10**5, "metadata": "{}"},
+        {"format": "ssdlib-1", "config": CONFIG, "metadata": "[" * 10**5},
+        {"format": "ssdlib-1", "config": CONFIG, "metadata": '{"a": ' + "9" * 9000 + "}"},
+        # Networks that would fill the memory: they are compared with the tensors before they are built.
+        {
+            "format": "ssdlib-1",
+            "config": json.dumps({"class_names": [f"c{k}" for k in range(10**5)]}),
+            "metadata": "{}",
+        },
+        {
+            "format": "ssdlib-1",
+            "config": json.dumps({"class_names": [f"c{k}" for k in range(10**6)]}),
+            "metadata": "{}",
+        },
+        {
+            "format": "ssdlib-1",
+            "config": json.dumps({"priors": {"aspect_ratios": 6 * [[2.0 + k for k in range(10**4)]]}}),
+            "metadata": "{}",
+        },
         # A header without fault, but not for these tensors.
         {"format": "ssdlib-1", "config": '{"width": 0.25}', "metadata": "{}"},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "{}", "drop": "one"},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "{}", "add": "one"},
     ],
 )
-def test_files_that_are_not_ours_are_named(tmp_path, header):
+def test_files_that_are_not_ours_are_named(tmp_path, header, monkeypatch):
     tensors = dict(build_model(NARROW).state_dict())
     if header and "drop" in header:
         tensors.pop("norm4_3.scale")
@@ -342,7 +361,16 @@ def test_files_that_are_not_ours_are_named(tmp_path, header):
         tensors["surplus"] = torch.zeros(1)
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(tensors, path, header)
+    built = []
+    monkeypatch.setattr(
+        model_file, "SSD300", lambda config: built.append(config.num_classes) or SSD300(config)
+    )
     with pytest.raises(CheckpointError, match=r"other\.safetensors"):
+        load_model(path)
+    assert max(built, default=0) < 10
+    with path.open("r+b") as stream:
+        stream.truncate(10**10)
+    with pytest.raises(CheckpointError, match="larger than 500 MB"):
         load_model(path)
 
 
@@ -460,3 +488,13 @@ def test_metadata_must_be_json(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         save_model(build_model(NARROW), tmp_path / "model", loss=float("nan"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_networks_give_equal_files(tmp_path):
+    model, about = build_model(NARROW), {"data": {"b": 1, "a": [1.5, "µ"]}, "epoch": 3}
+    files = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for file in files:
+        save_model(model, file, **about)
+    assert len({file.read_bytes() for file in files}) == 1
+    assert read_metadata(files[0])["data"] == about["data"]
+    assert equal(load_model(files[0]), model)

@@ -2,6 +2,7 @@
 
 import io
 import os
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pyarrow import parquet
 
 from ssdlib.common.errors import DataError
 from ssdlib.data.images import read_image, write_image
-from ssdlib.inference.inputs import PassedOver, find_images, listed_paths, pixels_of, read_ahead
+from ssdlib.inference.inputs import PassedOver, find_images, listed_paths, pixels_of, read_ahead, stamp_of
 
 
 @pytest.fixture
@@ -185,3 +186,21 @@ def test_reading_ahead_keeps_the_order_and_names_the_damaged(tmp_path, ahead, pi
     found = list(read_ahead(read_image, paths, ahead=ahead, pixels=pixels_of, most_pixels=pixels))
     assert isinstance(found[3], DataError) and "3.png" in str(found[3])
     assert [int(image[0, 0, 0]) for number, image in enumerate(found) if number != 3] == [0, 1, 2, 4, 5]
+
+
+def test_lists_of_strangers_are_rows_not_ends(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    entries = [b"\xe9.jpg", b"a\0b.jpg", b"a" * 10**6, b"\x1b[2J.jpg", os.fsencode(tmp_path / "pipe.jpg")]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n".join(entries))))
+    tasks = find_images([], tmp_path / "out", listed=listed_paths(["-"]))
+    assert len(tasks) == len(entries)
+    for task in tasks:
+        assert stamp_of(task.path) is None or task.path.is_fifo()
+        with pytest.raises(DataError):
+            read_image(task.path)
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(DataError, match="standard input is closed"):
+        list(listed_paths(["-"]))
+    os.mkfifo(tmp_path / "list.parquet")
+    with pytest.raises(DataError, match=r"list\.parquet cannot be read .*pipe"):
+        list(listed_paths([str(tmp_path / "list.parquet")]))

@@ -69,12 +69,29 @@ def test_other_data_is_refused(tmp_path, smears):
         open_run(tmp_path / "a", str(other))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{broken", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{broken",
+        "\x00",
+        "[" * 10**5,
+        '{"profile": [1]}',
+        '{"profile": "x"}',
+        '{"data": [1]}',
+        '{"data": "x"}',
+        '{"overrides": [1]}',
+        '{"initial_weights_sha256": {}}',
+        '{"seed": ' + "9" * 5000 + "}",
+    ],
+)
 def test_a_damaged_config_names_the_file(tmp_path, smears, text):
     (tmp_path / "a").mkdir()
     (tmp_path / "a/config.json").write_text(text)
-    with pytest.raises(SsdError, match="config"):
-        open_run(tmp_path / "a", smears)
+    for overrides in (None, {"recipe.epochs": 1}):
+        with pytest.raises(SsdError, match="config"):
+            open_run(tmp_path / "a", smears, overrides=overrides)
 
 
 def test_limits_of_the_profile_apply(tmp_path, smears):

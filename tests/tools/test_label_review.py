@@ -116,13 +116,16 @@ def test_decisions_belong_to_their_data(decisions, source, issues):
     ("content", "message"),
     [
         ("", "not valid JSON"),
-        ("[]", "not a file of decisions"),
+        ("[]", "input should be a valid dictionary"),
         ('{"format": "ssdlib-decisions-1", "suspects": []}', "find the label errors again"),
         (
-            '{"format": "ssdlib-decisions-2", "issues": [{"id": "x", "decision": "perhaps"}]}',
+            '{"format": "ssdlib-decisions-2", "data": {}, "issues": [{"id": "x", "decision": "perhaps"}]}',
             "'perhaps' is no decision",
         ),
-        ('{"format": "ssdlib-decisions-2", "issues": [{"id": "x"}]}', "not an issue"),
+        ('{"format": "ssdlib-decisions-2", "data": {}, "issues": [{"id": "x"}]}', "not an issue"),
+        ('{"format": "ssdlib-decisions-2", "data": {}, "issues": [1]}', r"issues\.0: .*valid dictionary"),
+        ('{"format": "ssdlib-decisions-2", "data": [], "issues": []}', r"data: .*valid dictionary"),
+        ('{"format": "ssdlib-decisions-2"}', "issues: field required|data: field required"),
     ],
 )
 def test_damaged_decisions(tmp_path, content, message):
@@ -263,3 +266,31 @@ def test_a_contact_sheet_has_a_crop_for_each_issue(issues, source):
     marked = (amber | green).any(axis=0)
     assert [k for k in range(pages.COLUMNS) if marked[k * 212 + 12 : (k + 1) * 212].any()] == [0, 1, 2, 3]
     assert contact_sheet(issues * 2, dataset, "more").shape[0] > sheet.shape[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": "../../victim"}, "there is no image '../../victim'"),
+        ({"image": "/tmp/victim"}, "there is no image '/tmp/victim'"),
+        ({"image": [1]}, "image: input should be a valid string"),
+        ({"box": ["a"]}, "box"),
+        ({"box": [1, 2, 3, float("nan")]}, "finite numbers"),
+        ({"proposed_box": ["a", "b", "c", "d"]}, "proposed_box"),
+        ({"proposed_box": None}, "a class and a box"),
+        ({"proposed_class": "R\0C"}, "a class and a box"),
+        ({"object": "first"}, "object"),
+        ({"kind": ["unlabeled"]}, "kind"),
+    ],
+)
+def test_decisions_of_a_stranger_write_nothing(decisions, source, tmp_path, changes, message):
+    victim, outside = tmp_path / "victim.xml", tmp_path / "out" / "copy"
+    outside.parent.mkdir()
+    victim.write_text("<annotation/>")
+    content = json.loads(decisions.read_text())
+    content["issues"] = [{**content["issues"][0], **changes, "decision": "accept"}]
+    decisions.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as caught:
+        apply_decisions(source, decisions, outside)
+    assert "\n" not in str(caught.value)
+    assert victim.read_text() == "<annotation/>" and not outside.exists()

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def state(step=1):
     torch.manual_seed(step)
     weights = torch.rand(64, 3, 3, 3).to(memory_format=torch.channels_last)
     return {
+        **dict.fromkeys(checkpoints.PARTS),
+        "identity": {"seed": 0},
         "step": step,
         "model": {"conv.weight": weights, "seen": torch.tensor(step)},
         "optimizer": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"betas": (0.9, 0.999)}]},
@@ -99,10 +102,41 @@ def put_code(path):
     path.write_bytes(pickle.dumps(os.system, protocol=2))
 
 
-DAMAGE = [empty, truncate, flip_a_bit_of_a_tensor, put_other_tensors, put_code]
+def put(content):
+    content = {"format": checkpoints.FORMAT, **content}
+    return lambda path: torch.save(content, path)
 
 
-@pytest.mark.parametrize("damage", DAMAGE, ids=lambda f: f.__name__)
+def summed(value):
+    return put({"state": value, "sha256": digest(value)})
+
+
+def claim_four_terabytes(path):
+    torch.save({"state": torch.zeros(1).expand(10**12)}, path)
+
+
+def compress(path):
+    with zipfile.ZipFile(path) as archive:
+        parts = [(name, archive.read(name)) for name in archive.namelist()]
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts:
+            archive.writestr(name, content)
+        archive.writestr("bomb", bytes(10**7))
+
+
+DAMAGE = [
+    empty,
+    truncate,
+    flip_a_bit_of_a_tensor,
+    put_other_tensors,
+    put_code,
+    claim_four_terabytes,
+    compress,
+]
+FOREIGN = [put({}), put({"state": state()}), summed([1]), summed({}), summed({**state(), "identity": [1]})]
+
+
+@pytest.mark.parametrize("damage", DAMAGE + FOREIGN)
 def test_a_damaged_state_is_found_and_the_previous_used(tmp_path, damage):
     save_state(tmp_path, state(1))
     save_state(tmp_path, state(2))

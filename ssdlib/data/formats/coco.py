@@ -258,7 +258,8 @@ def _outline(segmentation: Any) -> Corners | None:
         points = np.concatenate([np.asarray(part, float).reshape(-1, 2) for part in parts])
     except (TypeError, ValueError, LookupError):
         return None
-    return (*points.min(0).tolist(), *points.max(0).tolist()) if np.isfinite(points).all() else None
+    known = len(points) and np.isfinite(points).all()
+    return (*points.min(0).tolist(), *points.max(0).tolist()) if known else None
 
 
 def _mask(segmentation: Any) -> Corners | None:

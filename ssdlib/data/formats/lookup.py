@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections import defaultdict
@@ -121,8 +122,11 @@ def missing_image(name: str, file: Path, root: Path) -> Path:
     """Where the image should be that a label file names and that is not there."""
     inner = file.parent != root and file.parent.name.lower() in ("annotations", "labels")
     place = root / "images" if (root / "images").is_dir() else file.parent.parent if inner else file.parent
-    parts = next(_spellings(name), ["image"])
-    return place.joinpath(*parts) if (place / parts[-1]).exists() else place / parts[-1]
+    # Shorter than any system's longest name, so that it can be asked for and shown.
+    parts = [
+        re.sub(r"[\0\ud800-\udfff]", "_", part)[:200] for part in next(_spellings(name), ["image"])[-20:]
+    ]
+    return place.joinpath(*parts) if os.path.exists(place / parts[-1]) else place / parts[-1]  # noqa: PTH110
 
 
 def split_of(file: Path, root: Path) -> tuple[str | None, str]:

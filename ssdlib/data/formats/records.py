@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import decode_text
+from ssdlib.common.files import decode_text, read_limited
 from ssdlib.data.images import fields_in, image_header
 
 Corners = tuple[float, float, float, float]
@@ -19,8 +19,8 @@ SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "va
 SPLIT_WORDS |= {"dev": "val", "test": "test", "testing": "test"}
 """How folders and files call the splits."""
 
-MAX_BYTES = 20_000_000
-"""No file with labels as XML or text is larger; one that is, is something else."""
+MAX_OBJECTS = 20_000
+"""No image has more objects."""
 
 _TOLERANCE = 0.05
 """Pixels. A box that reaches this little outside was rounded (fractions with six digits), not misplaced."""
@@ -92,6 +92,8 @@ class LabeledImage:
     """Whether the labels of a turned picture are of its raster as it is stored; None where no size tells."""
     complete: bool = True
     """False where the image is missing, or the annotation that it needs to be used."""
+    full: bool = False
+    """Whether more objects were listed than `MAX_OBJECTS`."""
     joined: bool = False
     """Whether label files list it more than once: then an object that is written twice counts once."""
     objects: list[LabeledObject] = field(default_factory=list)
@@ -150,6 +152,12 @@ class LabeledImage:
 
     def add(self, name: str, corners: Corners, where: str) -> None:
         """Add an object, its box repaired, and a finding for each repair that names `where` it is written."""
+        if len(self.objects) == MAX_OBJECTS:
+            if not self.full:
+                self.full = True
+                message = f"more than {MAX_OBJECTS:,} objects are listed: no picture shows as many cells."
+                self.report("damaged_labels", "error", message, f"Correct {self.label_file}.")
+            return
         if self.joined and any((o.name, o.written) == (name, corners) for o in self.objects):
             return
         box, repairs = repair_box(corners, self.width, self.height)
@@ -258,16 +266,6 @@ def rounded(corners: Sequence[float]) -> Corners:
 def relative(path: Path, root: Path) -> str:
     """The path as a user of the folder would say it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def read_limited(file: Path) -> bytes:
-    """The bytes of a label file. Raises DataError if it cannot be read or is larger than any label file."""
-    try:
-        if file.stat().st_size > MAX_BYTES:
-            raise DataError(f"{file} is larger than {MAX_BYTES // 10**6} MB: not what its name says.")
-        return file.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
 
 
 def read_text(file: Path) -> str:

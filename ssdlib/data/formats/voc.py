@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,14 @@ import numpy as np
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import files_below, write_bytes, write_text
+from ssdlib.common.files import files_below, read_limited, shortened, write_bytes, write_text
 from ssdlib.data.formats.lookup import Files, folded, folder_split
 from ssdlib.data.formats.records import (
+    MAX_OBJECTS,
     SPLIT_WORDS,
     Corners,
     LabeledFolder,
     LabeledImage,
-    read_limited,
     read_text,
     relative,
 )
@@ -240,8 +241,10 @@ def _read_ids(file: Path, ids: Mapping[str, str]) -> list[str]:
         image_id = next((known[name] for name in names if name in known), None)
         if image_id is None:
             image_id = _ENDING.sub("", text.replace("\\", "/"))
-            if "/" in image_id or image_id in (".", ".."):
-                raise DataError(f"{file} lists {text!r}: there is no such image or annotation in the folder.")
+            if "/" in image_id or image_id in (".", "..") or len(os.fsencode(image_id)) > 250:
+                raise DataError(
+                    f"{file} lists {shortened(text)}: there is no such image or annotation in the folder."
+                )
         found.append(image_id)
     return list(dict.fromkeys(found))
 
@@ -410,9 +413,13 @@ def read_tree(path: Path) -> etree._Element:
         raise refusal
     if root.tag != "annotation":
         raise DataError(f"{path} is not a Pascal VOC annotation: its root is <{root.tag}>, not <annotation>.")
+    if (count := len(root.findall("object/bndbox"))) > MAX_OBJECTS:
+        raise DataError(f"{path} lists {count:,} objects: no picture shows as many cells. Correct it.")
     for node in root.findall("object"):  # ybat writes all boxes of a class into one
-        for box in node.findall("bndbox")[:0:-1]:
+        others = node.findall("bndbox")[1:]
+        for box in others:  # all of them first, so that no copy has any
             node.remove(box)
+        for box in reversed(others):
             other = copy.deepcopy(node)
             other.replace(other.find("bndbox"), box)
             node.addnext(other)

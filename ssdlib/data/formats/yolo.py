@@ -7,6 +7,7 @@ which follow it. Center and size are fractions of the upright image; class numbe
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import files_below, is_hidden
+from ssdlib.common.files import decode_text, files_below, is_hidden, read_limited, shortened
 from ssdlib.data.formats.lookup import Files, folded, missing_image
 from ssdlib.data.formats.records import (
     SPLIT_WORDS,
@@ -149,27 +150,69 @@ def names_file(root: Path) -> tuple[Path, Any] | None:
 
 def _read_yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(read_text(file))
-    except (yaml.YAMLError, RecursionError, DataError) as error:
+        return yaml.load(decode_text(read_limited(file, _MAX_YAML), file), _Loader)
+    except Exception as error:  # PyYAML raises more than its own errors
         if file.stem != "data":  # some other tool's
             return None
         if isinstance(error, DataError):
             raise
-        what = " ".join(str(error).split())
+        what = " ".join(str(error).split())[:200]
         raise DataError(
             f"{file} is not valid YAML ({what}). Correct it, or export the labels anew."
         ) from error
 
 
+class _Loader(yaml.BaseLoader):
+    """YAML without types: dates, numbers and whatever a tag claims stay text, and nothing is merged."""
+
+    _aliases = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """The next node. Refuses many aliases, which multiply."""
+        self._aliases += self.check_event(yaml.AliasEvent)
+        if self._aliases > _MAX_ALIASES:
+            raise yaml.YAMLError(f"it has more than {_MAX_ALIASES} aliases")
+        node = super().compose_node(parent, index)
+        if node.tag.rpartition(":")[::2] not in _TAGS:
+            raise yaml.YAMLError(f"it has the tag {shortened(node.tag)}, which says nothing here")
+        return node
+
+
+_TAGS = {
+    ("tag:yaml.org,2002", kind)
+    for kind in (
+        "str",
+        "int",
+        "float",
+        "bool",
+        "null",
+        "binary",
+        "timestamp",
+        "map",
+        "seq",
+        "set",
+        "omap",
+        "merge",
+    )
+}
+_MAX_ALIASES, _MAX_YAML = 8, 2_000_000
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+_Loader.add_constructor("tag:yaml.org,2002:null", lambda *_: None)
+
+
 def _class_names(content: Any, file: Path) -> tuple[str, ...]:
     names = content["names"] if isinstance(content, dict) else content
     if isinstance(names, dict):
-        if sorted(names, key=str) != sorted(range(len(names)), key=str):
-            raise DataError(f"{file}: names must be numbered 0, 1, 2, ...; they are {list(names)}.")
-        names = [names[number] for number in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str | int | float) for name in names):
-        raise DataError(f"{file}: names must be a list of class names, not {str(names)[:80]}.")
-    return check_names([str(name) for name in names], file)
+        if names.keys() != {str(number) for number in range(len(names))}:
+            raise DataError(
+                f"{file}: names must be numbered 0, 1, 2, ...; they are {shortened(list(names))}."
+            )
+        names = [names[str(number)] for number in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{file}: names must be a list of class names, not {shortened(names)}.")
+    return check_names(names, file)
 
 
 def _find_images(folder: LabeledFolder, content: dict, file: Path, pictures: Files, labels: _Labels) -> None:
@@ -191,9 +234,13 @@ def _find_images(folder: LabeledFolder, content: dict, file: Path, pictures: Fil
                 add(_listed(place, root, pictures), SPLIT_WORDS[key])
     for key, entry in stated.items():
         for one in entry if isinstance(entry, list) else [entry]:
-            place = _place(root, str(one), content.get("path"))
+            if not isinstance(one, str) or not isinstance(content.get("path") or "", str):
+                wrong = f"{key}: {shortened(one)} (path: {shortened(content.get('path'))})"
+                raise DataError(f"{file} has {wrong}: name folders or lists as text there.")
+            place = _place(root, one, content.get("path"))
             if place is None:
-                message = f"{file.name} has {key}: {one}, and there is no such folder or list in {root}"
+                message = f"{file.name} has {key}: {shortened(one)[1:-1]}, and there is "
+                message += f"no such folder or list in {root}"
                 if SPLIT_WORDS[key] == "train":
                     raise DataError(f"{message}. Put the images there, or correct {file}.")
                 remedy = f"Put them there, or take the line out of {file.name}."
@@ -264,13 +311,19 @@ def _place(root: Path, entry: str, base: Any, moved: bool = False) -> Path | Non
     Exports are often wrong by a level (Roboflow writes ../train/images for train/images) or by a machine
     (an absolute `path`), so what leads outside is tried from the folder itself; with `moved`, all is.
     """
+    if len(entry) > _MAX_PATH or len(str(base)) > _MAX_PATH:
+        return None
     parts = PurePosixPath(entry.replace("\\", "/")).parts
     inside = [part for part in parts if part not in ("..", ".", "/")]
     bases = [str(base).replace("\\", "/").strip("/").split("/")] if base else []
     trials = [root.joinpath(*bases[0], *inside)] if bases and ".." not in bases[0] else []
     moved |= parts[:1] == ("/",) or ":" in "".join(parts[:1])
     trials += [root.joinpath(*inside[k:]) for k in range(len(inside) if moved else 1)]
-    return next((place for place in trials if place.exists()), None)
+    return next((place for place in trials if os.path.exists(place)), None)  # noqa: PTH110 (pathlib raises for names that no file has)
+
+
+_MAX_PATH = 4096
+"""Characters: no system has longer paths."""
 
 
 def _listed(file: Path, root: Path, pictures: Files) -> list[Path]:

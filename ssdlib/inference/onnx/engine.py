@@ -15,6 +15,7 @@ from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, ConfigError, DataError, shell
 from ssdlib.common.files import sha256_of
 from ssdlib.common.runtime import need_extra
+from ssdlib.common.terminal import say
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data.source import extra_smears, resolve
 from ssdlib.detector.model import IMAGE_SIZE
@@ -60,12 +61,28 @@ class OnnxPredictor(ImageDetector):
             )
         if precision not in ("auto", header.precision):
             raise ConfigError(f"{path} computes in {header.precision}, not in {precision}: leave that out")
+        names = (
+            [one.name for one in self._session.get_inputs()],
+            [one.name for one in self._session.get_outputs()],
+        )
+        if names != (["images"], ["locs", "logits"]):
+            raise CheckpointError(f"{path} has other outputs than a detector: export the weights again.")
+        self._path = path
         self.header, self.precision = header, header.precision
         super().__init__(header.config, make_priors(header.config.priors, IMAGE_SIZE), **settings)
 
     def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
-        locs, logits = self._session.run(None, {"images": pixels.cpu().contiguous().numpy()})
+        try:
+            locs, logits = self._session.run(None, {"images": pixels.cpu().contiguous().numpy()})
+        except Exception as error:  # ONNX Runtime's errors have no common base but this
+            raise CheckpointError(
+                f"{self._path} cannot be run: {error}. Export the weights again, or free some memory."
+            ) from error
+        shape = (len(pixels), len(self.priors))
+        expected = ((*shape, 4), (*shape, self.header.config.num_classes))
+        if (locs.shape, logits.shape) != expected or {locs.dtype.kind, logits.dtype.kind} != {"f"}:
+            raise CheckpointError(f"{self._path} is no detector of ours: export the weights again.")
         return torch.from_numpy(locs), torch.from_numpy(logits)
 
 
@@ -121,7 +138,7 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
         model = export_weights(weights)
     save_onnx(model, path)
     calibration = read_header(model).calibration
-    print(f"made {path}, once{f', calibrated on {calibration}' if calibration else ''}", file=sys.stderr)
+    say(f"made {path}, once{f', calibrated on {calibration}' if calibration else ''}", file=sys.stderr)
     return path
 
 

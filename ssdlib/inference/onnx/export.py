@@ -22,7 +22,7 @@ from ssdlib.common.runtime import need_extra
 from ssdlib.config import ModelConfig
 from ssdlib.detector.boxes import MAX_LOG_RATIO
 from ssdlib.detector.model import IMAGE_SIZE
-from ssdlib.detector.model_file import load_model
+from ssdlib.detector.model_file import load_model, parse_config
 from ssdlib.detector.nms import CANDIDATES, NMS_IOU
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.predictor import fold_batch_norm
@@ -66,10 +66,12 @@ class OnnxHeader:
         if metadata.get("format") != FORMAT:
             raise CheckpointError(f"{path} was not written by `ssdlib export`: export the weights again.")
         try:
-            config = ModelConfig.from_dict(json.loads(metadata["config"]))
+            config = parse_config(metadata["config"])
             plain = {name: metadata[name] for name in ("weights_sha256", "outputs", "precision")}
-        except (KeyError, json.JSONDecodeError, ConfigError) as error:
-            raise CheckpointError(f"{path}: its metadata cannot be read ({error!r})") from error
+        except (KeyError, ValueError, ConfigError) as error:
+            raise CheckpointError(
+                f"{path}: its metadata cannot be read ({error!r}). Export the weights again."
+            ) from error
         return cls(config, **plain, calibration=metadata.get("calibration"))
 
 

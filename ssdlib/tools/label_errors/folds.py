@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.files import read_json, write_json
 from ssdlib.config import BCCD_CLASSES, RECIPES, Profile, differences
@@ -137,7 +139,10 @@ def check_init(source: DataSource, dataset: DetectionDataset, init: str) -> None
         markers = [part.folder / "smears.json" for part in source.parts.values() or [source]]
         if source.kind == "bccd" or any(sample.image_id in bccd_ids for sample in dataset.samples):
             learned = "BCCD's train split"
-        elif any(m.is_file() and read_json(m).get("seed") == EXTRA_SMEARS_SEED for m in markers):
+        elif any(
+            m.is_file() and read_json(m, shape=dict[str, Any]).get("seed") == EXTRA_SMEARS_SEED
+            for m in markers
+        ):
             learned = "smears drawn with this very seed"
     if learned:
         raise ConfigError(
@@ -153,6 +158,11 @@ def _fingerprints(description: Mapping[str, Any]) -> set[str]:
     }
 
 
+class _StoredPlan(TypedDict):
+    asked: dict[str, Any]
+    images: list[list[str]]
+
+
 def _plan(
     source: DataSource, dataset: DetectionDataset, out: Path, settings: FoldSettings, profile: Profile
 ) -> list[list[str]]:
@@ -165,7 +175,7 @@ def _plan(
     }
     path = out / "folds.json"
     if path.exists():
-        stored = read_json(path, hint="Remove it and run again.")
+        stored = read_json(path, hint="Remove it and run again.", shape=_StoredPlan)
         if changes := differences(stored.get("asked", {}), asked):
             raise ConfigError(
                 f"{out} was made with other settings: {'; '.join(changes)}. Choose another --out, or give "

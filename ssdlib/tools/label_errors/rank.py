@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.files import check_shape
 from ssdlib.common.tables import Table, csv_lines
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats.records import Corners, LabeledObject
@@ -130,13 +131,22 @@ class LabelIssue:
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Read what `to_dict` gave, after JSON too. Raises DataError for anything else."""
         try:
-            issue = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
-        except TypeError as error:
+            issue = check_shape(cls(**values).to_dict(), cls)
+        except (TypeError, ValueError) as error:
             raise DataError(
                 f"not an issue as `ssdlib data label-errors` writes it: {error}. Find the label errors again."
             ) from error
         if issue.kind not in KINDS:
             raise DataError(f"issue {issue.id} has an unknown kind {issue.kind!r}.")
+        numbers = (*issue.box, *(issue.proposed_box or ()), issue.score)
+        proposed = (issue.proposed_class or "").isprintable() and bool(issue.proposed_class)
+        if not np.isfinite(numbers).all() or (
+            issue.action != "remove" and not (issue.proposed_box and proposed)
+        ):
+            raise DataError(
+                f"issue {issue.id!r} needs finite numbers, and a class and a box where it is not to "
+                "be removed."
+            )
         return issue
 
 

@@ -10,8 +10,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
 from ssdlib.common.errors import ConfigError, DataError, SsdError
-from ssdlib.common.files import read_json, write_json
+from ssdlib.common.files import check_shape, read_json, write_json
 from ssdlib.common.pages import render
 from ssdlib.data.images import encode_image
 from ssdlib.data.source import DataSource, resolve
@@ -20,6 +22,12 @@ from ssdlib.tools.label_errors.rank import ACTIONS, LabelIssue
 
 DECISIONS = ("accept", "refuse", "skip")
 FORMAT = "ssdlib-decisions-2"
+
+
+class _Content(TypedDict):
+    data: dict[str, Any]
+    issues: list[dict[str, Any]]
+
 
 Decided = tuple[LabelIssue, str | None]
 """An issue and its decision: one of DECISIONS, None while it is open."""
@@ -50,13 +58,18 @@ def read_decisions(path: str | Path, source: DataSource | None = None) -> list[D
 
 
 def _read(path: Path, source: DataSource | None) -> tuple[dict[str, Any], list[Decided]]:
-    content = read_json(path, hint="`ssdlib data label-errors` writes it.")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    hint = "`ssdlib data label-errors` writes it."
+    content = read_json(path, hint=hint, shape=dict[str, Any])
+    if content.get("format") != FORMAT:
         raise DataError(
             f"{path} is not a file of decisions in the format {FORMAT}: find the label errors again, into "
             "another folder."
         )
-    data = content.get("data", {})
+    try:
+        check_shape(content, _Content)
+    except ValueError as error:
+        raise DataError(f"{path} is not as label-errors writes it ({error}). {hint}") from error
+    data = content["data"]
     if source is not None and data.get("fingerprint") != source.fingerprint:
         raise DataError(
             f"{path} was made for other data than {source.folder}, or these have changed since: its labels "
@@ -69,7 +82,12 @@ def _read(path: Path, source: DataSource | None) -> tuple[dict[str, Any], list[D
             raise DataError(
                 f"{path}: {decision!r} is no decision; choose from {', '.join(DECISIONS)} or null."
             )
-        decided.append((LabelIssue.from_dict(values), decision))
+        issue = LabelIssue.from_dict(values)
+        if source is not None and issue.image not in source.labels.by_id:
+            raise DataError(
+                f"{path}: there is no image {issue.image!r} in {source.folder}. Remove its issue."
+            )
+        decided.append((issue, decision))
     return data, decided
 
 

@@ -1,0 +1,29 @@
+"""What is printed: text that no file name, class name or message of a library can turn into commands."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from typing import TextIO
+
+
+def printable(text: object, keep: str = "\n\t") -> str:
+    r"""The text with every control and format character but those in `keep` as its code, such as \x1b.
+
+    They would steer the terminal: clear it, rename its window, or show a name from right to left.
+    """
+    return "".join(
+        one if one in keep or unicodedata.category(one) not in _STEERING else ascii(one)[1:-1]
+        for one in str(text)
+    )
+
+
+_STEERING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
+
+
+def say(*values: object, file: TextIO | None = None, flush: bool = False) -> None:
+    """Print as `print` does, but `printable` text alone, in letters that the stream can take."""
+    stream = sys.stdout if file is None else file
+    text = " ".join(map(printable, values))
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=flush)

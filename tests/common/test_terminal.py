@@ -1,0 +1,47 @@
+"""What is printed never steers the terminal."""
+
+import io
+
+import pytest
+
+from ssdlib.__main__ import main
+from ssdlib.common.errors import DataError
+from ssdlib.common.tables import Table, from_cell, to_cell
+from ssdlib.common.terminal import printable, say
+
+STEERING = "\x1b[2J\x1b]0;title\x07\x9b\u202e\ud800\udce9\r\x00"
+
+
+def test_what_steers_is_shown_as_text_and_the_rest_stays():
+    shown = printable(f"a{STEERING}b")
+    assert shown == r"a\x1b[2J\x1b]0;title\x07\x9b\u202e\ud800\udce9\r\x00b"
+    kept = "größer\n\tµm 赤血球 |&<\\"
+    assert printable(kept) == kept and printable("a\nb", keep="") == r"a\nb"
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("utf-8", "µ"), ("ascii", r"\xb5"), ("latin-1", "µ")])
+def test_any_stream_takes_what_is_said(encoding, text):
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    say("µ", STEERING, file=stream, flush=True)
+    assert raw.getvalue().decode(encoding) == f"{text} {printable(STEERING)}\n"
+
+
+def test_errors_and_tables_are_printed_so(capsys, tmp_path, monkeypatch):
+    table = Table(["image", "RBC"], [[f"{STEERING}\n", "1"], ["b", "22"]]).to_text()
+    assert "\x1b" not in table and len(table.splitlines()) == 4
+    assert len({len(line) for line in table.splitlines()}) == 1
+
+    def fail(*_, **__):
+        raise DataError(f"{STEERING} is damaged")
+
+    monkeypatch.setattr("ssdlib.data.source.resolve", fail)
+    assert main(["data", "check", "--data", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == f"error: {printable(STEERING)} is damaged\n"
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "\t=1", " -1", "'=1", "plain", "'", ""])
+def test_no_cell_runs_as_a_formula(text):
+    cell = to_cell(text)
+    assert from_cell(cell) == text
+    assert cell.lstrip("\t\r\n ")[:1] not in ("=", "+", "-", "@")
