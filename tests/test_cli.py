@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from ssdlib.__main__ import main
 from ssdlib.cli import counts_text, failures_text
@@ -335,3 +336,13 @@ def test_python_m_ssdlib(tmp_path):
         text=True,
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ")
+
+
+def test_a_folder_that_cannot_be_opened_is_told_by_the_exit_code(capsys):
+    from ssdlib.cli import UNREADABLE_IMAGES, _say_detected
+    from ssdlib.inference.job import Summary
+
+    _say_detected(Summary(("RBC",)), (), 0)
+    with pytest.raises(typer.Exit) as end:
+        _say_detected(Summary(("RBC",)), (), 1)
+    assert end.value.exit_code == UNREADABLE_IMAGES
