@@ -18,7 +18,7 @@ import pytest
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import encode_image
 from ssdlib.inference.detections import Detections
-from ssdlib.tools.app import launch
+from ssdlib.tools.app import address, launch
 from ssdlib.tools.app.uploads import Limits
 
 pytest.importorskip("gradio", reason="needs the extra app")
@@ -347,6 +347,6 @@ def test_the_address_that_others_use(monkeypatch, network):
         def getsockname(self):
             return "192.168.1.4", 5
 
-    monkeypatch.setattr(launch.socket, "socket", lambda *_: Probe())
-    monkeypatch.setattr(launch.socket, "gethostname", lambda: "microscope")
-    assert launch.own_address() == ("192.168.1.4" if network else "microscope")
+    monkeypatch.setattr(address.socket, "socket", lambda *_: Probe())
+    monkeypatch.setattr(address.socket, "gethostname", lambda: "microscope")
+    assert address.own_address() == ("192.168.1.4" if network else "microscope")

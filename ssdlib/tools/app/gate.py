@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from ssdlib.tools.app.launch import is_loopback
+from ssdlib.tools.app.address import is_loopback
 from ssdlib.tools.app.uploads import Limits
 
 UPLOAD = "/gradio_api/upload"

@@ -5,14 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
-from ipaddress import ip_address
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from urllib.request import getproxies_environment
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import need_extra
+from ssdlib.tools.app.address import is_loopback, own_address
 
 if os.name != "nt":
     import fcntl
@@ -76,25 +75,6 @@ def who_can_open(host: str, share: bool = False) -> str:
         "Everyone in the network who reaches this computer can use the page: there is no password, and "
         "images travel unencrypted. Without --host it is for this computer alone."
     )
-
-
-def is_loopback(name: str) -> bool:
-    """Whether a host's name or address is this computer's own, which no other can reach."""
-    name = name.lower().strip("[]").rstrip(".")
-    try:
-        return ip_address(name).is_loopback
-    except ValueError:
-        return name == "localhost" or name.endswith(".localhost")
-
-
-def own_address() -> str:
-    """The address that this computer has in its network; its name where it has none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # an address that is nobody's, and no packet is sent
-            return probe.getsockname()[0]
-        except OSError:
-            return socket.gethostname()
 
 
 @cache

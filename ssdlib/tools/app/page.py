@@ -20,8 +20,8 @@ from ssdlib.data.images import IMAGE_SUFFIXES, list_images, read_image
 from ssdlib.inference.detections import Detector
 from ssdlib.inference.fields import detect_image
 from ssdlib.tools.app import markup
+from ssdlib.tools.app.address import is_loopback
 from ssdlib.tools.app.gate import Gate
-from ssdlib.tools.app.launch import is_loopback
 from ssdlib.tools.app.session import LEAST_SCORE, Session
 from ssdlib.tools.app.uploads import Limits
 from ssdlib.tools.app.visitors import Sessions, SharedPredictor
