@@ -120,7 +120,7 @@ def test_environment_lists_every_package_that_changes_numbers():
         "tensorboard", "matplotlib", "jinja2", "psutil", "tqdm", "typer", "jupyterlab", "ipykernel",
         "ipython", "ipywidgets", "jupyter-client", "nbclient", "nbformat", "nbconvert", "beautifulsoup4",
         "bleach", "latex2mathml", "papermill", "pytest", "nbval", "torchmetrics", "faster-coco-eval",
-        "cleanlab", "roifile", "platformdirs", "tifffile", "imagecodecs", "typing-extensions",
+        "cleanlab", "roifile", "platformdirs", "tifffile", "imagecodecs", "typing-extensions", "starlette",
     }  # fmt: skip
 
 
