@@ -195,7 +195,7 @@ def train(
     overrides = _overrides(settings)
     if init is not None:
         try:
-            start = _init(init, profile, data, say=main)
+            start = _init(init, profile, data, quiet=not main)
         except CheckpointError:
             start = kept_start(init, folder) if resume else None
             if start is None:
@@ -859,13 +859,13 @@ def _write_json(path: Path | None, values: dict[str, Any]) -> None:
         say(f"written: {path}")
 
 
-def _init(init: str, profile: str, data: str, *, say: bool) -> dict[str, Any]:
+def _init(init: str, profile: str, data: str, *, quiet: bool) -> dict[str, Any]:
     """The settings that --init stands for; what becomes of the heads is said on stderr."""
     from ssdlib.runs.overrides import start_settings
 
-    class_names = _source(data, not say).class_names
+    class_names = _source(data, quiet).class_names
     settings, message = start_settings(init, profile, class_names)
-    if say:
+    if not quiet:
         say(message, file=sys.stderr)
     return settings
 

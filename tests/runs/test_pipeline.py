@@ -17,7 +17,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from ssdlib.__main__ import main
 from ssdlib.common import paths
-from ssdlib.common.errors import ConfigError, StageError
+from ssdlib.common.errors import ConfigError, SsdError, StageError
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import read_stages
 from ssdlib.runs.pipeline import (
@@ -214,7 +214,7 @@ def test_killed_it_goes_on_there_and_trains_nothing_twice(tmp_path, training_sta
 )  # fmt: skip
 def test_a_damaged_record_is_named(tmp_path, content):
     (tmp_path / "stages.json").write_text(content)
-    with pytest.raises(StageError, match=r"stages\.json does not hold the stages of a run\. Remove it"):
+    with pytest.raises(SsdError, match=r"stages\.json is not what its name says .*Remove it"):
         read_stages(tmp_path)
 
 

@@ -277,7 +277,8 @@ def test_a_request_that_is_no_upload_is_small(served):
 def test_what_a_killed_page_left_goes_at_the_next_start(tmp_path):
     """And what a living one has stays."""
     code = (
-        "import time; from ssdlib.tools.app import launch\n"
+        "import signal, time; from ssdlib.tools.app import launch\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "folder = launch._upload_folder(); (folder / 'upload').write_text('x'); print(folder, flush=True)\n"
         "time.sleep(60)"
     )
