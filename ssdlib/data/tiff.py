@@ -133,9 +133,8 @@ def _check(tiff: TiffFile, page: TiffPage, max_pixels: int) -> None:
         raise DataError(f"it has pages or tiles above {max_pixels // 10**6} megapixels: cut it into fields")
     if page.samplesperpixel > _MAX_SAMPLES:
         raise DataError(f"it has {page.samplesperpixel} samples a pixel: save it as RGB or gray")
-    if page.dtype is None or page.dtype.kind not in "ub?" or page.dtype.itemsize > 2:
-        if page.dtype is not None and page.dtype.kind == "i" and page.dtype.itemsize == 2:
-            return  # signed, of a camera's software that never writes a negative
+    # Signed 16 bits are of cameras' software that never writes a negative.
+    if page.dtype is None or page.dtype.str[1:] not in ("b1", "u1", "u2", "i2"):
         raise DataError("it has more than 16 bits a channel, or fractions: save it with 8 or 16 bits")
     ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
     # tifffile fills what is missing with zeros, which would be counted as an image without cells.

@@ -241,6 +241,16 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path, compression, share):
         read_image(tmp_path / "a.tif")
 
 
+def test_signed_numbers_are_read_as_unsigned_ones_and_refused_if_cut_off(tmp_path):
+    pixels = (field_like().astype(np.int16) << 4).astype(np.int16)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", compression="zlib", rowsperstrip=8)
+    assert np.array_equal(read_image(tmp_path / "a.tif"), field_like())
+    content = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match="its end is missing"):
+        read_image(tmp_path / "a.tif")
+
+
 def test_damage_in_any_place_is_a_data_error_or_a_picture(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as out:
         out.write(RGB, photometric="rgb", compression="zlib", metadata=None)
