@@ -179,11 +179,15 @@ class TestMake:
         for notebook in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
             assert f"notebooks/{notebook.name}" in text
 
+    def copy_makefile(self, folder):
+        """The Makefile alone, with empty files of what it installs by."""
+        shutil.copy(ROOT / "Makefile", folder)
+        (folder / ".ci").mkdir()
+        (folder / ".ci/constraints.txt").touch()
+        (folder / "pyproject.toml").touch()
+
     def test_an_old_python_is_refused_in_words(self, tmp_path):
-        shutil.copy(ROOT / "Makefile", tmp_path)
-        (tmp_path / ".ci").mkdir()
-        (tmp_path / ".ci/constraints.txt").touch()
-        (tmp_path / "pyproject.toml").touch()
+        self.copy_makefile(tmp_path)
         old = tmp_path / "python-old"
         real = f'exec {sys.executable} -c "import sys; sys.version_info = (3, 9, 1); exec(sys.argv[1])" "$2"'
         old.write_text(f"#!/bin/sh\n{real}\n")
@@ -193,10 +197,7 @@ class TestMake:
         assert "is 3.9" in done.stderr and not (tmp_path / ".venv").exists()
 
     def test_where_nothing_can_be_installed_the_python_is_named(self, tmp_path):
-        shutil.copy(ROOT / "Makefile", tmp_path)
-        (tmp_path / ".ci").mkdir()
-        (tmp_path / ".ci/constraints.txt").touch()
-        (tmp_path / "pyproject.toml").touch()
+        self.copy_makefile(tmp_path)
         fake = tmp_path / ".venv/bin/python"
         fake.parent.mkdir(parents=True)
         fake.write_text(f'#!/bin/sh\n[ "$1" = -m ] && exit 1\nexec {sys.executable} "$@"\n')
