@@ -56,7 +56,9 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
         path.parent.mkdir(parents=True, exist_ok=True)
         raw = _Remembering(temporary, "xb")
         with io.BufferedWriter(raw) as stream:
-            _lock(stream)
+            if os.name != "nt":  # which removes no open file
+                with suppress(OSError):  # some file systems know no locks
+                    lock_open(stream.fileno())  # so that others see that the writer lives
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -88,12 +90,17 @@ def _is_stream(path: Path) -> bool:
     return False
 
 
-def _lock(stream: BinaryIO) -> None:
-    """Lock a file as long as it is open, so that others see that its writer lives."""
-    with suppress(ImportError, OSError):  # Windows removes no open file; some file systems know no locks
+def lock_open(descriptor: int) -> None:
+    """Lock an open file, or outside Windows a folder, until it is closed. OSError if another has it."""
+    if os.name == "nt":
+        import msvcrt
+
+        os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # nobody may read the bytes that are locked
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+    else:
         import fcntl
 
-        fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def tidy(folder: Path, parts: Iterable[str]) -> None:
@@ -125,9 +132,7 @@ def _is_forsaken(path: Path) -> bool:
             return False
         with path.open("rb") as stream:
             if os.name != "nt":
-                import fcntl
-
-                fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock_open(stream.fileno())
     except OSError:
         return False
     return True

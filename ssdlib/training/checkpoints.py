@@ -28,14 +28,9 @@ import torch
 from torch import Tensor
 
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
-from ssdlib.common.files import parse_json, read_limited, require_file, write_with
+from ssdlib.common.files import lock_open, parse_json, read_limited, require_file, write_with
 from ssdlib.config import ModelConfig, differences
 from ssdlib.detector.model_file import check_heads, read_metadata
-
-if os.name == "nt":
-    import msvcrt
-else:
-    import fcntl
 
 BEST = "best.safetensors"
 LAST = "last.pt"
@@ -153,11 +148,7 @@ def _lock(path: Path) -> int:
     for _ in range(100):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if os.name == "nt":
-                os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # nobody may read the bytes that are locked
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock_open(descriptor)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
                 os.close(descriptor)

@@ -281,7 +281,7 @@ def test_where_nothing_can_be_locked_training_goes_on(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(checkpoints.fcntl, "flock", refuse)
+    monkeypatch.setattr("fcntl.flock", refuse)
     with alone(tmp_path), alone(tmp_path):
         assert (tmp_path / "training.lock").exists()
     assert not (tmp_path / "training.lock").exists()

@@ -17,11 +17,9 @@ from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies_environment
 
 from ssdlib.common.errors import ConfigError
+from ssdlib.common.files import lock_open
 from ssdlib.common.runtime import need_extra
 from ssdlib.tools.app.address import is_loopback, own_address
-
-if os.name != "nt":
-    import fcntl
 
 if TYPE_CHECKING:
     from ssdlib.inference.detections import Detector
@@ -104,7 +102,7 @@ def _lock(folder: Path) -> int:
         raise OSError
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_open(descriptor)
     except OSError:
         os.close(descriptor)
         raise
