@@ -14,7 +14,8 @@ from ssdlib.runs import lookup
 @pytest.fixture
 def house(tmp_path, monkeypatch) -> Path:
     """A checkout that somebody works in: the working folder is its `notebooks`."""
-    monkeypatch.delenv(paths.HOME, raising=False)
+    for variable in (paths.HOME, "SSDLIB_RUN_DIR"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setattr(paths, "checkout", lambda: tmp_path / "house")
     (tmp_path / "house/notebooks").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "house/notebooks")
