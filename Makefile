@@ -2,6 +2,7 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
 # make test                     ruff, the unit tests and every notebook
+# make fuzz                     damaged files for an hour, new ones each time (ARGS="--minutes 5" for less)
 # make test-browser             the page (ssdlib app) in Chromium
 # make bench                    speed: ours, a naive SSD300 and torchvision's
 # make bench-training           time to accuracy of the same, drawn; hours (ARGS="--images 400" for less)
@@ -15,7 +16,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test test-browser bench bench-training notebooks clean
+.PHONY: run setup test fuzz test-browser bench bench-training notebooks clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -37,6 +38,9 @@ test: .venv/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest --nbval tests $(NOTEBOOKS)
+
+fuzz: .venv/.stamp
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 # SCREENSHOTS=folder keeps what was seen; CHROMIUM=path names another browser.
 test-browser: .venv/.stamp
