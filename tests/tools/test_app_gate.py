@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
+from ssdlib.common.errors import ConfigError
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import encode_image
 from ssdlib.inference.detections import Detections
@@ -334,6 +335,19 @@ def test_the_terminal_gets_no_commands_from_what_gradio_quotes(monkeypatch, tmp_
     monkeypatch.setattr(launch, "_page", lambda *_: served_by)
     launch.serve(OneCell(), ready=lambda _: None)
     assert capsys.readouterr().err == "Cannot move /etc/\\x1b[2J\\x9b0m.png\n"
+
+
+@pytest.mark.parametrize("error", [OSError("port 1 is taken"), ValueError("Please set share=True")])
+def test_a_page_that_cannot_be_served_is_an_error_in_words(monkeypatch, tmp_path, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(launch, "_upload_folder", lambda: tmp_path)
+    monkeypatch.setattr(launch.os, "environ", {**os.environ})
+    monkeypatch.setattr(launch, "_page", lambda *_: SimpleNamespace(launch_page=fails))
+    with pytest.raises(ConfigError, match="the page .* on") as raised:
+        launch.serve(OneCell())
+    assert "share" not in str(raised.value)
 
 
 @pytest.mark.parametrize("path", ["upload", "process_recording", "component_server"])

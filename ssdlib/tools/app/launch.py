@@ -55,6 +55,11 @@ def serve(
             blocks, address = _page(host).launch_page(predictor, limits=limits, **options)
         except OSError as error:  # what Gradio raises for a port that is taken
             raise ConfigError(f"the page cannot be served on {host}: {error}") from error
+        except ValueError as error:  # which advises to make the page public
+            raise ConfigError(
+                f"the page does not answer on {host}: this computer is too busy, or a proxy stands before it. "
+                "Try again, or name the host in no_proxy."
+            ) from error
         try:
             ready(
                 address if share or host not in ANYWHERE else f"http://{own_address()}:{blocks.server_port}/"
