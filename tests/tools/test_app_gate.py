@@ -345,7 +345,7 @@ def test_a_page_that_cannot_be_served_is_an_error_in_words(monkeypatch, tmp_path
     monkeypatch.setattr(launch, "_upload_folder", lambda: tmp_path)
     monkeypatch.setattr(launch.os, "environ", {**os.environ})
     monkeypatch.setattr(launch, "_page", lambda *_: SimpleNamespace(launch_page=fails))
-    with pytest.raises(ConfigError, match="the page .* on") as raised:
+    with pytest.raises(ConfigError, match=r"the page .* on") as raised:
         launch.serve(OneCell())
     assert "share" not in str(raised.value)
 

@@ -57,8 +57,8 @@ def serve(
             raise ConfigError(f"the page cannot be served on {host}: {error}") from error
         except ValueError as error:  # which advises to make the page public
             raise ConfigError(
-                f"the page does not answer on {host}: this computer is too busy, or a proxy stands before it. "
-                "Try again, or name the host in no_proxy."
+                f"the page does not answer on {host}: this computer is too busy, or a proxy stands "
+                "before it. Try again, or name the host in no_proxy."
             ) from error
         try:
             ready(
