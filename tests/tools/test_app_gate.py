@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,11 +11,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import numpy as np
 import pytest
 
+from ssdlib.common.errors import ConfigError
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import encode_image
 from ssdlib.inference.detections import Detections
@@ -248,6 +251,105 @@ def test_uploads_have_a_sum_and_go_when_nobody_fetches_them(served, monkeypatch,
     assert files_in(tmp_path) == [] and len(visitor.send(("a.png", content))) == 1
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/deep_link?session_hash=mine",  # which writes a visitor's picture to the disk
+        "gradio_api/file=http://example.invalid/x.png",  # which fetches it
+        "gradio_api/proxy=https://x.hf.space/",
+        "gradio_api/file=/etc/hostname",
+        "gradio_api/dev/reload",
+        "gradio_api/queue/status",
+        "gradio_api/upload/../deep_link",
+        "openapi.json",
+        "login",
+        "monitoring/summary",
+    ],
+)
+def test_of_gradios_routes_only_those_of_the_page_are_open(served, tmp_path, path):
+    address = served()
+    visitor = Visitor(address)
+    visitor.session = "mine"
+    visitor.show(("a.png", field(1)))
+    for method in ("GET", "HEAD", "POST"):
+        assert httpx.request(method, address + path, timeout=60).status_code == 404
+    assert files_in(tmp_path) == []
+    for path in ("", "config", "theme.css", "gradio_api/startup-events"):
+        assert httpx.get(address + path, timeout=60).status_code == 200
+
+
+def test_gradio_keeps_nothing_of_what_a_page_showed(monkeypatch, tmp_path):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    blocks, address = launch._page().launch_page(OneCell(), server_name="127.0.0.1")
+    try:
+        kept = blocks.state_holder.session_data
+        for number in range(3):
+            visitor = Visitor(address)
+            visitor.show((f"{number}.png", field(number)))
+            assert list(kept) == [visitor.session]  # the last alone
+        with visitor.client.stream("GET", f"/gradio_api/heartbeat/{visitor.session}"):
+            pass  # and that is closed
+        end = time.monotonic() + 30
+        while kept and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not kept
+    finally:
+        blocks.close(verbose=False)
+
+
+def test_an_upload_that_comes_to_a_halt_is_given_up(served, monkeypatch, tmp_path):
+    from ssdlib.tools.app import gate
+
+    monkeypatch.setattr(gate, "STALL", 1.0)
+    url = httpx.URL(f"{served()}gradio_api/upload")
+    part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nx'
+    head = (
+        f"POST {url.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9000\r\n"
+        "Content-Type: multipart/form-data; boundary=b\r\n\r\n"
+    )
+    with socket.create_connection((url.host, url.port), 30) as connection:
+        connection.sendall(head.encode() + part)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+    assert files_in(tmp_path) == []
+
+
+def test_a_form_is_files_alone(served, tmp_path):
+    """Gradio keeps other fields in memory, of any size."""
+    url = f"{served()}gradio_api/upload"
+    answer = httpx.post(url, files={"files": ("a.png", b"x")}, data={"more": "x" * 1000}, timeout=60)
+    assert answer.status_code == 400 and files_in(tmp_path) == []
+
+
+def test_the_terminal_gets_no_commands_from_what_gradio_quotes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(launch, "_upload_folder", lambda: tmp_path)
+    monkeypatch.setattr(launch.os, "environ", {**os.environ})
+
+    class Blocks:
+        def block_thread(self):
+            print("Cannot move /etc/\x1b[2J\x9b0m.png", file=sys.stderr)
+
+        def close(self, verbose):
+            pass
+
+    served_by = SimpleNamespace(launch_page=lambda *_, **__: (Blocks(), "http://127.0.0.1:1/"))
+    monkeypatch.setattr(launch, "_page", lambda *_: served_by)
+    launch.serve(OneCell(), ready=lambda _: None)
+    assert capsys.readouterr().err == "Cannot move /etc/\\x1b[2J\\x9b0m.png\n"
+
+
+@pytest.mark.parametrize("error", [OSError("port 1 is taken"), ValueError("Please set share=True")])
+def test_a_page_that_cannot_be_served_is_an_error_in_words(monkeypatch, tmp_path, error):
+    def fails(*_, **__):
+        raise error
+
+    monkeypatch.setattr(launch, "_upload_folder", lambda: tmp_path)
+    monkeypatch.setattr(launch.os, "environ", {**os.environ})
+    monkeypatch.setattr(launch, "_page", lambda *_: SimpleNamespace(launch_page=fails))
+    with pytest.raises(ConfigError, match=r"the page .* on") as raised:
+        launch.serve(OneCell())
+    assert "share" not in str(raised.value)
+
+
 @pytest.mark.parametrize("path", ["upload", "process_recording", "component_server"])
 def test_what_is_broken_or_has_no_place_leaves_nothing(served, tmp_path, path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -255,7 +357,7 @@ def test_what_is_broken_or_has_no_place_leaves_nothing(served, tmp_path, path, m
     form = {"Content-Type": "multipart/form-data; boundary=b"}
     part = b'--b\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\n'
     for content in (part + bytes(9000) + b"\r\n--b--\r\n", b"no form", part.replace(b"name=", b"game=")):
-        assert httpx.post(f"{url}?upload_id=x", content=content, headers=form).status_code in (400, 403, 413)
+        assert httpx.post(f"{url}?upload_id=x", content=content, headers=form).status_code in (400, 404, 413)
 
     def breaks_off():
         yield part + bytes(500)

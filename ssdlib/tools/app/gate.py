@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import secrets
 import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,18 +24,29 @@ from ssdlib.tools.app.address import is_loopback
 from ssdlib.tools.app.uploads import Limits
 
 UPLOAD = "/gradio_api/upload"
+ROUTES = re.compile(
+    r"/(?:(?:assets|static)/.+|config|theme\.css|favicon\.ico|manifest\.json|robots\.txt|gradio_api/"
+    r"(?:upload|upload_progress|startup-events|heartbeat/[^/]+|queue/(?:join|data)|run/predict|cancel|reset))?/?"
+)
+"""What the page needs of Gradio. Its other routes write files (recordings, links to a state with a visitor's
+picture) or fetch addresses from elsewhere."""
+
 MOST_BODY = 1_000_000
 """Bytes of a request that is no upload: the names and places of a thousand files."""
 
 LINGER = 60.0
 """Seconds that an upload lies on the disk if the page does not fetch it; it does so at once."""
 
+STALL = 60.0
+"""Seconds without a byte after which an upload is given up: what it has sent counts for all until then."""
+
 LEAST_CHARGE = 100_000
 """Bytes that an upload counts for at least, so that many small ones have an end, too."""
 
 
 class Gate:
-    """ASGI middleware: refuses what other sites send through a visitor's browser, and receives uploads.
+    """ASGI middleware: refuses what other sites send through a visitor's browser and what is no part of the
+    page, and receives uploads.
 
     `only_here`: the page is for this computer alone, so `Host` must be a loopback name. Otherwise a site
     could have its own name point to 127.0.0.1 and would be the page's origin (DNS rebinding).
@@ -50,13 +63,13 @@ class Gate:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers, body = Headers(scope=scope), _Body(receive)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
         if why := self._refusal(scope["method"], headers):
             answer = PlainTextResponse(why, 403)
-        elif scope["method"] == "POST" and scope["path"].rstrip("/").endswith(UPLOAD):
+        elif not ROUTES.fullmatch(path):
+            answer = PlainTextResponse("This is no part of the page.\n", 404)
+        elif scope["method"] == "POST" and path.rstrip("/") == UPLOAD:
             answer = await self._receive(Request(scope, body))
-        elif headers.get("content-type", "").lower().startswith("multipart/"):
-            # Gradio has routes for recordings and custom components, which write files, too.
-            answer = PlainTextResponse("Files are taken from the upload box alone. Open the page.", 403)
         else:
             return await self.app(scope, _Body(receive, MOST_BODY), send)
         if answer.status_code >= 400:
@@ -102,6 +115,7 @@ class Gate:
                 upload_dir=folder,
                 upload_id=upload_id,
                 upload_progress=file_upload_statuses if upload_id else None,
+                max_fields=0,  # which would be kept in memory, of any size
                 max_file_size=self.limits.file_bytes,
             )
             form = await parser.parse()
@@ -114,6 +128,8 @@ class Gate:
                 return PlainTextResponse(error.message, 413 if "maximum" in error.message else 400)
             if isinstance(error, ClientDisconnect):
                 return Response(status_code=400)  # which nobody reads
+            if isinstance(error, TimeoutError):
+                return PlainTextResponse("The upload came to a halt. Try again.", 408)
             if isinstance(error, OSError):
                 return PlainTextResponse(f"The upload cannot be kept: {error.strerror or error}", 507)
             if isinstance(error, Exception):  # a form that Gradio's parser stumbles over
@@ -123,9 +139,14 @@ class Gate:
         return JSONResponse([file.file.name for file in files])
 
     async def _counted(self, folder: Path, stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The stream, until with it more would lie on the disk than may. Raises MultiPartException then."""
+        """The stream, until with it more would lie on the disk than may. Raises MultiPartException then, and
+        TimeoutError once nothing comes any more."""
         received = 0
-        async for chunk in stream:
+        while True:
+            async with asyncio.timeout(STALL):
+                chunk = await anext(stream, None)
+            if chunk is None:
+                return
             received += len(chunk)
             self._lying[folder] = max(received, LEAST_CHARGE)
             if sum(self._lying.values()) > self.limits.arriving_bytes:
@@ -164,5 +185,7 @@ class _Body:
 
     async def drain(self, most: int = 200_000_000) -> None:
         """Read what is left: a browser that still sends would not hear why it is refused."""
-        while self._more and most > 0:
-            most -= len((await self()).get("body", b""))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STALL):
+                while self._more and most > 0:
+                    most -= len((await self()).get("body", b""))

@@ -8,17 +8,18 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 from urllib.request import getproxies_environment
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.files import lock_open
 from ssdlib.common.runtime import need_extra
+from ssdlib.common.terminal import printable
 from ssdlib.tools.app.address import is_loopback, own_address
 
 if TYPE_CHECKING:
@@ -49,15 +50,36 @@ def serve(
     require_gradio()
     options = {"server_name": host, "server_port": port, "share": share, "inbrowser": browser}
     os.environ["GRADIO_TEMP_DIR"] = str(_upload_folder())
-    try:
-        blocks, address = _page(host).launch_page(predictor, limits=limits, **options)
-    except OSError as error:  # what Gradio raises for a port that is taken
-        raise ConfigError(f"the page cannot be served on {host}: {error}") from error
-    try:
-        ready(address if share or host not in ANYWHERE else f"http://{own_address()}:{blocks.server_port}/")
-        blocks.block_thread()
-    finally:
-        blocks.close(verbose=False)
+    with redirect_stderr(_Printable(sys.stderr)):
+        try:
+            blocks, address = _page(host).launch_page(predictor, limits=limits, **options)
+        except OSError as error:  # what Gradio raises for a port that is taken
+            raise ConfigError(f"the page cannot be served on {host}: {error}") from error
+        except ValueError as error:  # which advises to make the page public
+            raise ConfigError(
+                f"the page does not answer on {host}: this computer is too busy, or a proxy stands "
+                "before it. Try again, or name the host in no_proxy."
+            ) from error
+        try:
+            ready(
+                address if share or host not in ANYWHERE else f"http://{own_address()}:{blocks.server_port}/"
+            )
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)
+
+
+class _Printable:
+    """A text stream that writes `printable` text alone: Gradio's tracebacks quote what visitors send."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(printable(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def who_can_open(host: str, share: bool = False) -> str:

@@ -80,6 +80,8 @@ def launch_page(
         "css": markup.style([read_image(path) for path in _samples().values()]),
         "js": UPLOAD,
         "max_file_size": limits.file_bytes,
+        # Gradio would keep what each of 10,000 pages showed last, pictures and saved files among it.
+        "state_session_capacity": 1,
         "app_kwargs": {"middleware": [Middleware(Gate, limits=limits, only_here=local)]},
         "prevent_thread_lock": True,
         "quiet": True,
@@ -248,6 +250,7 @@ class _Page:
 
     def on_leave(self, request: gr.Request) -> None:
         self.sessions.forget(request.session_hash)
+        self.blocks.state_holder.session_data.clear()
 
     def _outcome(self, session: Session, number: int | None, refused: Sequence[str] = ()) -> tuple:
         """For `outcome`: what was refused, and the results with this field chosen."""

@@ -22,8 +22,9 @@ class Limits:
     fields: int = 24
     total_bytes: int = 120_000_000
     """All files of a session together: they stay in memory, for the picture in full size."""
-    memory_bytes: int = 1_000_000_000
-    """All sessions together; 50 visitors have 20 MB each."""
+    memory_bytes: int = 500_000_000
+    """All sessions together; 50 visitors have 10 MB each. The process has 1.4 GB beside them, and shall stay
+    below 2 GB."""
     arriving_bytes: int = 1_000_000_000
     """All uploads together that lie on the disk until they are read."""
 
