@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -201,13 +201,12 @@ def _count(
 
 
 def _box_sizes(images: Sequence[LabeledImage], class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    sides = defaultdict(list)
-    for image in images:
-        for name, box in zip(image.names, image.boxes, strict=True):
-            sides[name].append(box[2:] - box[:2])
-    sizes = {}
-    for name in class_names:
-        values = np.array(sides[name], np.float64).reshape(-1, 2)
+    boxes = np.concatenate([np.empty((0, 4), np.float32), *(image.boxes for image in images)])
+    number = {name: k for k, name in enumerate(class_names)}
+    labels = np.array([number.get(name, -1) for image in images for name in image.names], np.int64)
+    sides, sizes = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64), {}
+    for k, name in enumerate(class_names):
+        values = sides[labels == k]
         sizes[name] = {"boxes": len(values)}
         if len(values):
             for label, function in (("median", np.median), ("min", np.min), ("max", np.max)):

@@ -422,9 +422,16 @@ def _smears(progress: bool, reason: str) -> DataSource:
 @functools.lru_cache(maxsize=32)
 def _fingerprint(files: tuple[tuple[Path, str], ...], stamp: tuple[tuple[int, int], ...]) -> str:
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256_of, (file for file, _ in files)))
+        digests = list(pool.map(_digest, (file for file, _ in files)))
     lines = (f"{digest}  {name}\n" for digest, (_, name) in zip(digests, files, strict=True))
     return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError:  # what is wrong with it is a finding
+        return "unreadable"
 
 
 @functools.cache

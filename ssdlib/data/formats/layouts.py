@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, is_hidden
 from ssdlib.data.formats import coco, tables, voc, yolo
-from ssdlib.data.formats.records import SPLIT_WORDS, LabeledFolder, relative, report_fractions
+from ssdlib.data.formats.records import SPLIT_WORDS, LabeledFolder, image_ids, relative, report_fractions
 from ssdlib.data.formats.turned import settle_turned
 from ssdlib.data.images import IMAGE_SUFFIXES
 from ssdlib.data.splits import complete
@@ -24,6 +24,18 @@ Each returns None for a folder of another kind, and raises DataError for one of 
 whole; what is wrong with single images goes to their findings."""
 
 
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn what the operating system refuses into a DataError that says what cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror or error}. Make it readable."
+        ) from error
+
+
+@_os_errors()
 def read_folder(path: Path) -> LabeledFolder | None:
     """The images, labels and splits of a folder in VOC's, COCO's or YOLO's layout, or with XML or CSV files.
 
@@ -44,6 +56,7 @@ def read_folder(path: Path) -> LabeledFolder | None:
     return folder
 
 
+@_os_errors()
 def folder_of(file: Path) -> Path:
     """The folder that a file with labels belongs to, where it alone decides what is read of it.
 
@@ -63,6 +76,7 @@ def folder_of(file: Path) -> Path:
     raise DataError(f"{file} is a file: give the folder that holds the images and their labels.")
 
 
+@_os_errors()
 def what_to_give(path: Path) -> str:
     """A sentence that says what is in a folder that is no dataset, or which folder is one."""
     if not path.is_dir():
@@ -119,8 +133,10 @@ def _complete(folder: LabeledFolder) -> None:
     """Give the folder image ids, all splits, and only the classes that an object has."""
     folder.files += [image.path for image in folder.images if image.path.is_file()]
     given: dict[str | None, list[str]] = {}
-    image_ids = _image_ids([image.path for image in folder.images], folder.root)
-    for image_id, image in zip(image_ids, folder.images, strict=True):
+    names = [
+        (image.path.stem, re.sub(r"[/.]", "_", relative(image.path, folder.root))) for image in folder.images
+    ]
+    for image_id, image in zip(image_ids(names), folder.images, strict=True):
         image.image_id = image_id
         image.findings = [replace(finding, image_id=image_id) for finding in image.findings]
         given.setdefault(image.split, []).append(image_id)
@@ -135,25 +151,3 @@ def _complete(folder: LabeledFolder) -> None:
         if name not in used:
             folder.report("unused_class", "info", f"class {name!r} has no object: it is left out.")
     folder.class_names = tuple(name for name in folder.class_names if name in used)
-
-
-def _image_ids(paths: Sequence[Path], root: Path) -> list[str]:
-    """A name for each image: its file's without ending; where two have the same, with their folders."""
-    plain = [_id(path.stem) for path in paths]
-    often = Counter(plain)
-    ids, taken = [], {name for name, count in often.items() if count == 1}
-    for path, name in zip(paths, plain, strict=True):
-        if often[name] > 1:
-            name = whole = _id(re.sub(r"[/.]", "_", relative(path, root)))
-            number = 1
-            while name in taken:
-                number += 1
-                name = f"{whole}-{number}"
-            taken.add(name)
-        ids.append(name)
-    return ids
-
-
-def _id(text: str) -> str:
-    """Fit for a file's name and a line of a list."""
-    return "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).strip() or "_"
