@@ -110,6 +110,15 @@ REST = "<xmax>3</xmax><ymax>4</ymax>"
         (OBJECT.format(name="RBC", xmin="inf", rest=REST), "<xmin> must be a number"),
         (OBJECT.format(name="RBC", xmin=1, rest=""), "<xmax> must be a number"),
         ("<annotation><object><name>RBC</name></object></annotation>", "<xmin> must be a number"),
+        (OBJECT.format(name="R\nBC", xmin=1, rest=REST), "object 1 has no <name> in one line"),
+        (OBJECT.format(name="RBC", xmin="1e300", rest=REST), "<xmin> must be a number of pixels"),
+        (f"<{'x' * 40_000}/>", f"root is <{'x' * 80}>"),
+        (
+            OBJECT.format(name="RBC" + "x" * 1_000_000, xmin=1, rest=REST).replace(
+                "</object>", "<bndbox/>" * 19_000 + "</object>"
+            ),
+            "an <object> of many boxes and much else",
+        ),
     ],
 )
 def test_broken_and_hostile_files_are_refused_by_name(tmp_path, content, complaint):

@@ -196,7 +196,7 @@ _TAGS = {
         "merge",
     )
 }
-_MAX_ALIASES, _MAX_YAML = 8, 2_000_000
+_MAX_ALIASES, _MAX_YAML = 8, 1_000_000
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""]
 )
