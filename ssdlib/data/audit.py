@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from ssdlib.common.tables import Table
 from ssdlib.data import download, duplicates, txl_pbc
 from ssdlib.data.duplicates import Picture, find_pairs, read_pictures
-from ssdlib.data.formats.records import Finding, LabeledImage
+from ssdlib.data.formats.records import Finding, LabeledImage, add_finding
 from ssdlib.data.source import DataSource
 from ssdlib.data.splits import PARTS, SPLITS
 
@@ -99,7 +99,10 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
             remedy = "Add it to one to make use of it."
             findings.append(Finding("in_no_split", "info", image.image_id, "no split lists it.", remedy))
         if image.image_id in labeled:
-            findings += _label_findings(source, image)
+            own: list[Finding] = []
+            for finding in _label_findings(source, image):
+                add_finding(own, finding)
+            findings += own
     split_of = {image_id: split for split in PARTS for image_id in splits[split]}
     findings += _split_findings(splits)
     source_of = {image.image_id: image.source for image in images}

@@ -700,3 +700,18 @@ def test_names_that_fit_no_label_file_are_made_to(tmp_path, to):
     found = audit(copied)
     assert not found.errors and found.classes["all"]["RBC"] == 6
     assert {"caf_", "a_b", "hidden", "plain"} < {image.image_id for image in copied.labels.images}
+
+
+def test_what_the_system_refuses_to_read_is_said(tmp_path, smears_source, monkeypatch):
+    root = write_layout(smears_source, tmp_path / "coco", "coco")
+
+    def refuse(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    source = bccd.open_folder(root)
+    with monkeypatch.context() as patched:
+        patched.setattr("ssdlib.data.source.sha256_of", refuse)
+        assert audit(source).source["fingerprint"]  # the image that cannot be read is a finding
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*coco: Permission denied"):
+        bccd.open_folder(root)

@@ -42,7 +42,7 @@ def laid(root, odd):
             put(root, place.encode() + b"/" + name, kind)
 
 
-@fuzzed(12)
+@fuzzed(10)
 @given(odd_folders())
 def test_check_ends_with_one_where_it_finds_errors(drawn):
     layout, odd = drawn
@@ -59,7 +59,7 @@ def test_check_ends_with_one_where_it_finds_errors(drawn):
             assert text.startswith("error: ")
 
 
-@fuzzed(25)
+@fuzzed(20)
 @given(odd_folders(), st.sampled_from(["voc", "coco", "yolo", "csv"]), st.booleans())
 def test_what_is_converted_opens_again(drawn, to, fractions):
     layout, odd = drawn
@@ -101,7 +101,7 @@ VALUES = (
 )
 
 
-@fuzzed(40)
+@fuzzed(30)
 @given(
     st.sampled_from(sorted(LAYOUTS)),
     st.sampled_from(["suspects", "complete"]),

@@ -141,7 +141,7 @@ def annotations(draw):
     return text.encode(encoding, "replace")
 
 
-@fuzzed(60)
+@fuzzed(50)
 @given(st.data())
 def test_pascal_voc(data):
     beside = data.draw(st.booleans())
@@ -194,7 +194,7 @@ def outlines(draw):
     return draw(runs | st.lists(st.lists(number, max_size=8), max_size=3) | st.lists(number, max_size=8))
 
 
-@fuzzed(70)
+@fuzzed(50)
 @given(st.data())
 def test_coco(data):
     files = pictures(data.draw(st.sampled_from(["", "images/", "train/"])))
@@ -263,7 +263,7 @@ def yaml_texts(draw):
     return "".join(draw(st.permutations(lines))).encode("utf-8", "replace")
 
 
-@fuzzed(70)
+@fuzzed(50)
 @given(st.data())
 def test_yolo(data):
     files = pictures("images/train/") | pictures("images/val/")
@@ -305,7 +305,7 @@ TABLE = (
 )
 
 
-@fuzzed(40)
+@fuzzed(30)
 @given(st.data())
 def test_tables(data):
     plain = "\n".join(line.rpartition(",")[0] for line in TABLE.splitlines()[1:])
@@ -368,7 +368,7 @@ KINDS = (
 )  # fmt: skip
 
 
-@fuzzed(80)
+@fuzzed(60)
 @given(st.data())
 def test_what_lies_in_a_folder(data):
     files = LAYOUTS[data.draw(st.sampled_from(sorted(LAYOUTS)))]

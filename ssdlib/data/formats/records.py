@@ -25,6 +25,8 @@ MAX_OBJECTS = 20_000
 """No image has more objects."""
 MAX_IMAGES = 200_000
 """No list or file names more images."""
+MAX_NAME = 200
+"""No class has a longer name, in characters."""
 MAX_FINDINGS = 1000
 """Of one image, or of the folder as a whole: more help nobody, and a damaged file may have millions."""
 
@@ -311,14 +313,19 @@ def read_names(file: Path) -> list[str]:
 
 
 def check_names(names: list[str], file: Path) -> tuple[str, ...]:
-    """Class names, stripped. Raises DataError unless they are distinct, printable and at least one."""
+    """Class names, stripped. Raises DataError unless they are distinct, at least one, and each `is_name`."""
     stripped = tuple(name.strip() for name in names)
-    if not stripped or len(set(stripped)) < len(stripped) or not all(n and n.isprintable() for n in stripped):
+    if not stripped or len(set(stripped)) < len(stripped) or not all(map(is_name, stripped)):
         raise DataError(
-            f"{file}: class names must be distinct, printable and at least one; they are "
-            f"{shortened(names, 400)}. Correct them there."
+            f"{file}: class names must be distinct, printable, at least one and of at most {MAX_NAME} "
+            f"characters; they are {shortened(names, 400)}. Correct them there."
         )
     return stripped
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be a class's name: printable, of at most `MAX_NAME` characters."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable()
 
 
 def image_ids(names: Sequence[tuple[str, str]]) -> list[str]:

@@ -28,6 +28,7 @@ from ssdlib.data.formats.records import (
     LabeledFolder,
     LabeledImage,
     image_ids,
+    is_name,
     read_text,
     relative,
 )
@@ -436,13 +437,13 @@ def _objects(tree: etree._Element, path: Path) -> list[tuple[str, Corners]]:
     objects = []
     for number, node in enumerate(tree.iterfind("object"), 1):
         name = (node.findtext("name") or "").strip()
-        if not name or not name.isprintable():
+        if not is_name(name):
+            what = f"is no name of a class: {shortened(name)}" if name else "is missing"
             raise DataError(
-                f"{path}: object {number} has no <name> in one line of text. Name its class, or delete the "
-                "object."
+                f"{path}: the <name> of object {number} {what}. Name its class, or delete the object."
             )
         corners = tuple(
-            _number(node.findtext(f"bndbox/{tag}"), path, f"object {number} ({name[:80]}) <{tag}>")
+            _number(node.findtext(f"bndbox/{tag}"), path, f"object {number} ({name}) <{tag}>")
             for tag in _CORNERS
         )
         objects.append((name, corners))
