@@ -116,9 +116,8 @@ def elements(draw, depth=0):
     many = draw(st.sampled_from([1] * 20 + [300, 25_000]))
     inner = [draw(elements(depth + 1)) for _ in range(draw(st.integers(0, 4)))] if depth < 3 else []
     text = draw(st.sampled_from(TEXTS)) if not inner or draw(st.integers(0, 5)) == 0 else ""
-    return f"<{prefix}{tag}{space}{attributes}>{text}{''.join(inner)}</{prefix}{tag}>" * (
-        1 if depth < 1 else many
-    )
+    one = f"<{prefix}{tag}{space}{attributes}>{text}{''.join(inner)}</{prefix}{tag}>"
+    return one * (min(many, 1 + 3_000_000 // len(one)) if depth == 1 else 1)
 
 
 HEADS = (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,18 +23,6 @@ Each returns None for a folder of another kind, and raises DataError for one of 
 whole; what is wrong with single images goes to their findings."""
 
 
-@contextmanager
-def _os_errors() -> Iterator[None]:
-    """Turn what the operating system refuses into a DataError that says what cannot be read."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(
-            f"cannot read {error.filename}: {error.strerror or error}. Make it readable."
-        ) from error
-
-
-@_os_errors()
 def read_folder(path: Path) -> LabeledFolder | None:
     """The images, labels and splits of a folder in VOC's, COCO's or YOLO's layout, or with XML or CSV files.
 
@@ -56,7 +43,6 @@ def read_folder(path: Path) -> LabeledFolder | None:
     return folder
 
 
-@_os_errors()
 def folder_of(file: Path) -> Path:
     """The folder that a file with labels belongs to, where it alone decides what is read of it.
 
@@ -76,7 +62,6 @@ def folder_of(file: Path) -> Path:
     raise DataError(f"{file} is a file: give the folder that holds the images and their labels.")
 
 
-@_os_errors()
 def what_to_give(path: Path) -> str:
     """A sentence that says what is in a folder that is no dataset, or which folder is one."""
     if not path.is_dir():
