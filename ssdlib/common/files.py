@@ -349,8 +349,7 @@ def files_below(folder: str | Path, depth: int | None = None) -> list[Path]:
     that cannot be read, and where many are reached on many ways.
     """
 
-    def enter(place: str, above: tuple[str, ...]) -> Iterator[Path]:
-        real = os.path.realpath(place)
+    def enter(place: str, real: str, above: tuple[str, ...]) -> Iterator[Path]:
         if real in above or (depth is not None and len(above) > depth):
             return
         if real in reached:
@@ -362,14 +361,16 @@ def files_below(folder: str | Path, depth: int | None = None) -> list[Path]:
             if is_hidden(entry.name):
                 continue
             if entry.is_dir():
-                yield from enter(entry.path, (*above, real))
+                inner = os.path.join(real, entry.name)  # noqa: PTH118 (thousands of folders)
+                inner = os.path.realpath(inner) if entry.is_symlink() else inner
+                yield from enter(entry.path, inner, (*above, real))
             elif entry.is_file():
                 yield Path(entry.path)
 
     reached: set[str] = set()
     again: set[str] = set()
     try:
-        return list(enter(str(folder), ()))
+        return list(enter(str(folder), os.path.realpath(folder), ()))
     except OSError as error:
         raise DataError(f"cannot read the folder {error.filename}: {error.strerror or error}") from error
 
