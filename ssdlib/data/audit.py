@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from torchvision.ops import box_iou
 from ssdlib.common.tables import Table
 from ssdlib.data import download, duplicates, txl_pbc
 from ssdlib.data.duplicates import Picture, find_pairs, read_pictures
-from ssdlib.data.formats.records import Finding, LabeledImage
+from ssdlib.data.formats.records import Finding, LabeledImage, add_finding
 from ssdlib.data.source import DataSource
 from ssdlib.data.splits import PARTS, SPLITS
 
@@ -99,7 +99,10 @@ def audit(source: DataSource, *, progress: bool = False) -> Audit:
             remedy = "Add it to one to make use of it."
             findings.append(Finding("in_no_split", "info", image.image_id, "no split lists it.", remedy))
         if image.image_id in labeled:
-            findings += _label_findings(source, image)
+            own: list[Finding] = []
+            for finding in _label_findings(source, image):
+                add_finding(own, finding)
+            findings += own
     split_of = {image_id: split for split in PARTS for image_id in splits[split]}
     findings += _split_findings(splits)
     source_of = {image.image_id: image.source for image in images}
@@ -201,13 +204,12 @@ def _count(
 
 
 def _box_sizes(images: Sequence[LabeledImage], class_names: Sequence[str]) -> dict[str, dict[str, float]]:
-    sides = defaultdict(list)
-    for image in images:
-        for name, box in zip(image.names, image.boxes, strict=True):
-            sides[name].append(box[2:] - box[:2])
-    sizes = {}
-    for name in class_names:
-        values = np.array(sides[name], np.float64).reshape(-1, 2)
+    boxes = np.concatenate([np.empty((0, 4), np.float32), *(image.boxes for image in images)])
+    number = {name: k for k, name in enumerate(class_names)}
+    labels = np.array([number.get(name, -1) for image in images for name in image.names], np.int64)
+    sides, sizes = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64), {}
+    for k, name in enumerate(class_names):
+        values = sides[labels == k]
         sizes[name] = {"boxes": len(values)}
         if len(values):
             for label, function in (("median", np.median), ("min", np.min), ("max", np.max)):

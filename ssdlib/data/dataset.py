@@ -140,6 +140,17 @@ class DetectionDataset(Dataset):
             )
         return {name: counts[name] for name in self.class_names}
 
+    def require_objects(self) -> None:
+        """Raise DataError for images to train on that are none, or without an object."""
+        if not self.samples:
+            raise DataError("the training split has no images: add some to ImageSets/Main/train.txt")
+        if not any(len(sample.labels) for sample in self.samples):
+            raise DataError(
+                f"none of the {len(self)} training images has an object ({self.samples[0].image_path} is the "
+                "first), so there is nothing to learn: label some of them, take more, or put images with "
+                "labels into train."
+            )
+
     def image_path(self, index: int) -> Path:
         """The image's file."""
         return self.samples[index].image_path

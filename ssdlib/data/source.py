@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,18 @@ def split_request(data: str | Path) -> list[str]:
     return requests
 
 
+@contextmanager
+def _os_errors() -> Iterator[None]:
+    """Turn what the operating system refuses into a DataError that says what cannot be read."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"cannot read {error.filename}: {error.strerror or error}. Make it readable."
+        ) from error
+
+
+@_os_errors()
 def _is_txl_pbc(request: str) -> bool:
     return request == "txl-pbc" or (
         request not in NAMED and bool(txl_pbc.find_root(paths.find(request, _REMEDY)))
@@ -276,6 +289,7 @@ def join(sources: Sequence[DataSource]) -> DataSource:
     )
 
 
+@_os_errors()
 def open_folder(path: str | Path, bccd: DataSource | None = None) -> DataSource:
     """A folder of yours as a data source, in any layout that `read_folder` knows; it is never written to.
 
@@ -422,9 +436,16 @@ def _smears(progress: bool, reason: str) -> DataSource:
 @functools.lru_cache(maxsize=32)
 def _fingerprint(files: tuple[tuple[Path, str], ...], stamp: tuple[tuple[int, int], ...]) -> str:
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(sha256_of, (file for file, _ in files)))
+        digests = list(pool.map(_digest, (file for file, _ in files)))
     lines = (f"{digest}  {name}\n" for digest, (_, name) in zip(digests, files, strict=True))
     return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    try:
+        return sha256_of(file)
+    except OSError:  # what is wrong with it is a finding
+        return "unreadable"
 
 
 @functools.cache

@@ -27,7 +27,7 @@ from pydantic import FiniteFloat
 from typing_extensions import TypedDict
 
 from ssdlib.common import files
-from ssdlib.common.errors import ConfigError, DataError, StageError, shell
+from ssdlib.common.errors import ConfigError, StageError, shell
 from ssdlib.common.terminal import say
 from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile, flatten
 from ssdlib.runs.lookup import locate
@@ -156,13 +156,7 @@ class RunFolder:
     def check_data(self) -> None:
         """Raise DataError for data that no notebook could use: a split is empty, or train has no object."""
         train, *_ = (self.dataset(split) for split in ("train", "val", "test"))
-        if not any(train.class_counts().values()):
-            limited = len(train) == self.profile.train_images
-            which = f"first {len(train)} (all that the profile takes)" if limited else str(len(train))
-            raise DataError(
-                f"none of the {which} training images of {self.source.folder} has an object, so there is "
-                "nothing to learn: label some of them, or put images with labels into train."
-            )
+        train.require_objects()
 
     def train(
         self, *, resume: bool | None = None, device: str = "auto", workers: Any = "auto", on_epoch: Any = None

@@ -600,13 +600,7 @@ def _say_full_disks_once() -> None:
 
 
 def _check_data(model: SSD300, train_data: DetectionDataset, val_data: DetectionDataset | None) -> None:
-    if not len(train_data):
-        raise DataError("the training split has no images: add some to ImageSets/Main/train.txt")
-    if not any(train_data.class_counts().values()):
-        raise DataError(
-            f"none of the {len(train_data)} training images has an object: there is nothing to learn. Label "
-            "some of them, or put images with labels into train."
-        )
+    train_data.require_objects()
     for name, data in (("training", train_data), ("val", val_data)):
         if data is not None and tuple(data.class_names) != tuple(model.config.class_names):
             raise DataError(

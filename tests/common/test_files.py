@@ -332,3 +332,18 @@ def test_a_link_in_the_results_is_refused(tmp_path, place):
     (out / "mine").symlink_to(tmp_path)
     link.unlink()
     tidy(out, ["parts"])
+
+
+def test_folders_linked_to_each_other_are_not_walked_on_every_way(tmp_path):
+    for one in range(9):
+        (tmp_path / f"{one}").mkdir()
+        for other in range(9):
+            (tmp_path / f"{one}" / f"to-{other}").symlink_to(tmp_path / f"{other}")
+    with pytest.raises(DataError, match="lead to the same places again and again"):
+        files_below(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\u00fc" * 127])
+def test_a_name_may_be_as_long_as_the_system_lets_it(tmp_path, name):
+    write_bytes(tmp_path / name, b"1")
+    assert (tmp_path / name).read_bytes() == b"1"

@@ -454,7 +454,7 @@ def yaml_is(content):
         (yaml_is("names: &a [*a]\n"), r"data\.yaml is not valid YAML"),
         (yaml_is("names: " + "[" * 5000 + "]" * 5000), r"data\.yaml is not valid YAML"),
         (yaml_is("names: !mine [yeast, spore]"), r"data\.yaml is not valid YAML .*tag"),
-        (yaml_is(f"names: [yeast, spore]\n# {'x' * 2_000_000}"), r"data\.yaml is larger than 2 MB"),
+        (yaml_is(f"names: [yeast, spore]\n# {'x' * 1_000_000}"), r"data\.yaml is larger than 1 MB"),
         (yaml_is("names: [yeast, spore]\ntrain: {a: b}"), r"name folders or lists as text"),
         (yaml_is("names: [yeast, spore]\npath: [a]\ntrain: images"), r"name folders or lists as text"),
         (yaml_is(f"names: [yeast, spore]\ntrain: {'a' * 5000}"), r"has train: a{70,79}, and.*no such"),
@@ -651,4 +651,67 @@ def test_a_name_that_no_file_has_is_a_missing_image(tmp_path, smears_source, nam
     content["images"][0]["id"] = 10**400
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match="number of 401 digits"):
+        bccd.open_folder(root)
+
+
+def test_a_run_of_a_mask_has_an_end(tmp_path, smears_source):
+    root = write_layout(smears_source, tmp_path / "coco", "coco")
+    file = root / "annotations/instances_train.json"
+    content = json.loads(file.read_text())
+    mask = {"size": [240, 320], "counts": "o" * 2_000_000}
+    content["annotations"][0] |= {"bbox": None, "segmentation": mask}
+    content["annotations"][1]["bbox"] = [1e308, 1, 1e308, 1]
+    file.write_text(json.dumps(content))
+    errors = audit(bccd.open_folder(root)).errors
+    assert [finding.kind for finding in errors] == ["damaged_labels"] * 2
+
+
+def test_what_is_wrong_a_million_times_is_not_said_as_often(tmp_path, smears_source, monkeypatch):
+    monkeypatch.setattr("ssdlib.data.formats.records.MAX_FINDINGS", 5)
+    root = write_layout(smears_source, tmp_path / "yolo", "yolo")
+    file = next((root / "labels/train").iterdir())
+    file.write_text("0 0.5 0.5 9e-9 2\n" * 50 + "7 0 0 0 0\n" * 50)
+    image = bccd.open_folder(root).labels.by_id[file.stem]
+    assert len(image.findings) == 6
+    assert image.error and "only 5 findings are listed" in image.findings[4].message
+
+
+@pytest.mark.parametrize("layout", ["yolo", "coco"])
+def test_a_list_of_more_images_than_anyone_has(tmp_path, smears_source, monkeypatch, layout):
+    monkeypatch.setattr(f"ssdlib.data.formats.{layout}.MAX_IMAGES", 5)
+    root = write_layout(smears_source, tmp_path / "data", layout)
+    if layout == "yolo":
+        names = "\n".join(str(path.relative_to(root)) for path in root.glob("images/train/*"))
+        text(root / "train.txt", names)
+        text(root / "data.yaml", f"train: train.txt\nnames: {list(BCCD_CLASSES)}")
+    with pytest.raises(DataError, match="lists 6 images: more than 5 are not read"):
+        bccd.open_folder(root)
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_names_that_fit_no_label_file_are_made_to(tmp_path, to):
+    root = tmp_path / "data"
+    names = ["caf\udce9", "a\x1bb", "x" * 251, " .hidden", "a\nb", "plain"]
+    for k, name in enumerate(names):
+        picture(root / "JPEGImages" / f"{name}.png", k)
+        size = {"width": SIZE[0], "height": SIZE[1], "filename": "any.png"}
+        write_voc(root / "Annotations" / f"{name}.xml", boxes=np.array([BOX]), names=["RBC"], **size)
+    copied = bccd.open_folder(write_layout(bccd.open_folder(root), tmp_path / "copy", to))
+    found = audit(copied)
+    assert not found.errors and found.classes["all"]["RBC"] == 6
+    assert {"caf_", "a_b", "hidden", "plain"} < {image.image_id for image in copied.labels.images}
+
+
+def test_what_the_system_refuses_to_read_is_said(tmp_path, smears_source, monkeypatch):
+    root = write_layout(smears_source, tmp_path / "coco", "coco")
+
+    def refuse(place):
+        raise PermissionError(13, "Permission denied", str(place))
+
+    source = bccd.open_folder(root)
+    with monkeypatch.context() as patched:
+        patched.setattr("ssdlib.data.source.sha256_of", refuse)
+        assert audit(source).source["fingerprint"]  # the image that cannot be read is a finding
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*coco: Permission denied"):
         bccd.open_folder(root)

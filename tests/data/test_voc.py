@@ -104,12 +104,22 @@ REST = "<xmax>3</xmax><ymax>4</ymax>"
         ('<!DOCTYPE annotation SYSTEM "http://example.com/x.dtd"><annotation/>', "DOCTYPE"),
         ("<annotation><filename>&undeclared;</filename></annotation>", "not well-formed"),
         ("<annotation><size><width>wide</width></size></annotation>", "size must be a number"),
-        (OBJECT.format(name="", xmin=1, rest=REST), "object 1 has no <name>"),
+        (OBJECT.format(name="", xmin=1, rest=REST), "the <name> of object 1 is missing"),
         (OBJECT.format(name="RBC", xmin="left", rest=REST), "<xmin> must be a number"),
         (OBJECT.format(name="RBC", xmin="nan", rest=REST), "<xmin> must be a number"),
         (OBJECT.format(name="RBC", xmin="inf", rest=REST), "<xmin> must be a number"),
         (OBJECT.format(name="RBC", xmin=1, rest=""), "<xmax> must be a number"),
         ("<annotation><object><name>RBC</name></object></annotation>", "<xmin> must be a number"),
+        (OBJECT.format(name="R\nBC", xmin=1, rest=REST), "the <name> of object 1 is no name of a class"),
+        (OBJECT.format(name="R" * 201, xmin=1, rest=REST), "the <name> of object 1 is no name"),
+        (OBJECT.format(name="RBC", xmin="1e300", rest=REST), "<xmin> must be a number of pixels"),
+        (f"<{'x' * 40_000}/>", f"root is <{'x' * 80}>"),
+        (
+            OBJECT.format(name="RBC", xmin=1, rest=REST).replace(
+                "</object>", f"<part>{'x' * 1_000_000}</part>{'<bndbox/>' * 19_000}</object>"
+            ),
+            "an <object> of many boxes and much else",
+        ),
     ],
 )
 def test_broken_and_hostile_files_are_refused_by_name(tmp_path, content, complaint):

@@ -294,3 +294,15 @@ def test_decisions_of_a_stranger_write_nothing(decisions, source, tmp_path, chan
         apply_decisions(source, decisions, outside)
     assert "\n" not in str(caught.value)
     assert victim.read_text() == "<annotation/>" and not outside.exists()
+
+
+def test_decisions_about_damaged_labels_are_refused(decisions, tmp_path):
+    file = tmp_path / "data/Annotations/field.xml"
+    file.write_text(file.read_text().replace("<name>RBC</name>", "", 1))
+    source = folder_of(tmp_path / "data", {"other": [("RBC", A)]})
+    content = json.loads(decisions.read_text())
+    content["data"]["fingerprint"] = source.fingerprint
+    content["issues"] = [{**issue, "decision": "accept"} for issue in content["issues"]]
+    decisions.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no image 'field' with sound labels"):
+        apply_decisions(source, decisions, tmp_path / "out")

@@ -5,6 +5,7 @@ The format: https://cocodataset.org/#format-data. Boxes there are [x, y, width, 
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ssdlib.common.errors import DataError, SsdError
-from ssdlib.common.files import files_below, read_json
+from ssdlib.common.files import files_below, read_json, shortened
 from ssdlib.data.formats.lookup import Files, folder_split, missing_image, split_of
 from ssdlib.data.formats.records import (
+    MAX_IMAGES,
     SPLIT_WORDS,
     AddedObject,
     Corners,
@@ -145,7 +147,9 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
     images: dict[str, LabeledImage] = {}
     for entry, place, name in zip(entries, found, stated, strict=True):
         if (key := _id(entry["id"])) in images:
-            raise DataError(f"{path}: two images have the id {entry['id']!r}. Export the labels anew.")
+            raise DataError(
+                f"{path}: two images have the id {shortened(entry['id'])}. Export the labels anew."
+            )
         if place is None:
             place = missing_image(name, path, folder.root)
         own = split or folder_split(place, folder.root)
@@ -155,12 +159,14 @@ def _read_file(path: Path, content: Any, folder: LabeledFolder, pictures: Files)
     unused: Counter[str] = Counter()
     crowds: Counter[LabeledImage] = Counter()
     for number, entry in enumerate(annotations):
-        where = f"{shown}: annotation {entry.get('id', f'number {number}')}"
+        where = f"{shown}: annotation {str(entry.get('id', f'number {number}'))[:40]}"
         image = images.get(_id(entry["image_id"]))
         if image is None:
-            message = f"{where} has image_id {entry['image_id']!r}, not in the file: its box is lost."
+            message = (
+                f"{where} has image_id {shortened(entry['image_id'])}, not in the file: its box is lost."
+            )
             folder.report("unknown_image", "warning", message, "List the image, or delete it.")
-            known = ", ".join(repr(one["id"]) for one in entries[:3])
+            known = ", ".join(shortened(one["id"]) for one in entries[:3])
             unused[f"have an image_id that no image has (the images have {known}, ...)"] += 1
         elif str(entry.get("iscrowd") or 0) not in ("0", "0.0", "False", "false"):
             crowds[image] += 1
@@ -196,8 +202,8 @@ def _add(image: LabeledImage, entry: dict[str, Any], names: dict[str, str], wher
     """Add one annotation to its image, or a note that says why not."""
     category = _id(entry["category_id"])
     if category not in names:
-        known = ", ".join(f"{number} {name}" for number, name in names.items())
-        message = f"{where} has category_id {entry['category_id']!r}, not in the file, which has {known}."
+        wrong, known = shortened(entry["category_id"]), shortened(names, 400)
+        message = f"{where} has category_id {wrong}, not in the file, which has {known}."
         image.report("unknown_class", "error", message, "List the category, or delete it.")
         return
     corners = _corners(entry.get("bbox"))
@@ -206,7 +212,8 @@ def _add(image: LabeledImage, entry: dict[str, Any], names: dict[str, str], wher
         corners = next(filter(None, others), corners)
     if corners is None:
         shape = "; its mask or outline cannot be read either" if entry.get("segmentation") else ""
-        message = f"{where} ({names[category]}) must have a bbox of four numbers, not {entry.get('bbox')!r}"
+        message = f"{where} ({names[category]}) must have a bbox of four numbers"
+        message += f", not {shortened(entry.get('bbox'))}"
         remedy = "Correct it, or delete the annotation."
         image.report("damaged_labels", "error", f"{message}{shape}.", remedy)
         return
@@ -222,7 +229,8 @@ def _compare_size(image: LabeledImage, entry: dict[str, Any], shown: str) -> Non
     except (TypeError, ValueError):
         fits = False
     if not fits:
-        message = f"{shown} states {stated[0]} x {stated[1]}, the image is {size[0]} x {size[1]}"
+        message = f"{shown} states {str(stated[0])[:40]} x {str(stated[1])[:40]}, "
+        message += f"the image is {size[0]} x {size[1]}"
         message += ": if it was resized, its boxes are in wrong places."
         remedy = "Export the labels for the images as they are."
         image.report("size_mismatch", "warning", message, remedy)
@@ -234,6 +242,8 @@ def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
         entries = list(entries.values())
     if not isinstance(entries, list):
         raise DataError(f'{path} is not a COCO file: it has no list "{key}".')
+    if key == "images" and len(entries) > MAX_IMAGES:
+        raise DataError(f"{path} lists {len(entries):,} images: more than {MAX_IMAGES:,} are not read.")
     for number, entry in enumerate(entries):
         for needed in _KEYS[key]:
             value = entry.get(needed) if isinstance(entry, dict) else None
@@ -245,10 +255,11 @@ def _entries(content: Any, key: str, path: Path) -> list[dict[str, Any]]:
 def _corners(box: Any) -> Corners | None:
     """xyxy of [x, y, width, height]; None unless it is four finite numbers."""
     try:
-        x, y, width, height = (float(value) for value in box)
+        x, y, width, height = map(float, box)
     except (TypeError, ValueError):
         return None
-    return (x, y, x + width, y + height) if np.isfinite([x, y, width, height]).all() else None
+    corners = (x, y, x + width, y + height)
+    return corners if all(map(math.isfinite, corners)) else None
 
 
 def _outline(segmentation: Any) -> Corners | None:
@@ -292,6 +303,8 @@ def _unpacked(text: str) -> list[int]:
     runs: list[int] = []
     value = shift = 0
     for code in (ord(letter) - 48 for letter in text):
+        if shift > 60:
+            raise ValueError("a run is longer than any picture")
         value |= (code & 31) << shift
         shift += 5
         if not code & 32:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import files_below, is_hidden
 from ssdlib.data.formats import coco, tables, voc, yolo
-from ssdlib.data.formats.records import SPLIT_WORDS, LabeledFolder, relative, report_fractions
+from ssdlib.data.formats.records import SPLIT_WORDS, LabeledFolder, image_ids, relative, report_fractions
 from ssdlib.data.formats.turned import settle_turned
 from ssdlib.data.images import IMAGE_SUFFIXES
 from ssdlib.data.splits import complete
@@ -119,8 +118,10 @@ def _complete(folder: LabeledFolder) -> None:
     """Give the folder image ids, all splits, and only the classes that an object has."""
     folder.files += [image.path for image in folder.images if image.path.is_file()]
     given: dict[str | None, list[str]] = {}
-    image_ids = _image_ids([image.path for image in folder.images], folder.root)
-    for image_id, image in zip(image_ids, folder.images, strict=True):
+    names = [
+        (image.path.stem, re.sub(r"[/.]", "_", relative(image.path, folder.root))) for image in folder.images
+    ]
+    for image_id, image in zip(image_ids(names), folder.images, strict=True):
         image.image_id = image_id
         image.findings = [replace(finding, image_id=image_id) for finding in image.findings]
         given.setdefault(image.split, []).append(image_id)
@@ -135,25 +136,3 @@ def _complete(folder: LabeledFolder) -> None:
         if name not in used:
             folder.report("unused_class", "info", f"class {name!r} has no object: it is left out.")
     folder.class_names = tuple(name for name in folder.class_names if name in used)
-
-
-def _image_ids(paths: Sequence[Path], root: Path) -> list[str]:
-    """A name for each image: its file's without ending; where two have the same, with their folders."""
-    plain = [_id(path.stem) for path in paths]
-    often = Counter(plain)
-    ids, taken = [], {name for name, count in often.items() if count == 1}
-    for path, name in zip(paths, plain, strict=True):
-        if often[name] > 1:
-            name = whole = _id(re.sub(r"[/.]", "_", relative(path, root)))
-            number = 1
-            while name in taken:
-                number += 1
-                name = f"{whole}-{number}"
-            taken.add(name)
-        ids.append(name)
-    return ids
-
-
-def _id(text: str) -> str:
-    """Fit for a file's name and a line of a list."""
-    return "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).strip() or "_"

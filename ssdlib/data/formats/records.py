@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import decode_text, read_limited
+from ssdlib.common.files import decode_text, read_limited, shortened
 from ssdlib.data.images import fields_in, image_header
 
 Corners = tuple[float, float, float, float]
@@ -21,6 +23,12 @@ SPLIT_WORDS |= {"dev": "val", "test": "test", "testing": "test"}
 
 MAX_OBJECTS = 20_000
 """No image has more objects."""
+MAX_IMAGES = 200_000
+"""No list or file names more images."""
+MAX_NAME = 200
+"""No class has a longer name, in characters."""
+MAX_FINDINGS = 1000
+"""Of one image, or of the folder as a whole: more help nobody, and a damaged file may have millions."""
 
 _TOLERANCE = 0.05
 """Pixels. A box that reaches this little outside was rounded (fractions with six digits), not misplaced."""
@@ -98,6 +106,8 @@ class LabeledImage:
     """Whether label files list it more than once: then an object that is written twice counts once."""
     objects: list[LabeledObject] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    _written: set[tuple[str, Corners]] = field(default_factory=set, repr=False)
+    """Of a joined image: its objects, by name and box."""
 
     @property
     def boxes(self) -> np.ndarray:
@@ -120,8 +130,8 @@ class LabeledImage:
         return next((finding for finding in self.findings if finding.severity == "error"), None)
 
     def report(self, kind: str, severity: str, message: str, remedy: str = "") -> None:
-        """Add a finding."""
-        self.findings.append(Finding(kind, severity, self.image_id, message, remedy))
+        """Add a finding, see `add_finding`."""
+        add_finding(self.findings, Finding(kind, severity, self.image_id, message, remedy))
 
     def measure(self) -> bool:
         """Read width and height from the image. False, with an error among the findings, where impossible."""
@@ -158,13 +168,15 @@ class LabeledImage:
                 message = f"more than {MAX_OBJECTS:,} objects are listed: no picture shows as many cells."
                 self.report("damaged_labels", "error", message, f"Correct {self.label_file}.")
             return
-        if self.joined and any((o.name, o.written) == (name, corners) for o in self.objects):
-            return
+        if self.joined:
+            self._written = self._written or {(o.name, o.written) for o in self.objects}
+            if (name, corners) in self._written:
+                return
+            self._written.add((name, corners))
         box, repairs = repair_box(corners, self.width, self.height)
-        kinds = tuple(kind for kind, _ in repairs)
-        self.objects.append(LabeledObject(name, corners, box, kinds))
-        shown = ", ".join(f"{value:g}" for value in corners)
+        self.objects.append(LabeledObject(name, corners, box, tuple(kind for kind, _ in repairs)))
         for kind, what in repairs:
+            shown = ", ".join(f"{value:g}" for value in corners)
             message = f"{where} ({name}) [{shown}]: {what}."
             self.report(kind, "warning", message, f"To mend it for good, edit {self.label_file}.")
 
@@ -213,8 +225,17 @@ class LabeledFolder:
         return image
 
     def report(self, kind: str, severity: str, message: str, remedy: str = "") -> None:
-        """Add a finding that concerns the whole folder."""
-        self.findings.append(Finding(kind, severity, "", message, remedy))
+        """Add a finding that concerns the whole folder, see `add_finding`."""
+        add_finding(self.findings, Finding(kind, severity, "", message, remedy))
+
+
+def add_finding(findings: list[Finding], new: Finding) -> None:
+    """Append a finding, unless `MAX_FINDINGS` are there; the last of them says that there are more."""
+    if len(findings) == MAX_FINDINGS - 1:
+        message = f"{new.message} There may be more: only {MAX_FINDINGS:,} findings are listed."
+        new = replace(new, message=message)
+    if len(findings) < MAX_FINDINGS or (len(findings) == MAX_FINDINGS and new.severity == "error"):
+        findings.append(new)
 
 
 def report_fractions(folder: LabeledFolder) -> None:
@@ -241,8 +262,10 @@ def repair_box(corners: Corners, width: int, height: int) -> tuple[Corners | Non
 
     An image of 0 x 0 pixels, whose size is not known, bounds no box.
     """
-    repairs = []
     xmin, ymin, xmax, ymax = corners
+    if 0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height:  # nearly all boxes are
+        return corners, []
+    repairs = []
     if xmin > xmax or ymin > ymax:
         repairs.append(("swapped_corners", "corners in the wrong order, swapped"))
         xmin, xmax, ymin, ymax = min(xmin, xmax), max(xmin, xmax), min(ymin, ymax), max(ymin, ymax)
@@ -260,7 +283,8 @@ def repair_box(corners: Corners, width: int, height: int) -> tuple[Corners | Non
 
 def rounded(corners: Sequence[float]) -> Corners:
     """The corners to a thousandth of a pixel, for formats that only state them by fractions or by sums."""
-    return tuple(round(value, 3) for value in corners)
+    xmin, ymin, xmax, ymax = corners
+    return round(xmin, 3), round(ymin, 3), round(xmax, 3), round(ymax, 3)
 
 
 def relative(path: Path, root: Path) -> str:
@@ -289,11 +313,43 @@ def read_names(file: Path) -> list[str]:
 
 
 def check_names(names: list[str], file: Path) -> tuple[str, ...]:
-    """Class names, stripped. Raises DataError unless they are distinct, printable and at least one."""
+    """Class names, stripped. Raises DataError unless they are distinct, at least one, and each `is_name`."""
     stripped = tuple(name.strip() for name in names)
-    if not stripped or len(set(stripped)) < len(stripped) or not all(n and n.isprintable() for n in stripped):
+    if not stripped or len(set(stripped)) < len(stripped) or not all(map(is_name, stripped)):
         raise DataError(
-            f"{file}: class names must be distinct, printable and at least one; they are {list(names)}. "
-            "Correct them there."
+            f"{file}: class names must be distinct, printable, at least one and of at most {MAX_NAME} "
+            f"characters; they are {shortened(names, 400)}. Correct them there."
         )
     return stripped
+
+
+def is_name(text: str) -> bool:
+    """Whether it can be a class's name: printable, of at most `MAX_NAME` characters."""
+    return 0 < len(text) <= MAX_NAME and text.isprintable()
+
+
+def image_ids(names: Sequence[tuple[str, str]]) -> list[str]:
+    """An id for each image of (its name, a longer one with its folders): the name, or where several have the
+    same, the longer one. Fit for a file's name and a line of a list, and short enough.
+    """
+    plain = [_id(name) for name, _ in names]
+    often = Counter(plain)
+    ids, taken = [], {name for name, count in often.items() if count == 1}
+    for (_, longer), name in zip(names, plain, strict=True):
+        if often[name] > 1:
+            name = whole = _id(longer)
+            number = 1
+            while name in taken:
+                number += 1
+                name = f"{whole}-{number}"
+            taken.add(name)
+        ids.append(name)
+    return ids
+
+
+def _id(text: str) -> str:
+    fit = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).strip().lstrip(".") or "_"
+    if len(fit.encode()) <= 240:
+        return fit
+    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+    return f"{fit.encode()[:200].decode(errors='ignore')}-{digest[:12]}"

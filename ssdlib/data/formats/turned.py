@@ -88,6 +88,6 @@ def _turn(image: LabeledImage, folder: LabeledFolder) -> None:
     objects = image.objects
     repairs = {kind for o in objects for kind in o.repairs}
     image.findings = [finding for finding in image.findings if finding.kind not in repairs]
-    image.objects = []
+    image.objects, image._written = [], set()
     for number, one in enumerate(objects, 1):
         image.add(one.name, _turned(one.written, image, folder), f"object {number}")

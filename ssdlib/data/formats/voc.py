@@ -10,7 +10,7 @@ import functools
 import math
 import os
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from lxml import etree
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import files_below, read_limited, shortened, write_bytes, write_text
+from ssdlib.common.files import MAX_BYTES, files_below, read_limited, shortened, write_bytes, write_text
 from ssdlib.data.formats.lookup import Files, folded, folder_split
 from ssdlib.data.formats.records import (
     MAX_OBJECTS,
@@ -27,6 +27,8 @@ from ssdlib.data.formats.records import (
     Corners,
     LabeledFolder,
     LabeledImage,
+    image_ids,
+    is_name,
     read_text,
     relative,
 )
@@ -35,6 +37,7 @@ from ssdlib.data.splits import SHARES_TEXT, SPLITS, complete, divide
 
 LAYOUT = "Annotations/*.xml, JPEGImages/*.jpg and ImageSets/Main/{train,val,test}.txt"
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_MAX_PIXELS = 10**9
 
 
 # --- folders ---------------------------------------------------------------------------------------------
@@ -117,9 +120,7 @@ def _key(file: Path, place: Path) -> str:
 
 def _ids(keys: Sequence[str]) -> dict[str, str]:
     """An image id for each key: its last part; where several have the same, with the folders before it."""
-    often = Counter(key.rpartition("/")[2] for key in keys)
-    plain = {key: key.rpartition("/")[2] for key in keys}
-    return {key: name if often[name] == 1 else key.replace("/", "_") for key, name in plain.items()}
+    return dict(zip(keys, image_ids([(key.rpartition("/")[2], key) for key in keys]), strict=True))
 
 
 def _lists(root: Path) -> list[Path]:
@@ -380,8 +381,8 @@ def write_tree(path: str | Path, root: etree._Element) -> None:
 
 def write_splits(root: Path, splits: Mapping[str, Sequence[str]]) -> None:
     """Write the image ids of each split to its list in ImageSets/Main of the folder `root`."""
-    for split, image_ids in splits.items():
-        lines = "".join(f"{image_id}\n" for image_id in image_ids)
+    for split, ids in splits.items():
+        lines = "".join(f"{image_id}\n" for image_id in ids)
         write_text(root / "ImageSets" / "Main" / f"{split}.txt", lines)
 
 
@@ -412,13 +413,19 @@ def read_tree(path: Path) -> etree._Element:
     if root.getroottree().docinfo.doctype:
         raise refusal
     if root.tag != "annotation":
-        raise DataError(f"{path} is not a Pascal VOC annotation: its root is <{root.tag}>, not <annotation>.")
+        raise DataError(
+            f"{path} is not a Pascal VOC annotation: its root is <{root.tag[:80]}>, not <annotation>."
+        )
     if (count := len(root.findall("object/bndbox"))) > MAX_OBJECTS:
         raise DataError(f"{path} lists {count:,} objects: no picture shows as many cells. Correct it.")
+    copied = 0
     for node in root.findall("object"):  # ybat writes all boxes of a class into one
         others = node.findall("bndbox")[1:]
         for box in others:  # all of them first, so that no copy has any
             node.remove(box)
+        copied += len(others) * len(etree.tostring(node)) if others else 0
+        if copied > MAX_BYTES:
+            raise DataError(f"{path} has an <object> of many boxes and much else: give each its own.")
         for box in reversed(others):
             other = copy.deepcopy(node)
             other.replace(other.find("bndbox"), box)
@@ -430,8 +437,11 @@ def _objects(tree: etree._Element, path: Path) -> list[tuple[str, Corners]]:
     objects = []
     for number, node in enumerate(tree.iterfind("object"), 1):
         name = (node.findtext("name") or "").strip()
-        if not name:
-            raise DataError(f"{path}: object {number} has no <name>. Name its class, or delete the object.")
+        if not is_name(name):
+            what = f"is no name of a class: {shortened(name)}" if name else "is missing"
+            raise DataError(
+                f"{path}: the <name> of object {number} {what}. Name its class, or delete the object."
+            )
         corners = tuple(
             _number(node.findtext(f"bndbox/{tag}"), path, f"object {number} ({name}) <{tag}>")
             for tag in _CORNERS
@@ -445,8 +455,11 @@ def _number(text: str | None, path: Path, where: str) -> float:
         value = float(text or "")
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise DataError(f"{path}: {where} must be a number, not {text!r}. Correct it, or delete the object.")
+    if not abs(value) < _MAX_PIXELS:
+        raise DataError(
+            f"{path}: {where} must be a number of pixels, not {shortened(text)}. Correct it, or delete the "
+            "object."
+        )
     return value
 
 

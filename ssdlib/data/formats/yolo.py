@@ -20,6 +20,7 @@ from ssdlib.common.errors import DataError
 from ssdlib.common.files import decode_text, files_below, is_hidden, read_limited, shortened
 from ssdlib.data.formats.lookup import Files, folded, missing_image
 from ssdlib.data.formats.records import (
+    MAX_IMAGES,
     SPLIT_WORDS,
     Corners,
     LabeledFolder,
@@ -195,7 +196,7 @@ _TAGS = {
         "merge",
     )
 }
-_MAX_ALIASES, _MAX_YAML = 8, 2_000_000
+_MAX_ALIASES, _MAX_YAML = 8, 1_000_000
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:null", re.compile("(~|null|Null|NULL|)$"), ["~", "n", "N", ""]
 )
@@ -328,6 +329,8 @@ _MAX_PATH = 4096
 
 def _listed(file: Path, root: Path, pictures: Files) -> list[Path]:
     names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    if len(names) > MAX_IMAGES:
+        raise DataError(f"{file} lists {len(names):,} images: more than {MAX_IMAGES:,} are not read.")
     found = pictures.find_all(names, file.parent)
     return [place or missing_image(name, file, root) for name, place in zip(names, found, strict=True)]
 
@@ -386,6 +389,8 @@ def read_labels(image: LabeledImage, class_names: tuple[str, ...], root: Path) -
     outlines: list[int] = []
     scores: list[int] = []
     for number, line in enumerate(lines, 1):
+        if image.full:
+            break
         if not (words := line.split()):
             continue
         where = f"{name}, line {number}"
@@ -424,13 +429,15 @@ def _read_line(words: list[str], class_names: tuple[str, ...], image: LabeledIma
         raise ValueError(f"`class x y width height` is expected, not {len(words)} numbers")
     if number != int(number) or not 0 <= number < len(class_names):
         last = len(class_names) - 1
-        raise ValueError(f"there is no class {words[0]}: they are 0 to {last} ({', '.join(class_names)})")
+        raise ValueError(
+            f"there is no class {words[0][:40]}: they are 0 to {last} ({', '.join(class_names)[:200]})"
+        )
     coordinates = values if len(values) > 5 else values[:4]
     outside = [w for w, v in zip(words[1:], coordinates, strict=False) if not -_REACH <= v <= 1 + _REACH]
     if outside:
         pixels = " (these look like pixels)" if len(outside) * 2 >= len(coordinates) else ""
         raise ValueError(
-            f"fractions of the image from 0 to 1 are expected, not {' '.join(outside[:8])}{pixels}"
+            f"fractions of the image from 0 to 1 are expected, not {' '.join(outside[:8])[:200]}{pixels}"
         )
     box = values[:4]
     if len(values) > 5:

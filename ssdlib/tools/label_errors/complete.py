@@ -18,7 +18,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import new_folder, read_json, write_json, write_text
+from ssdlib.common.files import (
+    MAX_JSON_BYTES,
+    new_folder,
+    read_json,
+    read_limited,
+    shortened,
+    write_json,
+    write_text,
+)
 from ssdlib.common.tables import CSV_ENCODING, Table, csv_lines, number
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.formats.records import AddedObject
@@ -292,7 +300,7 @@ def apply_finds(source: DataSource, decisions: str | Path, out: str | Path) -> l
         raise DataError(f"nothing is accepted in {decisions}: the copy would be the same as the original.")
     if other := next((issue for issue in accepted if issue.action != "add"), None):
         raise DataError(
-            f"{decisions} has accepted issues that add nothing, such as {other.id}: "
+            f"{decisions} has accepted issues that add nothing, such as {shortened(other.id)}: "
             "apply it with `ssdlib data label-errors`."
         )
     write_copy(source, Path(out), accepted)
@@ -311,7 +319,7 @@ def write_copy(
     by_image = grouped(added, "image")
     table = added_csv(source, by_image)
     if (folder / ADDED_FILE).is_file() and (folder / ABOUT_FILE).is_file():
-        same = (folder / ADDED_FILE).read_text(CSV_ENCODING) == table
+        same = read_limited(folder / ADDED_FILE, MAX_JSON_BYTES) == table.encode(CSV_ENCODING)
         if same and read_json(folder / ABOUT_FILE) == about:
             return
     objects = {image_id: [_object(issue) for issue in issues] for image_id, issues in by_image.items()}

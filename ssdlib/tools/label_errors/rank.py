@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import check_shape
+from ssdlib.common.files import check_shape, shortened
 from ssdlib.common.tables import Table, csv_lines
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats.records import Corners, LabeledObject
@@ -134,17 +134,18 @@ class LabelIssue:
             issue = check_shape(cls(**values).to_dict(), cls)
         except (TypeError, ValueError) as error:
             raise DataError(
-                f"not an issue as `ssdlib data label-errors` writes it: {error}. Find the label errors again."
+                f"not an issue as `ssdlib data label-errors` writes it: {str(error)[:300]}. Find the label "
+                "errors again."
             ) from error
         if issue.kind not in KINDS:
-            raise DataError(f"issue {issue.id} has an unknown kind {issue.kind!r}.")
+            raise DataError(f"issue {shortened(issue.id)} has an unknown kind {shortened(issue.kind)}.")
         numbers = (*issue.box, *(issue.proposed_box or ()), issue.score)
         proposed = (issue.proposed_class or "").isprintable() and bool(issue.proposed_class)
         if not np.isfinite(numbers).all() or (
             issue.action != "remove" and not (issue.proposed_box and proposed)
         ):
             raise DataError(
-                f"issue {issue.id!r} needs finite numbers, and a class and a box where it is not to "
+                f"issue {shortened(issue.id)} needs finite numbers, and a class and a box where it is not to "
                 "be removed."
             )
         return issue

@@ -13,7 +13,7 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common.errors import ConfigError, DataError, SsdError
-from ssdlib.common.files import check_shape, read_json, write_json
+from ssdlib.common.files import check_shape, read_json, shortened, write_json
 from ssdlib.common.pages import render
 from ssdlib.data.images import encode_image
 from ssdlib.data.source import DataSource, resolve
@@ -80,12 +80,14 @@ def _read(path: Path, source: DataSource | None) -> tuple[dict[str, Any], list[D
         decision = values.pop("decision", None)
         if decision not in (*DECISIONS, None):
             raise DataError(
-                f"{path}: {decision!r} is no decision; choose from {', '.join(DECISIONS)} or null."
+                f"{path}: {shortened(decision)} is no decision; choose from {', '.join(DECISIONS)} or null."
             )
         issue = LabelIssue.from_dict(values)
-        if source is not None and issue.image not in source.labels.by_id:
+        image = None if source is None else source.labels.by_id.get(issue.image)
+        if source is not None and (image is None or image.error or not image.complete):
             raise DataError(
-                f"{path}: there is no image {issue.image!r} in {source.folder}. Remove its issue."
+                f"{path}: there is no image {shortened(issue.image)} with sound labels in {source.folder}. "
+                "Remove its issue."
             )
         decided.append((issue, decision))
     return data, decided

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from ssdlib.common.files import write_text
+from ssdlib.common.files import tidy, write_text
 from ssdlib.common.tables import CSV_ENCODING
 from ssdlib.data.source import DataSource
 from ssdlib.tools.label_errors.correct import write_overlay
@@ -41,6 +41,7 @@ def search(
     else:
         found = read_predictions(predictions, dataset)
     issues = find_label_issues(dataset, found, cuts)
+    tidy(out, ("overlay",))
     # Decisions first: if they belong to other data, nothing else is overwritten.
     write_decisions(out / DECISIONS_FILE, source, issues)
     write_text(out / CSV_FILE, issues_csv(issues), CSV_ENCODING)
