@@ -13,6 +13,7 @@ FAILED, INTERRUPTED = 1, 130
 STOPPED = "stopped; what was written so far is kept"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
 INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
 """Errors that are a stop asked for; by name, so that --help need not import torch."""
 
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
                 "may write.",
                 file=sys.stderr,
             )
+            return FAILED
+        if error.errno in IMPOSSIBLE:
+            say(f"error: {error}. Name another file or folder.", file=sys.stderr)
             return FAILED
         if error.errno not in FULL_DISK:
             raise

@@ -77,7 +77,7 @@ Fractions = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, val, test or trainval.")]
-Batch = Annotated[int, typer.Option(help="Images at once.", min=1)]
+Batch = Annotated[int, typer.Option(help="Images at once.", min=1, max=10_000)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -435,7 +435,7 @@ def detect(
     path = _weights(weights)
     config = config_of(path)
     thresholds = parse_thresholds(threshold, config)
-    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel, config.use)
+    tiling = Tiling(int(tile) if tile.isdecimal() and len(tile) < 10 else tile, um_per_pixel, config.use)
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
     named, passed = [given for given in images if given not in lists], PassedOver()
     tasks = find_images(named, out, listed=listed_paths(lists), passed_over=passed)

@@ -63,7 +63,13 @@ def test_help_is_quick_because_torch_is_not_loaded():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["detect"], ["detect", "x", "--batch", "0"], ["data", "smears", "x", "--train", "-1"]],
+    [
+        ["nothing"],
+        ["detect"],
+        ["detect", "x", "--batch", "0"],
+        ["detect", "x", "--batch", "9" * 20],
+        ["data", "smears", "x", "--train", "-1"],
+    ],
 )
 def test_wrong_usage_ends_with_2(arguments, capsys):
     assert main(arguments) == 2
@@ -77,6 +83,7 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
         (["detect", "nowhere/*.png"], "no image fits the pattern nowhere/*.png"),
         (["detect", "x", "--threshold", "2"], "must be in [0, 1], not 2"),
         (["detect", "x", "--tile", "7"], "32 to 16384"),
+        (["detect", "x", "--tile", "9" * 5000], "32 to 16384"),
         (["detect", "x", "--um-per-pixel", "75"], "0.01 to 0.5"),
         (["detect", "x", "--format", "pdf"], "--format takes pictures"),
         (["evaluate", "--weights", "none.safetensors"], "no weights at none.safetensors"),

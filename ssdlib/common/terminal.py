@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import unicodedata
 from typing import TextIO
@@ -10,14 +11,16 @@ from typing import TextIO
 def printable(text: object, keep: str = "\n\t") -> str:
     r"""The text with every control and format character but those in `keep` as its code, such as \x1b.
 
-    They would steer the terminal: clear it, rename its window, or show a name from right to left.
+    They would steer the terminal: clear it, rename its window, or show a name from right to left. Of a word
+    longer than any path the beginning is given, and its length.
     """
+    text = _LONG.sub(lambda word: f"{word[0][:_SHOWN]}... ({len(word[0]):,} characters)", str(text))
     return "".join(
-        one if one in keep or unicodedata.category(one) not in _STEERING else ascii(one)[1:-1]
-        for one in str(text)
+        one if one in keep or unicodedata.category(one) not in _STEERING else ascii(one)[1:-1] for one in text
     )
 
 
+_LONG, _SHOWN = re.compile(r"\S{4200,}"), 200
 _STEERING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -63,22 +64,22 @@ class PassedOver:
     """The number of links to folders, which could lead anywhere."""
     unreadable: int = 0
     """The number of folders that the operating system does not let in."""
+    special: int = 0
+    """The number of pipes, sockets and devices, which may never end."""
 
     def __str__(self) -> str:
         """All of it in one phrase; empty if nothing was passed over."""
         shown = ", ".join(ending or "no ending" for ending, _ in self.endings.most_common(5))
         more = ", ..." if len(self.endings) > 5 else ""
         kinds = (
-            (self.endings.total(), "file", f" with other endings ({shown}{more})"),
-            (self.hidden, "hidden file or folder", ""),
-            (self.links, "link to a folder", ": name it to have it looked at"),
-            (self.unreadable, "folder that cannot be opened", ""),
+            (self.endings.total(), "file", "files", f" with other endings ({shown}{more})"),
+            (self.hidden, "hidden file or folder", "hidden files or folders", ""),
+            (self.links, "link to a folder", "links to folders", ": name it to have it looked at"),
+            (self.unreadable, "folder that cannot be opened", "folders that cannot be opened", ""),
+            (self.special, "pipe or device", "pipes or devices", " with the name of an image"),
         )
         return "; ".join(
-            f"{number:,} {what.replace('file', 'files').replace('folder', 'folders') if number > 1 else what}"
-            f"{note}"
-            for number, what, note in kinds
-            if number
+            f"{number:,} {one if number == 1 else many}{note}" for number, one, many, note in kinds if number
         )
 
 
@@ -153,7 +154,8 @@ def _parquet_paths(given: str) -> Iterator[str]:
             if column is None:
                 raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
             for rows in file.iter_batches(columns=[column]):
-                yield from (str(path)[:_LONGEST] for path in rows.column(0).to_pylist() if path is not None)
+                paths = (value.as_py() for value in rows.column(0))  # one at a time: they may be long
+                yield from (str(path)[:_LONGEST] for path in paths if path is not None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
@@ -161,29 +163,30 @@ def _parquet_paths(given: str) -> Iterator[str]:
 def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """(image, its name with folders below the path given) of one argument."""
     path = Path(given)
-    if path.exists() or file_of(path) != path:
-        if path.is_dir():
+    if os.path.exists(path) or file_of(path) != path:  # noqa: PTH110 (pathlib raises for too long a name)
+        if _is_folder(path):
             _refuse_output(path, out)
         pairs = _images(path, out, passed)
         problem = f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder"
-        if str(passed):
-            problem += f". Passed over: {passed}"
     elif glob.has_magic(given):
         met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
-        pairs = [pair for entry in met if entry.is_dir() for pair in _images(entry, out, passed)]
+        pairs = [pair for entry in met if _is_folder(entry) for pair in _images(entry, out, passed)]
         pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
+        # glob says nothing of folders that it cannot open
+        folders = {one for above in path.parents for one in glob.glob(f"{above}{os.sep}", recursive=True)}  # noqa: PTH207
+        passed.unreadable += sum(not os.access(one, os.R_OK | os.X_OK) for one in folders)
         problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
     else:
         pairs = []
         problem = f"{path} does not exist: name an image file, a folder of images or a pattern"
     if not pairs:
-        raise DataError(problem)
+        raise DataError(f"{problem}. Passed over: {passed}" if str(passed) else problem)
     return pairs
 
 
 def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """The images in a folder, or the file itself, each with its name below the folder."""
-    if not os.path.isdir(path):  # noqa: PTH112 (pathlib raises for names that no file has)
+    if not _is_folder(path):
         _refuse_output(path, out)
         file = file_of(path)
         number = re.sub(r"\D", "", path.name[len(file.name) :])  # of name.tif[2]
@@ -208,13 +211,27 @@ def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path
                 passed.hidden += 1
             elif file.suffix.lower() not in IMAGE_SUFFIXES:
                 passed.endings[file.suffix.lower()] += 1
-            elif file.is_file():
-                images.append(file)
+            elif _is_special(file):
+                passed.special += 1
+            else:
+                images.append(file)  # also a link that leads nowhere: reading it says so
     return [(image, image.relative_to(path).as_posix()) for image in sorted(images)]
 
 
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (pathlib raises for names that no file has)
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not _is_folder(path) and not _is_special(path)
 
 
 def _is_output(path: Path, out: Path | None) -> bool:

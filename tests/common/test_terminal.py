@@ -17,6 +17,8 @@ def test_what_steers_is_shown_as_text_and_the_rest_stays():
     assert shown == r"a\x1b[2J\x1b]0;title\x07\x9b\u202e\ud800\udce9\r\x00b"
     kept = "größer\n\tµm 赤血球 |&<\\"
     assert printable(kept) == kept and printable("a\nb", keep="") == r"a\nb"
+    assert printable("x" * 4096) == "x" * 4096, "as long as a path can be"
+    assert printable(f"no {'x' * 10**6}.") == f"no {'x' * 200}... (1,000,001 characters)"
 
 
 @pytest.mark.parametrize(("encoding", "text"), [("utf-8", "µ"), ("ascii", r"\xb5"), ("latin-1", "µ")])
