@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
+from contextlib import suppress
 
 from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import HOME
@@ -21,10 +23,38 @@ INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 an error said on stderr, 2 wrong usage,
     3 some images could not be read, 130 stopped by Ctrl-C."""
+    try:
+        return _run(arguments)
+    except BrokenPipeError:
+        # The reader of our output, such as `head`, has seen enough.
+        _print_no_more()
+        return FAILED
+    except OSError as error:
+        # Some libraries, such as TensorBoard's, write files by themselves; and what is printed may go to one.
+        if error.errno not in (*FORBIDDEN, *IMPOSSIBLE, *FULL_DISK):
+            raise
+        remedy = "Name another file or folder."
+        if error.errno in FORBIDDEN:
+            remedy = f"Where data or runs are to be kept there, set {HOME} to a folder that you may write."
+        text = f"error: {error}. {remedy}"
+        if error.errno in FULL_DISK:
+            text = f"error: the disk is full ({error}). Free some space and go on; earlier files stay."
+        with suppress(OSError):
+            say(text, file=sys.stderr)
+        _print_no_more()
+        return FAILED
+
+
+def _run(arguments: list[str] | None) -> int:
+    """Run the command line and return its exit code, with all that it prints on its way."""
     from ssdlib.cli import app
 
     try:
-        return app(args=arguments, prog_name="ssdlib", standalone_mode=True) or 0
+        try:
+            return app(args=arguments, prog_name="ssdlib", standalone_mode=True) or 0
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where an error can be told of
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
@@ -36,29 +66,17 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say(STOPPED, file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
-        sys.stderr.close()
-        return FAILED
-    except OSError as error:
-        # Some libraries, such as TensorBoard's, write files by themselves.
-        if error.errno in FORBIDDEN:
-            say(
-                f"error: {error}. Where data or runs are to be kept there, set {HOME} to a folder that you "
-                "may write.",
-                file=sys.stderr,
-            )
-            return FAILED
-        if error.errno in IMPOSSIBLE:
-            say(f"error: {error}. Name another file or folder.", file=sys.stderr)
-            return FAILED
-        if error.errno not in FULL_DISK:
-            raise
-        say(
-            f"error: the disk is full ({error}). Free some space and go on; earlier files stay.",
-            file=sys.stderr,
-        )
-        return FAILED
+
+
+def _print_no_more() -> None:
+    """Let what still waits to be printed go nowhere, so that Python does not complain of it at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
+                os.dup2(nowhere.fileno(), stream.fileno())
 
 
 if __name__ == "__main__":

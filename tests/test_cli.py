@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -61,6 +62,21 @@ def test_help_is_quick_because_torch_is_not_loaded():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "ok\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_nobody_takes():
+    """A full disk is said, a reader that has gone is not; Python itself adds nothing at its end."""
+    help_text = [sys.executable, "-m", "ssdlib", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(help_text, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: the disk is full")
+    assert len(done.stderr.splitlines()) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(help_text, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -68,6 +84,7 @@ def test_help_is_quick_because_torch_is_not_loaded():
         ["detect"],
         ["detect", "x", "--batch", "0"],
         ["detect", "x", "--batch", "9" * 20],
+        ["detect", "x", "--json", "x/a.jpg"],
         ["data", "smears", "x", "--train", "-1"],
     ],
 )
@@ -90,6 +107,7 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
         (["evaluate", "--weights", "shipped", "--data", "nowhere"], "nowhere"),
         (["run", "--only", "99"], "99"),
         (["train", "--data", "nowhere", "--run", "./never"], "nowhere"),
+        (["data", "check", "--data", "n" * 300], "File name too long"),
         (["train", "--set", "recipe.epochs"], "NAME=VALUE"),
     ],
 )

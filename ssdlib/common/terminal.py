@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from types import EllipsisType
 from typing import TextIO
 
 
@@ -24,9 +25,14 @@ _LONG, _SHOWN = re.compile(r"\S{4200,}"), 200
 _STEERING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 
-def say(*values: object, file: TextIO | None = None, flush: bool = False) -> None:
-    """Print as `print` does, but `printable` text alone, in letters that the stream can take."""
-    stream = sys.stdout if file is None else file
+def say(*values: object, file: TextIO | EllipsisType | None = ..., flush: bool = False) -> None:
+    """Print as `print` does, but `printable` text alone, in letters that the stream can take.
+
+    To standard output if no file is given; nowhere if it is None, as a closed `sys.stderr` is.
+    """
+    stream = sys.stdout if file is ... else file
+    if stream is None:
+        return
     text = " ".join(map(printable, values))
     encoding = getattr(stream, "encoding", None) or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=flush)

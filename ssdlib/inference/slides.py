@@ -105,8 +105,8 @@ def parse_group(text: str) -> re.Pattern[str]:
         ) from error
     if pattern.groups != 1:
         raise ConfigError(
-            f"--group {text[:200]!r} has {pattern.groups} groups in brackets: put exactly one around what names "
-            f"the slide, {example}"
+            f"--group {text[:200]!r} has {pattern.groups} groups in brackets: put exactly one around what "
+            f"names the slide, {example}"
         )
     return pattern
 

@@ -29,6 +29,11 @@ def test_any_stream_takes_what_is_said(encoding, text):
     assert raw.getvalue().decode(encoding) == f"{text} {printable(STEERING)}\n"
 
 
+def test_a_closed_stream_takes_nothing(capsys):
+    say("into a closed standard error", file=None)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_errors_and_tables_are_printed_so(capsys, tmp_path, monkeypatch):
     table = Table(["image", "RBC"], [[f"{STEERING}\n", "1"], ["b", "22"]]).to_text()
     assert "\x1b" not in table and len(table.splitlines()) == 4
