@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import suppress
 
 from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import HOME
@@ -15,7 +14,7 @@ FAILED, INTERRUPTED = 1, 130
 STOPPED = "stopped; what was written so far is kept"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO)
+IMPOSSIBLE = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENXIO, errno.EBADF)
 INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
 """Errors that are a stop asked for; by name, so that --help need not import torch."""
 
@@ -26,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(arguments)
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
-        _print_no_more()
-        return FAILED
+        return FAILED  # the reader of our output, such as `head`, has seen enough
     except OSError as error:
         # Some libraries, such as TensorBoard's, write files by themselves; and what is printed may go to one.
         if error.errno not in (*FORBIDDEN, *IMPOSSIBLE, *FULL_DISK):
@@ -39,10 +36,10 @@ def main(arguments: list[str] | None = None) -> int:
         text = f"error: {error}. {remedy}"
         if error.errno in FULL_DISK:
             text = f"error: the disk is full ({error}). Free some space and go on; earlier files stay."
-        with suppress(OSError):
-            say(text, file=sys.stderr)
-        _print_no_more()
+        say(text, file=sys.stderr)
         return FAILED
+    finally:
+        _print_no_more()
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import unicodedata
+from contextlib import nullcontext, suppress
 from types import EllipsisType
 from typing import TextIO
 
@@ -28,11 +29,13 @@ _STEERING = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 def say(*values: object, file: TextIO | EllipsisType | None = ..., flush: bool = False) -> None:
     """Print as `print` does, but `printable` text alone, in letters that the stream can take.
 
-    To standard output if no file is given; nowhere if it is None, as a closed `sys.stderr` is.
+    To standard output if no file is given; nowhere if it is None, as a closed `sys.stderr` is. No job ends
+    because standard error takes nothing.
     """
     stream = sys.stdout if file is ... else file
     if stream is None:
         return
     text = " ".join(map(printable, values))
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=flush)
+    with suppress(OSError) if stream is sys.stderr else nullcontext():
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=flush)

@@ -1,6 +1,8 @@
 """What is printed never steers the terminal."""
 
+import errno
 import io
+import sys
 
 import pytest
 
@@ -32,6 +34,17 @@ def test_any_stream_takes_what_is_said(encoding, text):
 def test_a_closed_stream_takes_nothing(capsys):
     say("into a closed standard error", file=None)
     assert capsys.readouterr() == ("", "")
+
+
+def test_no_job_ends_because_standard_error_is_full(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    say("a note", file=sys.stderr)
+    with pytest.raises(OSError, match="full"):
+        say("a result", file=Full())
 
 
 def test_errors_and_tables_are_printed_so(capsys, tmp_path, monkeypatch):
