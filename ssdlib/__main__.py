@@ -22,6 +22,7 @@ INTERRUPTIONS = ("TrainingInterrupted", "ChainInterrupted")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0 done, 1 an error said on stderr, 2 wrong usage,
     3 some images could not be read, 130 stopped by Ctrl-C."""
+    _open_closed_streams()
     try:
         return _run(arguments)
     except BrokenPipeError:
@@ -63,6 +64,16 @@ def _run(arguments: list[str] | None) -> int:
     except KeyboardInterrupt:
         say(STOPPED, file=sys.stderr)
         return INTERRUPTED
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed to a stream that is closed go nowhere: not into a file that has its number."""
+    if sys.stdout is None or sys.stderr is None:
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+            pass
+        os.close(descriptor)
+        nowhere = open(os.devnull, "w")  # noqa: PTH123, SIM115 (a device; open to the end)
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
 
 
 def _print_no_more() -> None:

@@ -77,6 +77,18 @@ def test_output_that_nobody_takes():
     assert (done.returncode, done.stderr) == (1, b"")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_closed_streams_are_no_fault(tmp_path):
+    """Progress bars want a stream, and no file may get the number of a closed one: libraries print to it."""
+    code = (
+        "import os, sys; from ssdlib.__main__ import main; from tqdm import tqdm; code = main(['--help']); "
+        "list(tqdm(range(3))); open(sys.argv[1], 'w').write(f'{code} {os.open(os.devnull, 0) > 2}')"
+    )
+    shell = f'exec "{sys.executable}" -c "{code}" "{tmp_path}/said" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", shell]).returncode == 0
+    assert (tmp_path / "said").read_text() == "0 True"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -154,7 +154,7 @@ def _parquet_paths(given: str) -> Iterator[str]:
             if column is None:
                 raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
             for rows in file.iter_batches(columns=[column]):
-                paths = (value.as_py() for value in rows.column(0))  # one at a time: they may be long
+                paths = (path.as_py() for path in rows.column(0).unique())  # one by one: they may be long
                 yield from (str(path)[:_LONGEST] for path in paths if path is not None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
