@@ -80,8 +80,7 @@ def _print_no_more() -> None:
     """Let what still waits to be printed go nowhere, so that Python does not complain of it at its end."""
     for stream in (sys.stdout, sys.stderr):
         try:
-            if stream is not None:
-                stream.flush()
+            stream.flush()
         except OSError:
             with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device)
                 os.dup2(nowhere.fileno(), stream.fileno())
