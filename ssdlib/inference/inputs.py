@@ -14,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, AnyStr, TypeVar
 
 import torch
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import is_hidden, require_file
+from ssdlib.common.files import MAX_BYTES, is_hidden, require_file
 from ssdlib.common.runtime import need_extra
 from ssdlib.data.images import IMAGE_SUFFIXES, fields_in, file_of, image_size
 
@@ -62,20 +62,26 @@ class PassedOver:
     """The number of files and folders that are hidden, such as macOS' companions `._a.jpg`."""
     links: int = 0
     """The number of links to folders, which could lead anywhere."""
-    unreadable: int = 0
-    """The number of folders that the operating system does not let in."""
+    closed: list[str] = field(default_factory=list)
+    """The folders that the operating system does not let in."""
     special: int = 0
     """The number of pipes, sockets and devices, which may never end."""
+
+    @property
+    def unreadable(self) -> int:
+        """The number of folders that the operating system does not let in."""
+        return len(self.closed)
 
     def __str__(self) -> str:
         """All of it in one phrase; empty if nothing was passed over."""
         shown = ", ".join(ending or "no ending" for ending, _ in self.endings.most_common(5))
         more = ", ..." if len(self.endings) > 5 else ""
+        first = ", ".join(self.closed[:5]) + ", ..." * (len(self.closed) > 5)
         kinds = (
             (self.endings.total(), "file", "files", f" with other endings ({shown}{more})"),
             (self.hidden, "hidden file or folder", "hidden files or folders", ""),
             (self.links, "link to a folder", "links to folders", ": name it to have it looked at"),
-            (self.unreadable, "folder that cannot be opened", "folders that cannot be opened", ""),
+            (self.unreadable, "folder that cannot be opened", "folders that cannot be opened", f" ({first})"),
             (self.special, "pipe or device", "pipes or devices", " with the name of an image"),
         )
         return "; ".join(
@@ -134,9 +140,20 @@ def listed_paths(lists: Sequence[str]) -> Iterator[str]:
             if sys.stdin is None:
                 raise DataError("standard input is closed: give it the list of images (< list.txt)")
             lines = getattr(sys.stdin, "buffer", sys.stdin)  # bytes, since not every name is UTF-8
-            yield from (os.fsdecode(line).strip("\r\n")[:_LONGEST] for line in lines)
+            yield from (os.fsdecode(line).strip("\r\n") for line in _line_starts(lines))
         else:
             yield from _parquet_paths(given)
+
+
+def _line_starts(stream: IO[AnyStr]) -> Iterator[AnyStr]:
+    """The beginning of each line. Raises DataError for a line without end, which is no path."""
+    while line := stream.readline(_LONGEST):
+        rest, size = line, len(line)
+        while rest[-1:] not in (b"\n", "\n") and (rest := stream.readline(_LONGEST)):
+            size += len(rest)
+            if size > MAX_BYTES:
+                raise DataError("standard input is no list of images: give it one path a line (< list.txt)")
+        yield line
 
 
 def _parquet_paths(given: str) -> Iterator[str]:
@@ -174,7 +191,7 @@ def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path,
         pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
         # glob says nothing of folders that it cannot open
         folders = {one for above in path.parents for one in glob.glob(f"{above}{os.sep}", recursive=True)}  # noqa: PTH207
-        passed.unreadable += sum(not os.access(one, os.R_OK | os.X_OK) for one in folders)
+        passed.closed += sorted(one for one in folders if not os.access(one, os.R_OK | os.X_OK))
         problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
     else:
         pairs = []
@@ -193,8 +210,8 @@ def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path
         return [(path, f"{file.stem}-{number}{file.suffix}" if number else path.name)]
     images = []
 
-    def count_unreadable(_: OSError) -> None:
-        passed.unreadable += 1
+    def count_unreadable(error: OSError) -> None:
+        passed.closed.append(str(error.filename))
 
     for folder, folders, files in os.walk(path, onerror=count_unreadable):
         here = Path(folder)

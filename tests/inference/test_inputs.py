@@ -199,6 +199,11 @@ def test_lists_of_strangers_are_rows_not_ends(tmp_path, monkeypatch):
         assert stamp_of(task.path) is None or task.path.is_fifo()
         with pytest.raises(DataError):
             read_image(task.path)
+    (tmp_path / "sparse.txt").touch()
+    os.truncate(tmp_path / "sparse.txt", 10**12)
+    with (tmp_path / "sparse.txt").open() as endless, pytest.raises(DataError, match="is no list of images"):
+        monkeypatch.setattr(sys, "stdin", endless)
+        list(listed_paths(["-"]))
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         list(listed_paths(["-"]))
