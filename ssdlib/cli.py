@@ -65,7 +65,19 @@ Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Engine = Annotated[
     str, typer.Option(help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use).")
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.")]
+
+
+def _no_image(path: Path | None) -> Path | None:
+    """The path. Raises an error of usage for the name of an image, which would be overwritten."""
+    if path is not None:
+        from ssdlib.data.images import IMAGE_SUFFIXES
+
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            raise typer.BadParameter(f"{path} has the name of an image: name a file such as results.json")
+    return path
+
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the results here.", callback=_no_image)]
 FoldEpochs = Annotated[int | None, typer.Option(help="Of each network; default: the recipe's.", min=1)]
 FoldInit = Annotated[
     str, typer.Option(help="scratch; shipped or a checkpoint, where it has not seen these labels.")
@@ -77,7 +89,7 @@ Fractions = Annotated[
     ),
 ]
 Split = Annotated[str, typer.Option(help="train, val, test or trainval.")]
-Batch = Annotated[int, typer.Option(help="Images at once.", min=1)]
+Batch = Annotated[int, typer.Option(help="Images at once.", min=1, max=10_000)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -435,7 +447,7 @@ def detect(
     path = _weights(weights)
     config = config_of(path)
     thresholds = parse_thresholds(threshold, config)
-    tiling = Tiling(int(tile) if tile.isdecimal() else tile, um_per_pixel, config.use)
+    tiling = Tiling(int(tile) if tile.isdecimal() and len(tile) < 10 else tile, um_per_pixel, config.use)
     lists = [given for given in images if given == "-" or given.lower().endswith(".parquet")]
     named, passed = [given for given in images if given not in lists], PassedOver()
     tasks = find_images(named, out, listed=listed_paths(lists), passed_over=passed)

@@ -432,7 +432,7 @@ class Profile(Settings):
     """How many images of each split are used, from its start; None is all."""
     precision: str = "auto"
     """auto (bf16 where the processor has it natively), fp32 or bf16."""
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
 PROFILES = {

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -61,9 +62,43 @@ def test_help_is_quick_because_torch_is_not_loaded():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "ok\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_nobody_takes():
+    """A full disk is said, a reader that has gone is not; Python itself adds nothing at its end."""
+    help_text = [sys.executable, "-m", "ssdlib", "--help"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(help_text, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: the disk is full")
+    assert len(done.stderr.splitlines()) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(help_text, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a POSIX shell")
+def test_closed_streams_are_no_fault(tmp_path):
+    """Progress bars want a stream, and no file may get the number of a closed one: libraries print to it."""
+    code = (
+        "import os, sys; from ssdlib.__main__ import main; from tqdm import tqdm; code = main(['--help']); "
+        "list(tqdm(range(3))); open(sys.argv[1], 'w').write(f'{code} {os.open(os.devnull, 0) > 2}')"
+    )
+    shell = f'exec "{sys.executable}" -c "{code}" "{tmp_path}/said" <&- >&- 2>&-'
+    assert subprocess.run(["sh", "-c", shell]).returncode == 0
+    assert (tmp_path / "said").read_text() == "0 True"
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [["nothing"], ["detect"], ["detect", "x", "--batch", "0"], ["data", "smears", "x", "--train", "-1"]],
+    [
+        ["nothing"],
+        ["detect"],
+        ["detect", "x", "--batch", "0"],
+        ["detect", "x", "--batch", "9" * 20],
+        ["detect", "x", "--json", "x/a.jpg"],
+        ["data", "smears", "x", "--train", "-1"],
+    ],
 )
 def test_wrong_usage_ends_with_2(arguments, capsys):
     assert main(arguments) == 2
@@ -77,12 +112,14 @@ def test_wrong_usage_ends_with_2(arguments, capsys):
         (["detect", "nowhere/*.png"], "no image fits the pattern nowhere/*.png"),
         (["detect", "x", "--threshold", "2"], "must be in [0, 1], not 2"),
         (["detect", "x", "--tile", "7"], "32 to 16384"),
+        (["detect", "x", "--tile", "9" * 5000], "32 to 16384"),
         (["detect", "x", "--um-per-pixel", "75"], "0.01 to 0.5"),
         (["detect", "x", "--format", "pdf"], "--format takes pictures"),
         (["evaluate", "--weights", "none.safetensors"], "no weights at none.safetensors"),
         (["evaluate", "--weights", "shipped", "--data", "nowhere"], "nowhere"),
         (["run", "--only", "99"], "99"),
         (["train", "--data", "nowhere", "--run", "./never"], "nowhere"),
+        (["data", "check", "--data", "n" * 300], "File name too long"),
         (["train", "--set", "recipe.epochs"], "NAME=VALUE"),
     ],
 )

@@ -69,6 +69,8 @@ def test_nothing_given_means_the_defaults_and_they_are_frozen(defaults):
         (Recipe, {"epochs": True}, "Recipe.epochs should be a valid integer"),
         (Recipe, {"epochs": None}, "Recipe.epochs should be a valid integer"),
         (Recipe, {"epochs": 0}, "Recipe.epochs should be greater than 0, not 0"),
+        (Profile, {"name": "x", "recipe": {}, "seed": -1}, "Profile.seed should be greater than or equal"),
+        (Profile, {"name": "x", "recipe": {}, "seed": 2**32}, "Profile.seed should be less than 4294967296"),
         (Recipe, {"batch_size": -1}, "batch_size should be greater than 0"),
         (Recipe, {"smears": -1}, "smears should be greater than or equal to 0"),
         (Recipe, {"learning_rate": True}, "Recipe.learning_rate should be a valid number"),

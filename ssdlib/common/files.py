@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import hashlib
 import io
 import json
@@ -46,9 +47,18 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     if _is_stream(path):
         try:
-            with path.open("ab") as stream:
+            # For a pipe that nobody reads the system would wait for ever.
+            waiting = getattr(os, "O_NONBLOCK", 0)
+            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | waiting)
+            if waiting:
+                os.set_blocking(descriptor, True)
+            with open(descriptor, "ab") as stream:  # noqa: PTH123 (it is open already)
                 yield stream
         except OSError as error:
+            if error.errno == errno.ENXIO:
+                raise SsdError(
+                    f"cannot write {path}: nothing reads this pipe. Start its reader first."
+                ) from error
             raise _refused(path, error) from error
         return
     temporary, raw = _beside(path, "tmp"), None
@@ -81,7 +91,7 @@ def _is_stream(path: Path) -> bool:
     """Whether it is there and is neither file nor folder. Raises SsdError for a link."""
     with suppress(OSError):
         here = os.path.abspath(path)  # noqa: PTH100 (links are not to be resolved)
-        if here.startswith(("/dev/", "/proc/")):  # /dev/stdout, which is a link to what it is now
+        if here.startswith(("/dev/std", "/dev/fd/", "/proc/")):  # links to what they are now
             return not path.is_dir()
         if path.is_symlink():
             raise SsdError(f"{path} is a link, which is not written to: name the file that it leads to.")

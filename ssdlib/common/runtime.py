@@ -129,6 +129,8 @@ def need_extra(extra: str, *modules: str) -> ModuleType:
 
     Raises ConfigError that says which package is missing, and how to install it.
     """
+    # ONNX Runtime would report its use to its makers, and leave a file in the temporary folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         first, *_ = [importlib.import_module(name) for name in modules]
         return first

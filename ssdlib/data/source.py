@@ -436,14 +436,18 @@ def _smears(progress: bool, reason: str) -> DataSource:
 @functools.lru_cache(maxsize=32)
 def _fingerprint(files: tuple[tuple[Path, str], ...], stamp: tuple[tuple[int, int], ...]) -> str:
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, (file for file, _ in files)))
+        digests = list(pool.map(_digest, (file for file, _ in files), (size for size, _ in stamp)))
     lines = (f"{digest}  {name}\n" for digest, (_, name) in zip(digests, files, strict=True))
     return hashlib.sha256("".join(lines).encode(errors="backslashreplace")).hexdigest()
 
 
-def _digest(file: Path) -> str:
+_MOST_HASHED = 2_000_000_000
+"""Bytes of a file that is read as a whole; larger ones are refused wherever they are used."""
+
+
+def _digest(file: Path, size: int) -> str:
     try:
-        return sha256_of(file)
+        return sha256_of(file) if size <= _MOST_HASHED else f"{size} bytes"
     except OSError:  # what is wrong with it is a finding
         return "unreadable"
 

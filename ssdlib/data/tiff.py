@@ -69,9 +69,15 @@ def open_tiff(stream: BinaryIO) -> TiffFile:
 def fields_of(tiff: TiffFile) -> list[Field]:
     """The pictures of a file in its order, those much smaller than the largest left out; at least one.
 
-    Gray pages that OME or ImageJ calls channels of one picture are joined. Raises DataError without a page.
+    Gray pages that OME or ImageJ calls channels of one picture are joined. Raises DataError without a page,
+    and where the list of pages leads back into itself.
     """
-    pages = [page for top in tiff.pages for page in (top, *(top.pages or ()))]
+    pages, seen = [], set()
+    for top in tiff.pages:
+        if top.offset in seen:  # tifffile would go on for ever
+            raise DataError("its list of pictures leads back into itself")
+        seen.add(top.offset)
+        pages += [top, *(top.pages or ())]
     # Bit 0 of NewSubfileType marks a smaller copy of another page, bit 2 a mask.
     fields = _joined(tiff) or [Field((page,)) for page in pages if not page.subfiletype & 5]
     fields = fields or [Field((page,)) for page in pages]

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+import stat
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,12 +14,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, AnyStr, TypeVar
 
 import torch
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import is_hidden, require_file
+from ssdlib.common.files import MAX_BYTES, is_hidden, require_file
 from ssdlib.common.runtime import need_extra
 from ssdlib.data.images import IMAGE_SUFFIXES, fields_in, file_of, image_size
 
@@ -61,24 +62,30 @@ class PassedOver:
     """The number of files and folders that are hidden, such as macOS' companions `._a.jpg`."""
     links: int = 0
     """The number of links to folders, which could lead anywhere."""
-    unreadable: int = 0
-    """The number of folders that the operating system does not let in."""
+    closed: list[str] = field(default_factory=list)
+    """The folders that the operating system does not let in."""
+    special: int = 0
+    """The number of pipes, sockets and devices, which may never end."""
+
+    @property
+    def unreadable(self) -> int:
+        """The number of folders that the operating system does not let in."""
+        return len(self.closed)
 
     def __str__(self) -> str:
         """All of it in one phrase; empty if nothing was passed over."""
         shown = ", ".join(ending or "no ending" for ending, _ in self.endings.most_common(5))
         more = ", ..." if len(self.endings) > 5 else ""
+        first = ", ".join(self.closed[:5]) + ", ..." * (len(self.closed) > 5)
         kinds = (
-            (self.endings.total(), "file", f" with other endings ({shown}{more})"),
-            (self.hidden, "hidden file or folder", ""),
-            (self.links, "link to a folder", ": name it to have it looked at"),
-            (self.unreadable, "folder that cannot be opened", ""),
+            (self.endings.total(), "file", "files", f" with other endings ({shown}{more})"),
+            (self.hidden, "hidden file or folder", "hidden files or folders", ""),
+            (self.links, "link to a folder", "links to folders", ": name it to have it looked at"),
+            (self.unreadable, "folder that cannot be opened", "folders that cannot be opened", f" ({first})"),
+            (self.special, "pipe or device", "pipes or devices", " with the name of an image"),
         )
         return "; ".join(
-            f"{number:,} {what.replace('file', 'files').replace('folder', 'folders') if number > 1 else what}"
-            f"{note}"
-            for number, what, note in kinds
-            if number
+            f"{number:,} {one if number == 1 else many}{note}" for number, one, many, note in kinds if number
         )
 
 
@@ -133,9 +140,20 @@ def listed_paths(lists: Sequence[str]) -> Iterator[str]:
             if sys.stdin is None:
                 raise DataError("standard input is closed: give it the list of images (< list.txt)")
             lines = getattr(sys.stdin, "buffer", sys.stdin)  # bytes, since not every name is UTF-8
-            yield from (os.fsdecode(line).strip("\r\n")[:_LONGEST] for line in lines)
+            yield from (os.fsdecode(line).strip("\r\n") for line in _line_starts(lines))
         else:
             yield from _parquet_paths(given)
+
+
+def _line_starts(stream: IO[AnyStr]) -> Iterator[AnyStr]:
+    """The beginning of each line. Raises DataError for a line without end, which is no path."""
+    while line := stream.readline(_LONGEST):
+        rest, size = line, len(line)
+        while rest[-1:] not in (b"\n", "\n") and (rest := stream.readline(_LONGEST)):
+            size += len(rest)
+            if size > MAX_BYTES:
+                raise DataError("standard input is no list of images: give it one path a line (< list.txt)")
+        yield line
 
 
 def _parquet_paths(given: str) -> Iterator[str]:
@@ -153,7 +171,8 @@ def _parquet_paths(given: str) -> Iterator[str]:
             if column is None:
                 raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
             for rows in file.iter_batches(columns=[column]):
-                yield from (str(path)[:_LONGEST] for path in rows.column(0).to_pylist() if path is not None)
+                paths = (path.as_py() for path in rows.column(0).unique())  # one by one: they may be long
+                yield from (str(path)[:_LONGEST] for path in paths if path is not None)
     except (OSError, pa.ArrowException) as error:
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
@@ -161,37 +180,38 @@ def _parquet_paths(given: str) -> Iterator[str]:
 def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """(image, its name with folders below the path given) of one argument."""
     path = Path(given)
-    if path.exists() or file_of(path) != path:
-        if path.is_dir():
+    if os.path.exists(path) or file_of(path) != path:  # noqa: PTH110 (pathlib raises for too long a name)
+        if _is_folder(path):
             _refuse_output(path, out)
         pairs = _images(path, out, passed)
         problem = f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder"
-        if str(passed):
-            problem += f". Passed over: {passed}"
     elif glob.has_magic(given):
         met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
-        pairs = [pair for entry in met if entry.is_dir() for pair in _images(entry, out, passed)]
+        pairs = [pair for entry in met if _is_folder(entry) for pair in _images(entry, out, passed)]
         pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
+        # glob says nothing of folders that it cannot open
+        folders = {one for above in path.parents for one in glob.glob(f"{above}{os.sep}", recursive=True)}  # noqa: PTH207
+        passed.closed += sorted(one for one in folders if not os.access(one, os.R_OK | os.X_OK))
         problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
     else:
         pairs = []
         problem = f"{path} does not exist: name an image file, a folder of images or a pattern"
     if not pairs:
-        raise DataError(problem)
+        raise DataError(f"{problem}. Passed over: {passed}" if str(passed) else problem)
     return pairs
 
 
 def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path, str]]:
     """The images in a folder, or the file itself, each with its name below the folder."""
-    if not os.path.isdir(path):  # noqa: PTH112 (pathlib raises for names that no file has)
+    if not _is_folder(path):
         _refuse_output(path, out)
         file = file_of(path)
         number = re.sub(r"\D", "", path.name[len(file.name) :])  # of name.tif[2]
         return [(path, f"{file.stem}-{number}{file.suffix}" if number else path.name)]
     images = []
 
-    def count_unreadable(_: OSError) -> None:
-        passed.unreadable += 1
+    def count_unreadable(error: OSError) -> None:
+        passed.closed.append(str(error.filename))
 
     for folder, folders, files in os.walk(path, onerror=count_unreadable):
         here = Path(folder)
@@ -208,13 +228,27 @@ def _images(path: Path, out: Path | None, passed: PassedOver) -> list[tuple[Path
                 passed.hidden += 1
             elif file.suffix.lower() not in IMAGE_SUFFIXES:
                 passed.endings[file.suffix.lower()] += 1
-            elif file.is_file():
-                images.append(file)
+            elif _is_special(file):
+                passed.special += 1
+            else:
+                images.append(file)  # also a link that leads nowhere: reading it says so
     return [(image, image.relative_to(path).as_posix()) for image in sorted(images)]
 
 
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe, a socket or a device."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)  # noqa: PTH112 (pathlib raises for names that no file has)
+
+
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    return path.suffix.lower() in IMAGE_SUFFIXES and not _is_folder(path) and not _is_special(path)
 
 
 def _is_output(path: Path, out: Path | None) -> bool:

@@ -99,14 +99,14 @@ def parse_group(text: str) -> re.Pattern[str]:
     example = r"such as --group '([^/]+)/[^/]+$' for the folder or --group '(S\d+)_' for S12 of S12_03.jpg"
     try:
         pattern = re.compile(text)
-    except re.error as error:
+    except (re.error, RecursionError, OverflowError) as error:  # the two for nested and large repeats
         raise ConfigError(
-            f"--group {text!r} is not a regular expression ({error}): give one, {example}"
+            f"--group {text[:200]!r} is not a regular expression ({error}): give one, {example}"
         ) from error
     if pattern.groups != 1:
         raise ConfigError(
-            f"--group {text!r} has {pattern.groups} groups in brackets: put exactly one around what names "
-            f"the slide, {example}"
+            f"--group {text[:200]!r} has {pattern.groups} groups in brackets: put exactly one around what "
+            f"names the slide, {example}"
         )
     return pattern
 

@@ -55,7 +55,7 @@ def parse_value(text: str) -> Any:
 
     try:
         return json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers of thousands of digits and lists as deep
         return text
 
 

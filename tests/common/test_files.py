@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import stat
+import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import Mock
@@ -272,11 +273,21 @@ def test_a_pipe_is_written_to_and_stays(tmp_path):
     write_text(pipe, "through")
     assert os.read(reader, 100) == b"through" and pipe.is_fifo() and names(tmp_path) == ["pipe"]
     os.close(reader)
+    with pytest.raises(SsdError, match="nothing reads this pipe"):
+        write_text(pipe, "for nobody")
     reader, writer = os.pipe()
     write_text(f"/dev/fd/{writer}", "as the shell's >(...)")
     assert os.read(reader, 100) == b"as the shell's >(...)"
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no memory that looks like a folder of devices")
+def test_files_in_memory_are_files():
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        for content in ("first", "second"):
+            write_text(f"{folder}/a.txt", content)
+        assert Path(folder, "a.txt").read_text() == "second"
 
 
 def test_a_link_is_neither_followed_nor_replaced(tmp_path):

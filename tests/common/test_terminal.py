@@ -1,6 +1,8 @@
 """What is printed never steers the terminal."""
 
+import errno
 import io
+import sys
 
 import pytest
 
@@ -17,6 +19,8 @@ def test_what_steers_is_shown_as_text_and_the_rest_stays():
     assert shown == r"a\x1b[2J\x1b]0;title\x07\x9b\u202e\ud800\udce9\r\x00b"
     kept = "größer\n\tµm 赤血球 |&<\\"
     assert printable(kept) == kept and printable("a\nb", keep="") == r"a\nb"
+    assert printable("x" * 4096) == "x" * 4096, "as long as a path can be"
+    assert printable(f"no {'x' * 10**6}.") == f"no {'x' * 200}... (1,000,001 characters)"
 
 
 @pytest.mark.parametrize(("encoding", "text"), [("utf-8", "µ"), ("ascii", r"\xb5"), ("latin-1", "µ")])
@@ -25,6 +29,22 @@ def test_any_stream_takes_what_is_said(encoding, text):
     stream = io.TextIOWrapper(raw, encoding=encoding)
     say("µ", STEERING, file=stream, flush=True)
     assert raw.getvalue().decode(encoding) == f"{text} {printable(STEERING)}\n"
+
+
+def test_a_closed_stream_takes_nothing(capsys):
+    say("into a closed standard error", file=None)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_no_job_ends_because_standard_error_is_full(monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    say("a note", file=sys.stderr)
+    with pytest.raises(OSError, match="full"):
+        say("a result", file=Full())
 
 
 def test_errors_and_tables_are_printed_so(capsys, tmp_path, monkeypatch):

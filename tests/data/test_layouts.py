@@ -361,6 +361,8 @@ def test_nothing_is_written_over(smears_source, tmp_path):
     with pytest.raises(DataError, match="already holds something"):
         write_layout(smears_source, tmp_path / "out", "yolo")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+    with pytest.raises(ConfigError, match="lies in the data"):
+        write_layout(smears_source, smears_source.folder / "JPEGImages/out", "yolo")
 
 
 # --- damage ----------------------------------------------------------------------------------------------

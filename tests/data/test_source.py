@@ -3,6 +3,7 @@
 import hashlib
 import io
 import itertools
+import os
 import shutil
 import urllib.error
 import zipfile
@@ -246,6 +247,15 @@ def test_a_truncated_image_is_an_error_when_it_is_read(smears_copy):
 def test_limit_and_transform(smears_source):
     assert len(smears_source.dataset("train", limit=2)) == 2
     assert smears_source.dataset("val", transform=lambda image, target: ("seen", target))[0][0] == "seen"
+
+
+def test_the_fingerprint_does_not_read_what_has_no_end(smears_copy, monkeypatch):
+    monkeypatch.setattr(bccd, "_MOST_HASHED", 1_000_000)
+    huge, seen = smears_copy / "JPEGImages/SmearImage_00001.jpg", set()
+    for size in (10**12, 10**12 + 1):
+        os.truncate(huge, size)
+        seen.add(bccd.open_folder(smears_copy).fingerprint)
+    assert len(seen) == 2
 
 
 def test_fingerprint_follows_content_and_nothing_else(smears_copy, smears_source):

@@ -1,6 +1,7 @@
 """TIFF as microscopes and their programs write it: the picture that was written comes back."""
 
 import itertools
+import struct
 
 import numpy as np
 import pytest
@@ -266,3 +267,18 @@ def test_damage_in_any_place_is_a_data_error_or_a_picture(tmp_path):
                 read(tmp_path / "a.tif")
             except DataError as error:
                 assert "a.tif" in str(error)
+
+
+@pytest.mark.parametrize("pages", [1, 3, 150])
+def test_a_list_of_pictures_that_leads_back_into_itself_ends(tmp_path, pages):
+    path = tmp_path / "ring.tif"
+    tifffile.imwrite(path, np.zeros((pages, 8, 8), np.uint8), photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path) as written:
+        first, last = written.pages[0].offset, written.pages[-1].offset
+    content = bytearray(path.read_bytes())
+    (tags,) = struct.unpack_from("<H", content, last)
+    struct.pack_into("<I", content, last + 2 + 12 * tags, first)  # where the next picture is
+    path.write_bytes(content)
+    assert fields_in(path) == [path]
+    with pytest.raises(DataError, match=r"ring\.tif.*leads back into itself"):
+        read_image(path)

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -44,7 +45,7 @@ def test_files_folders_and_patterns(folder, given, found):
     assert {str(task.path): task.name for task in find_images(given)} == found
 
 
-@pytest.mark.parametrize("given", ["nowhere.png", "nowhere", "z/*.png", "*.txt", "empty"])
+@pytest.mark.parametrize("given", ["nowhere.png", "nowhere", "z/*.png", "*.txt", "empty", "n" * 256])
 def test_what_is_not_there_is_refused(folder, given):
     (folder / "empty").mkdir()
     with pytest.raises(DataError, match=given.replace("*", r"\*")):
@@ -198,9 +199,41 @@ def test_lists_of_strangers_are_rows_not_ends(tmp_path, monkeypatch):
         assert stamp_of(task.path) is None or task.path.is_fifo()
         with pytest.raises(DataError):
             read_image(task.path)
+    (tmp_path / "sparse.txt").touch()
+    os.truncate(tmp_path / "sparse.txt", 10**12)
+    with (tmp_path / "sparse.txt").open() as endless, pytest.raises(DataError, match="is no list of images"):
+        monkeypatch.setattr(sys, "stdin", endless)
+        list(listed_paths(["-"]))
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         list(listed_paths(["-"]))
     os.mkfifo(tmp_path / "list.parquet")
     with pytest.raises(DataError, match=r"list\.parquet cannot be read .*pipe"):
         list(listed_paths([str(tmp_path / "list.parquet")]))
+
+
+def test_what_no_folder_should_hold_is_said(folder):
+    """Links that lead nowhere are images that cannot be read; pipes are passed over, in words."""
+    (folder / "x/gone.jpg").symlink_to("nowhere.jpg")
+    (folder / "x/loop.jpg").symlink_to("loop.jpg")
+    os.mkfifo(folder / "x/pipe.jpg")
+    for given in ("x", "x/**/*.jpg"):
+        passed = PassedOver()
+        names = {task.path.name for task in find_images([given], passed_over=passed)}
+        assert {"gone.jpg", "loop.jpg"} <= names and "pipe.jpg" not in names
+    passed = PassedOver(special=2, links=2)
+    assert str(passed) == (
+        "2 links to folders: name it to have it looked at; 2 pipes or devices with the name of an image"
+    )
+
+
+@pytest.mark.parametrize("pattern", ["x/**/*.tif", "x/*/*.tif", "*/*.png"])
+def test_a_pattern_tells_of_folders_that_cannot_be_opened(folder, monkeypatch, pattern):
+    closed = folder / "x/deep" if pattern.startswith("x") else folder / "y"
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda one, mode: Path(one).resolve() != closed.resolve() and access(one, mode)
+    )
+    passed = PassedOver()
+    find_images([pattern], passed_over=passed)
+    assert passed.unreadable == 1

@@ -65,6 +65,8 @@ def test_the_slide_of_an_image(image, pattern, expected):
     ("text", "message"),
     [
         ("(", "is not a regular expression"),
+        ("(" * 20_000 + ")" * 20_000, "is not a regular expression"),
+        ("(a{99999999999999999999})", "is not a regular expression"),
         ("", "has 0 groups"),
         (r"S\d+", "has 0 groups"),
         (r"(?:S)\d+", "has 0 groups"),
