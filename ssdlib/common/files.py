@@ -236,8 +236,11 @@ def _make_folder(path: Path) -> int | None:
 
 
 def _refused(path: Path, error: OSError) -> SsdError:
+    why = error.strerror or error
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        why = error.args[0][0][-1]  # of the first of the files that could not be copied
     return SsdError(
-        f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; what was "
+        f"cannot write {path}: {why}. Free some space or choose another folder; what was "
         "there before is untouched."
     )
 

@@ -6,6 +6,7 @@ import codecs
 import errno
 import json
 import os
+import shutil
 import stat
 from contextlib import nullcontext
 from pathlib import Path
@@ -166,6 +167,13 @@ def test_of_two_that_build_the_same_folder_the_first_stays(tmp_path, already, ou
         path.mkdir()
         (path / "first").touch()
     assert names(tmp_path) == ["data"] and names(path) == ["first"]
+
+
+def test_a_folder_that_could_not_be_copied_is_said_in_a_sentence(tmp_path):
+    full = [(f"from/{number}", f"to/{number}", "[Errno 28] No space left on device") for number in range(99)]
+    with pytest.raises(SsdError) as caught, new_folder(tmp_path / "data"):
+        raise shutil.Error(full)
+    assert "data: [Errno 28] No space left on device. Free" in str(caught.value) and not names(tmp_path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there a file that is open cannot be removed")

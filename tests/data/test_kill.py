@@ -116,7 +116,7 @@ def test_killed_at_a_moment_of_writing(words, uninterrupted, tmp_path, name, mom
 
 
 @pytest.mark.skipif(TIMES == 1, reason="make fuzz")
-@pytest.mark.parametrize("number", range(TIMES))
+@pytest.mark.parametrize("number", range(TIMES // 4))
 @pytest.mark.parametrize("name", MOMENTS)
 def test_killed_at_random_moments(words, uninterrupted, tmp_path, name, number, fuzz_seed):
     expected, seconds = uninterrupted(name)

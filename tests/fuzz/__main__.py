@@ -1,4 +1,4 @@
-"""`make fuzz`: the tests of this folder again and again, with new examples each time, for an hour."""
+"""`make fuzz`: the tests of this folder and all kills again and again, with new examples, for an hour."""
 
 import argparse
 import os

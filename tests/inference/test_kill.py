@@ -23,16 +23,17 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory) -> list[str]:
-    """The words of a job on six small fields, a large and a damaged one, without --out."""
+    """The words of a job on five fields, a broad and a damaged one, without --out."""
     folder = tmp_path_factory.mktemp("job")
     smear = draw_smear(3).image
-    for number in range(6):
+    for number in range(5):
         write_image(folder / f"in/{number:02}.jpg", np.roll(smear, 40 * number, axis=1))
-    write_image(folder / "in/02b.png", np.tile(smear, (1, 2, 1)))
+    write_image(folder / "in/02b.png", np.tile(smear[:240], (1, 2, 1)))
     (folder / "in/03b.png").write_bytes(b"damaged")
     save_model(build_model(ModelConfig(width=0.05), seed=1), folder / "w.safetensors")
     given = ["detect", str(folder / "in"), "--weights", str(folder / "w.safetensors"), "--quiet"]
-    return [*given, "--format", EVERYTHING, "--threshold=0.2", "--batch=3", "--device=cpu"]
+    given += ["--format", EVERYTHING, "--threshold=0.2", "--batch=3", "--device=cpu"]
+    return [*given, "--um-per-pixel=0.1"]  # at one scale only, to take less time
 
 
 def everything(out: Path) -> dict[str, object]:
@@ -49,7 +50,7 @@ def uninterrupted(job, tmp_path_factory) -> tuple[dict[str, object], float]:
     process = Process(folder / "log", command, *job, "--out", str(folder / "out"))
     assert process.wait() == 3, process.text
     seconds, found = time.monotonic() - began, everything(folder / "out")
-    assert len([name for name in found if name.startswith("voc/")]) == 14 and "report.html" in found
+    assert len([name for name in found if name.startswith("voc/")]) == 12 and "report.html" in found
     return found, seconds
 
 
@@ -64,7 +65,7 @@ def test_killed_again_and_again_at_random_moments(job, uninterrupted, tmp_path, 
     assert everything(tmp_path / "out") == expected
 
 
-MOMENTS = (
+MOMENTS = (  # in the first, no group of images is done yet
     "half-written 02.jpg 1",
     "before 04.geojson 1",
     "after 03.xml 1",  # not yet in the journal
@@ -84,5 +85,6 @@ def test_killed_at_a_moment_of_writing(job, uninterrupted, tmp_path, moment):
     if moment.startswith("half-written"):
         assert list(out.rglob(".*.tmp")), "the kill left half a file"
     last = Process(tmp_path / "log", command, *words)
-    assert (last.wait() == 3 and "images had been done before" in last.text) or "02.jpg" in moment
+    assert last.wait() == 3, last.text
+    assert ("images had been done before" in last.text) == (moment != MOMENTS[0]), last.text
     assert everything(out) == uninterrupted[0]
