@@ -29,7 +29,6 @@ MOMENTS = {
     "csv": ("half-written val.csv 1",),
     "label-errors": ("half-written decisions.json 1", "after label_errors.html 1"),
     "complete": ("half-written completion.json 1", "after data 1"),
-    "folds": ("half-written folds.json 1", "half-written best.safetensors 2", "after fold-1.json 1"),
     "export": ("half-written out.onnx 1",),
 }
 """Of each command, kinds of moments at which it is killed."""
@@ -48,8 +47,6 @@ def words(smears_source, tmp_path_factory) -> Callable[[str, Path], list[str]]:
     save_model(build_model(ModelConfig(width=0.05), seed=1), folder / "w.safetensors")
     data = ["--data", str(smears_source.folder), "-q"]
     predicted = ["--predictions", str(folder / "found"), "--min-score=0.5", *data]
-    tiny = ["initial_weights=scratch", "model.width=0.0625", "batch_size=2", "epochs=1", "smears=0"]
-    trained = ["--folds=2", *data, *(word for one in tiny for word in ("--set", f"recipe.{one}"))]
 
     def of(name: str, into: Path) -> list[str]:
         out = str(into / "out")
@@ -60,8 +57,6 @@ def words(smears_source, tmp_path_factory) -> Callable[[str, Path], list[str]]:
                 return ["export", "--out", f"{out}.onnx", "--weights", str(folder / "w.safetensors"), "-q"]
             case "label-errors" | "complete":
                 return ["data", name, "--out", out, *predicted]
-            case "folds":
-                return ["data", "label-errors", "--out", out, *trained]
             case layout:
                 return ["data", "convert", out, "--to", layout, *data]
 
@@ -69,10 +64,8 @@ def words(smears_source, tmp_path_factory) -> Callable[[str, Path], list[str]]:
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder below, but a training's own records, which have times in them."""
-    timed = ("events.out.tfevents", "history.json")
-    below = (path for path in folder.rglob("*") if not path.name.startswith(timed))
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in below}
+    """Every file and folder below."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
 
 
 @pytest.fixture(scope="module")
