@@ -152,12 +152,12 @@ def die_at(moment: str, *words: str) -> int:
 
 
 def killed_at_random(
-    log: Path, words: list[str], seconds: float, generator: random.Random, kills: int, **more: Any
+    log: Path, words: list[str], seconds: float, generator: random.Random, kills: int
 ) -> None:
     """Start a command again and again, each time killed with signal 9 after up to `seconds`, unless it fails
     or comes to its end before."""
     for _ in range(kills):
-        process = Process(log, command, *words, **more)
+        process = Process(log, command, *words)
         process.process.join(generator.uniform(0, seconds))
         process.signal(signal.SIGKILL)
         process.wait()

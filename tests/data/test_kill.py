@@ -1,4 +1,4 @@
-"""`kill -9` of the commands that write data sets, exports and reviews: given again, they end in the same
+"""`kill -9` of the commands that write data sets and reviews: given again, they end in the same
 bytes, with nothing left beside them, and no half of them passes for a whole."""
 
 import os
@@ -11,10 +11,6 @@ from pathlib import Path
 import pytest
 
 from ssdlib.common.files import write_json
-from ssdlib.common.paths import HOME
-from ssdlib.config import ModelConfig
-from ssdlib.detector.model_file import save_model
-from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from tests.fuzz.cases import TIMES
 from tests.spawned import Process, command, die_at, killed_at_random
@@ -29,14 +25,13 @@ MOMENTS = {
     "csv": ("half-written val.csv 1",),
     "label-errors": ("half-written decisions.json 1", "after label_errors.html 1"),
     "complete": ("half-written completion.json 1", "after data 1"),
-    "export": ("half-written out.onnx 1",),
 }
 """Of each command, kinds of moments at which it is killed."""
 
 
 @pytest.fixture(scope="module")
 def words(smears_source, tmp_path_factory) -> Callable[[str, Path], list[str]]:
-    """The words of a command that writes `out`, or out.onnx, in a folder."""
+    """The words of a command that writes `out` in a folder."""
     folder = tmp_path_factory.mktemp("given")
     dataset = smears_source.dataset("all")
     for sample in dataset.samples:
@@ -44,7 +39,6 @@ def words(smears_source, tmp_path_factory) -> Callable[[str, Path], list[str]]:
         scores, labels = [0.9] * len(boxes), [*sample.labels.tolist()[1:], 2]
         found = Detections(boxes, scores, labels, size, dataset.class_names, image=sample.image_id)
         write_json(folder / "found" / f"{sample.image_id}.json", [found.to_dict()])
-    save_model(build_model(ModelConfig(width=0.05), seed=1), folder / "w.safetensors")
     data = ["--data", str(smears_source.folder), "-q"]
     predicted = ["--predictions", str(folder / "found"), "--min-score=0.5", *data]
 
@@ -53,8 +47,6 @@ def words(smears_source, tmp_path_factory) -> Callable[[str, Path], list[str]]:
         match name:
             case "smears":
                 return ["data", "smears", out, "--train=2", "--val=1", "--test=1", "-q"]
-            case "export":
-                return ["export", "--out", f"{out}.onnx", "--weights", str(folder / "w.safetensors"), "-q"]
             case "label-errors" | "complete":
                 return ["data", name, "--out", out, *predicted]
             case layout:
@@ -77,8 +69,8 @@ def uninterrupted(words, tmp_path_factory) -> Callable[[str], tuple[dict[str, by
         if name not in known:
             folder = tmp_path_factory.mktemp(name)
             (folder / "whole").mkdir()
-            began, home = time.monotonic(), {HOME: str(folder / "home")}
-            whole = Process(folder / "log", command, *words(name, folder / "whole"), environment=home)
+            began = time.monotonic()
+            whole = Process(folder / "log", command, *words(name, folder / "whole"))
             assert whole.wait() == 0, whole.text
             seconds, found = time.monotonic() - began, contents(folder / "whole")
             assert found and not [left for left in found if left.endswith((".tmp", ".partial"))]
@@ -88,11 +80,11 @@ def uninterrupted(words, tmp_path_factory) -> Callable[[str], tuple[dict[str, by
     return of
 
 
-def finish(words: list[str], folder: Path, home: dict[str, str], expected: dict[str, bytes | None]) -> None:
+def finish(words: list[str], folder: Path, expected: dict[str, bytes | None]) -> None:
     """Give the command again, unless the kill came after all was written, and compare."""
     there = folder / "killed" / "out"
     if not (words[1] == "convert" and there.exists()):
-        last = Process(folder / "log", command, *words, environment=home)
+        last = Process(folder / "log", command, *words)
         assert last.wait() == 0, last.text
     assert contents(folder / "killed") == expected
 
@@ -102,10 +94,10 @@ def finish(words: list[str], folder: Path, home: dict[str, str], expected: dict[
 def test_killed_at_a_moment_of_writing(words, uninterrupted, tmp_path, name, moment):
     expected, _ = uninterrupted(name)
     (tmp_path / "killed").mkdir()
-    given, home = words(name, tmp_path / "killed"), {HOME: str(tmp_path / "home")}
-    killed = Process(tmp_path / "log", die_at, moment, *given, environment=home)
+    given = words(name, tmp_path / "killed")
+    killed = Process(tmp_path / "log", die_at, moment, *given)
     assert killed.wait() == -signal.SIGKILL, killed.text
-    finish(given, tmp_path, home, expected)
+    finish(given, tmp_path, expected)
 
 
 @pytest.mark.skipif(TIMES == 1, reason="make fuzz")
@@ -114,8 +106,8 @@ def test_killed_at_a_moment_of_writing(words, uninterrupted, tmp_path, name, mom
 def test_killed_at_random_moments(words, uninterrupted, tmp_path, name, number, fuzz_seed):
     expected, seconds = uninterrupted(name)
     (tmp_path / "killed").mkdir()
-    given, home = words(name, tmp_path / "killed"), {HOME: str(tmp_path / "home")}
+    given = words(name, tmp_path / "killed")
     generator = random.Random(f"{fuzz_seed} {name} {number}")
     kills = generator.randint(1, 3)
-    killed_at_random(tmp_path / "log", given, seconds, generator, kills=kills, environment=home)
-    finish(given, tmp_path, home, expected)
+    killed_at_random(tmp_path / "log", given, seconds, generator, kills=kills)
+    finish(given, tmp_path, expected)
