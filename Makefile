@@ -2,7 +2,7 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
 # make test                     ruff, the unit tests and every notebook
-# make fuzz                     damaged files for an hour, new ones each time (ARGS="--minutes 5" for less)
+# make fuzz                     damaged files and kills for an hour, new ones each time (ARGS="--minutes 5")
 # make test-browser             the page (ssdlib app) in Chromium
 # make bench                    speed: ours, a naive SSD300 and torchvision's
 # make bench-training           time to accuracy of the same, drawn; hours (ARGS="--images 400" for less)

@@ -44,6 +44,12 @@ def no_data(monkeypatch, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def fuzz_seed(request) -> str:
+    """What chooses the moments of random kills: the same each time, but others in each round of make fuzz."""
+    return str(request.config.getoption("--hypothesis-seed", default=None))
+
+
+@pytest.fixture(scope="session")
 def bccd_root() -> Path:
     """Real BCCD, where BCCD_ROOT points to it."""
     if not os.environ.get("BCCD_ROOT"):

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import random
+import signal
 import socket
 import sys
 import time
@@ -105,3 +107,57 @@ def pair(folder: Path, target: Callable[..., Any], *arguments: list) -> list[Pro
 def command(*words: str) -> int:
     """The command line `python -m ssdlib`."""
     return main(list(words))
+
+
+def die_at(moment: str, *words: str) -> int:
+    """The command line in a process that kills itself, with signal 9, at a moment "WHAT NAME COUNT" of its
+    writing: WHAT is half-written, half-appended, before or after (it gets its name), the COUNT-th time."""
+    what, name, count = moment.split()
+    left = [None] * int(count)
+
+    def perhaps(happening: str, file: str, last_deed: Callable[[], Any] = lambda: None) -> None:
+        if (happening, file) == (what, name):
+            left.pop()
+            if not left:
+                last_deed()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def path_of(descriptor: int) -> Path:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+
+    fsync, write, replace, rename = os.fsync, os.write, Path.replace, Path.rename
+
+    def noted_fsync(descriptor: int) -> None:
+        file = path_of(descriptor)
+        # A temporary file is called .NAME.xxxxxxxx.tmp; half of it is on the disk.
+        half = file.stat().st_size // 2
+        perhaps("half-written", file.name[1:-13], lambda: os.truncate(file, half))
+        fsync(descriptor)
+
+    def noted_write(descriptor: int, data: Any) -> int:
+        perhaps("half-appended", path_of(descriptor).name, lambda: write(descriptor, data[: len(data) // 2]))
+        return write(descriptor, data)
+
+    def noted(renaming: Callable[..., Path]) -> Callable[..., Path]:
+        def as_before(self: Path, target: Path) -> Path:
+            perhaps("before", Path(target).name)
+            result = renaming(self, target)
+            perhaps("after", Path(target).name)
+            return result
+
+        return as_before
+
+    os.fsync, os.write, Path.replace, Path.rename = noted_fsync, noted_write, noted(replace), noted(rename)
+    return command(*words)
+
+
+def killed_at_random(
+    log: Path, words: list[str], seconds: float, generator: random.Random, kills: int
+) -> None:
+    """Start a command again and again, each time killed with signal 9 after up to `seconds`, unless it fails
+    or comes to its end before."""
+    for _ in range(kills):
+        process = Process(log, command, *words)
+        process.process.join(generator.uniform(0, seconds))
+        process.signal(signal.SIGKILL)
+        process.wait()

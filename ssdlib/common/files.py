@@ -12,7 +12,6 @@ import re
 import reprlib
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,30 +60,83 @@ def atomic_open(path: str | Path) -> Iterator[BinaryIO]:
                 ) from error
             raise _refused(path, error) from error
         return
-    temporary, raw = _beside(path, "tmp"), None
+    raw, movable = None, os.name != "nt"  # which neither renames nor removes an open file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        raw = _Remembering(temporary, "xb")
-        with io.BufferedWriter(raw) as stream:
-            if os.name != "nt":  # which removes no open file
-                with suppress(OSError):  # some file systems know no locks
-                    lock_open(stream.fileno())  # so that others see that the writer lives
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-            if os.name != "nt":
-                temporary.replace(path)  # while it is locked: see `tidy`
-        if os.name == "nt":  # which renames no open file
-            temporary.replace(path)
+        temporary, raw = _begin(path, "tmp", lambda new: _Remembering(new, "xb"))
+        try:
+            with io.BufferedWriter(raw) as stream:
+                try:
+                    yield stream
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                    if movable:
+                        temporary.replace(path)
+                except BaseException:
+                    if movable:  # while it is locked: afterwards the name may be another writer's
+                        _unlink(temporary)
+                    raise
+            if not movable:
+                temporary.replace(path)
+        finally:
+            if not movable:
+                _unlink(temporary)
     except OSError as error:
         raise _refused(path, error) from error
     except Exception as error:
         if raw is None or raw.refused is None:
             raise
         raise _refused(path, raw.refused) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
+
+
+def _begin(path: Path, ending: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
+    """A new temporary file or folder beside `path`, and what `make` gives for it, locked if possible.
+
+    It has the same name each time, so that what a kill leaves is replaced when the same is written again;
+    another one only while another process writes it, too.
+    """
+    for mark in ("0" * 8, *(uuid4().hex[:8] for _ in range(99)), ""):
+        # Of a long name the beginning: with the rest it would be longer than a name may be.
+        temporary = path.parent / f".{path.name[:50]}.{mark}.{ending}"
+        _remove_forsaken(temporary)
+        try:
+            made = make(temporary)
+        except FileExistsError:
+            if not mark:
+                raise
+            continue
+        if os.name == "nt" or _own(temporary, made):
+            return temporary, made
+        if isinstance(made, int):
+            os.close(made)
+        else:
+            made.close()
+    raise OSError(errno.EAGAIN, "others change it all the time")
+
+
+def _own(temporary: Path, made: Any) -> bool:
+    """Whether a file or folder just made could be locked before another process took it for forsaken."""
+    descriptor = made if isinstance(made, int) else made.fileno()
+    try:
+        lock_open(descriptor)
+    except BlockingIOError:
+        return False
+    except OSError:  # some file systems know no locks
+        return True
+    return _is_at(temporary, descriptor)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file or folder is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _is_stream(path: Path) -> bool:
@@ -127,25 +179,30 @@ def tidy(folder: Path, parts: Iterable[str]) -> None:
             for path in (Path(here, name) for name in (*folders, *names)):
                 if place != folder and path.is_symlink():
                     raise SsdError(f"{path} is a link, which could lead results elsewhere: remove it.")
-                if _LEFTOVER.fullmatch(path.name) and _is_forsaken(path):
-                    with suppress(OSError):
-                        path.unlink()
+                if _LEFTOVER.fullmatch(path.name):
+                    _remove_forsaken(path)
 
 
 _LEFTOVER = re.compile(r"\..+\.[0-9a-f]{8}\.tmp", re.DOTALL)
+_UNFOLLOWED = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
-def _is_forsaken(path: Path) -> bool:
-    """Whether the process that wrote the temporary file is gone."""
-    try:
-        if time.time() - path.lstat().st_mtime < 2 or not path.is_file():  # begun this moment: not locked yet
-            return False
-        with path.open("rb") as stream:
-            if os.name != "nt":
-                lock_open(stream.fileno())
-    except OSError:
-        return False
-    return True
+def _remove_forsaken(temporary: Path) -> None:
+    """Remove a temporary file or folder if it is there and the process that wrote it is gone."""
+    with suppress(OSError):
+        if os.name == "nt":
+            temporary.unlink()  # refused while it is open
+            return
+        descriptor = os.open(temporary, os.O_RDONLY | _UNFOLLOWED)
+        try:
+            lock_open(descriptor)
+            if _is_at(temporary, descriptor):
+                if temporary.is_dir():
+                    shutil.rmtree(temporary)
+                else:
+                    temporary.unlink()
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -160,31 +217,40 @@ def new_folder(path: str | Path, *, already: Callable[[], bool] = lambda: False)
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise DataError(f"{path} already holds something: name a new folder.")
-    temporary = _beside(path, "partial")
+    temporary = descriptor = None
     try:
-        temporary.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary, descriptor = _begin(path, "partial", _make_folder)
         yield temporary
         with suppress(OSError):
             path.rmdir()  # succeeds on an empty folder alone; Windows does not rename over one
         try:
             temporary.rename(path)
+            temporary = None
         except OSError:
             if not already():
                 raise
     except OSError as error:
         raise _refused(path, error) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
 
 
-def _beside(path: Path, ending: str) -> Path:
-    # Of a long name the beginning: with the rest it would be longer than a name may be.
-    return path.parent / f".{path.name[:50]}.{uuid4().hex[:8]}.{ending}"
+def _make_folder(path: Path) -> int | None:
+    """Make a folder; its descriptor, to be locked by, where the system opens folders."""
+    path.mkdir()
+    return None if os.name == "nt" else os.open(path, os.O_RDONLY)
 
 
 def _refused(path: Path, error: OSError) -> SsdError:
+    why = error.strerror or error
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        why = error.args[0][0][-1]  # of the first of the files that could not be copied
     return SsdError(
-        f"cannot write {path}: {error.strerror or error}. Free some space or choose another folder; what was "
+        f"cannot write {path}: {why}. Free some space or choose another folder; what was "
         "there before is untouched."
     )
 

@@ -54,7 +54,8 @@ class Journal:
                     break
                 self._offsets[json.dumps(parse_json(line, _Line)["key"])] = end
                 end += len(line)
-        os.ftruncate(self._file, end)
+        if self._stream.tell() > end:  # else another process may have written a line since
+            os.ftruncate(self._file, end)
 
     def __enter__(self) -> Journal:
         return self
@@ -75,10 +76,11 @@ class Journal:
         """Write the record of an image whose other files are written."""
         key = self._key(task)
         line = json.dumps({"key": json.loads(key), **record}, allow_nan=False).encode() + b"\n"
-        end, rest = os.fstat(self._file).st_size, memoryview(line)
+        rest = memoryview(line)
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]
+            end = os.lseek(self._file, 0, os.SEEK_CUR) - len(line)  # another process may write there, too
         except OSError as error:
             raise SsdError(
                 f"cannot write {self._path}: {error.strerror or error}. Free some space and give the same "

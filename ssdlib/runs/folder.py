@@ -122,9 +122,9 @@ class RunFolder:
         from ssdlib.common.runtime import environment
 
         if not self.saved:
-            files.write_json(self.path / "config.json", self.config)
             facts = {**environment(), "data_fingerprint": self.source.fingerprint}
             files.write_json(self.path / "environment.json", facts)
+            files.write_json(self.path / "config.json", self.config)  # last: where it is, all is
             self.saved = True
 
     @property

@@ -93,8 +93,9 @@ def run_chain(
 ) -> RunFolder:
     """Run the notebooks, or only `stages`, into `run_dir`, write its report.html and return the run.
 
-    With `go_on` those before the first that is not done are passed over; where all are done, all are run. A
-    training that came to its end is repeated only if its stage and all else that was begun is done.
+    With `go_on` those before the first that is not done are passed over; where all are done, all are run, but
+    none if only the report is missing. A training that came to its end is repeated only if its stage and all
+    else that was begun is done.
 
     Raises StageError that names the notebook, the cell and the error when a cell fails, ConfigError when
     `run_dir` was made with other settings, and TrainingError while another process runs notebooks into it.
@@ -145,6 +146,9 @@ def stages_left(entries: Iterable[Mapping[str, Any]], stages: Sequence[Path]) ->
 def _going_on(record: StageRecord, stages: Sequence[Path]) -> Sequence[Path]:
     """The stages to run where a run is asked for again, which is said on stderr."""
     left = stages_left(record.entries.values(), stages)
+    if not left and not record.reported():
+        print(f"{record.path.parent}: all stages were done, the report was not", file=sys.stderr)
+        return []
     if not left:
         print(f"{record.path.parent} had come to its end: everything anew", file=sys.stderr)
         return stages
@@ -349,6 +353,11 @@ class StageRecord:
         """The stages that are done, of a chain whose every begun stage is; else none."""
         begun = {name: entry["state"] for name, entry in self.entries.items() if entry["state"] != "not run"}
         return set(begun) if set(begun.values()) == {"done"} else set()
+
+    def reported(self) -> bool:
+        """Whether the report was written after the last change."""
+        report = self.path.with_name("report.html")
+        return report.exists() and report.stat().st_mtime >= self.path.stat().st_mtime
 
     def _write(self) -> None:
         files.write_json(self.path, {"stages": list(self.entries.values())})

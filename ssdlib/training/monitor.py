@@ -67,9 +67,10 @@ class LossWatch:
 class StopSignals:
     """While open, Ctrl-C, SIGTERM and SIGHUP ask for a stop after the running step; a second stops at once.
 
-    The second one counts only after `patience` seconds: what a terminal, `timeout` or a batch system sends to
-    every process, a launcher passes on as well. With `interrupt` the first one raises KeyboardInterrupt, too.
-    SIGHUP stays ignored where it was, as under nohup; after one, nothing is written to the terminal any more.
+    So does Ctrl-Break on Windows. The second one counts only after `patience` seconds: what a terminal,
+    `timeout` or a batch system sends to every process, a launcher passes on as well. With `interrupt` the
+    first one raises KeyboardInterrupt, too. SIGHUP stays ignored where it was, as under nohup; after one,
+    nothing is written to the terminal any more.
     """
 
     def __init__(self, patience: float = 0.0, *, interrupt: bool = False) -> None:
@@ -82,6 +83,8 @@ class StopSignals:
             numbers = [signal.SIGINT, signal.SIGTERM]
             if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
                 numbers.append(signal.SIGHUP)
+            if hasattr(signal, "SIGBREAK"):  # Windows: Ctrl-Break, or another program that asks for an end
+                numbers.append(signal.SIGBREAK)
             for number in numbers:
                 self._former[number] = signal.signal(number, self._on_signal)
         return self

@@ -1,4 +1,4 @@
-"""`make fuzz`: the tests of this folder again and again, with new examples each time, for an hour."""
+"""`make fuzz`: the tests of this folder and all kills again and again, with new examples, for an hour."""
 
 import argparse
 import os
@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
+WHAT = ["tests/fuzz", *(f"tests/{part}/test_kill.py" for part in ("data", "inference", "training"))]
+
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--minutes", type=float, default=60)
 parser.add_argument("--times", type=int, default=20, help="Examples of a round, in rounds of make test.")
-parser.add_argument("pytest", nargs="*", default=["tests/fuzz"], help="What pytest is to run.")
+parser.add_argument("pytest", nargs="*", default=WHAT, help="What pytest is to run.")
 given = parser.parse_args()
 
 began, number = time.monotonic(), 0

@@ -7,7 +7,6 @@ import importlib.util
 import io
 import json
 import os
-import signal
 import sys
 import tracemalloc
 import zipfile
@@ -25,16 +24,12 @@ from ssdlib.common.errors import ConfigError, SsdError
 from ssdlib.config import ModelConfig, Use
 from ssdlib.data import source as bccd
 from ssdlib.data.images import read_image, write_image
-from ssdlib.data.smears import draw_smear
-from ssdlib.detector.model_file import save_model
-from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.inputs import find_images
 from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
 from ssdlib.inference.journal import Journal
 from ssdlib.inference.results import FORMATS, parse_formats
 from ssdlib.inference.tiling import Tiling
-from tests.spawned import Process, command
 
 NAMES = ("WBC", "RBC", "Platelets")
 SURE = dict.fromkeys(NAMES, 0.5)
@@ -452,6 +447,21 @@ def test_a_crowded_field_is_counted_whole(tmp_path):
     assert run_detection(Blobs(), job, progress=False).counts == [0, 420, 0]
 
 
+def test_two_that_write_into_one_journal_read_what_each_wrote(fields, tmp_path):
+    tasks = find_images([fields])
+    with Journal(tmp_path / "journal.jsonl") as one, Journal(tmp_path / "journal.jsonl") as two:
+        for number, task in enumerate(tasks):
+            for who, journal in (("one", one), ("two", two)):
+                journal.append(task, {"image": who * number})
+        with Journal(tmp_path / "journal.jsonl") as third:
+            one.append(tasks[0], {"image": "again"})
+            assert all(task in third for task in tasks)
+        for who, journal in (("one", one), ("two", two)):
+            records = list(journal.read(tasks[1:]))
+            assert records == [{"image": who * number} for number in range(1, len(tasks))]
+        assert next(one.read(tasks)) == {"image": "again"}
+
+
 def test_memory_stays_flat(tmp_path):
     """Eight times the images need the same memory, but for a few numbers each."""
     peaks, few, many = [], 8, 64
@@ -464,52 +474,3 @@ def test_memory_stays_flat(tmp_path):
         tracemalloc.stop()
     # Keeping the pixels would cost 58 kB an image, and 20 cells as Python's objects more than 10 kB.
     assert peaks[1] < peaks[0] + (many - few) * 5000
-
-
-@pytest.fixture(scope="module")
-def smear_fields(tmp_path_factory) -> tuple[Path, Path]:
-    """A folder with six small fields, a large and a damaged one, and the weights of a little network."""
-    folder = tmp_path_factory.mktemp("killed")
-    smear = draw_smear(3).image
-    for number in range(6):
-        write_image(folder / f"in/{number:02}.jpg", np.roll(smear, 40 * number, axis=1))
-    write_image(folder / "in/02b.png", np.tile(smear, (1, 2, 1)))
-    (folder / "in/03b.png").write_bytes(b"damaged")
-    save_model(build_model(ModelConfig(width=0.05), seed=1), folder / "w.safetensors")
-    return folder / "in", folder / "w.safetensors"
-
-
-def words(fields: Path, weights: Path, out: Path) -> list[str]:
-    given = ["detect", str(fields), "--weights", str(weights), "--out", str(out), "--quiet"]
-    formats = ["--format", "pictures,csv,json,coco,voc,geojson", "--threshold", "0.2", "--batch", "3"]
-    return [*given, *formats, "--device", "cpu"]
-
-
-def die_when(number: int, *arguments: str) -> int:
-    """The command line in a process that kills itself with signal 9 before its `number`-th renaming."""
-    left, rename = [None] * number, Path.replace
-
-    def perhaps(self: Path, target: Path) -> Path:
-        left.pop()
-        if not left:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(self, target)
-
-    Path.replace = perhaps
-    return main(list(arguments))
-
-
-@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-def test_killed_in_the_middle_it_ends_in_the_same_files(smear_fields, tmp_path):
-    whole = Process(tmp_path / "log", command, *words(*smear_fields, tmp_path / "whole"))
-    assert whole.wait() == 3, whole.text
-    expected = contents(tmp_path / "whole")
-    assert len(expected) == 7 * 5 + 5
-    out = tmp_path / "killed"
-    killed = Process(tmp_path / "log", die_when, 18, *words(*smear_fields, out))
-    assert killed.wait() == -signal.SIGKILL, killed.text
-    assert not (out / "cells.csv").exists() and list((out / "pictures").iterdir())
-    last = Process(tmp_path / "log", command, *words(*smear_fields, out))
-    assert last.wait() == 3 and "images had been done before" in last.text
-    left_over = {name for name in contents(out) if name.endswith(".tmp")}
-    assert {name: value for name, value in contents(out).items() if name not in left_over} == expected

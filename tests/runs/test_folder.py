@@ -8,6 +8,7 @@ import pytest
 
 from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, ConfigError, SsdError, StageError
+from ssdlib.common.files import write_json
 from ssdlib.config import PROFILES, Profile
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs import lookup
@@ -43,6 +44,20 @@ def test_a_new_run_records_settings_environment_and_data(tmp_path, smears):
     assert config["data"]["fingerprint"] == environment["data_fingerprint"] == run.source.fingerprint
     assert environment["packages"]["torch"] and environment["device"]
     assert run.profile.recipe.model.class_names == run.source.class_names
+
+
+def test_a_run_whose_making_was_cut_off_is_made_again(tmp_path, smears, monkeypatch):
+    def stop(path, value):
+        if path.name == "config.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("ssdlib.common.files.write_json", stop)
+        open_run(tmp_path / "a", smears)
+    assert not (tmp_path / "a/config.json").exists(), "a run that has it has environment.json, too"
+    open_run(tmp_path / "a", smears)
+    assert (tmp_path / "a/environment.json").exists() and (tmp_path / "a/config.json").exists()
 
 
 def test_coming_back_changes_nothing(tmp_path, smears):

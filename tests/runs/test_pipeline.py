@@ -204,6 +204,10 @@ def test_killed_it_goes_on_there_and_trains_nothing_twice(tmp_path, training_sta
     ran, said = again()
     assert ran == ["train False", "3"] and "02_train: killed. Going on there (--from 02)" in said
     assert not list(run.glob("*.lock")) and "was killed" not in (run / "report.html").read_text()
+    os.utime(run / "report.html", (0, 0))  # as if killed before it was written anew
+    ran, said = again()
+    assert not ran and "all stages were done, the report was not" in said
+    assert again()[0] == ["1", "train True", "3"]
 
 
 @pytest.mark.parametrize(

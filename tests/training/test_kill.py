@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 
 from ssdlib.training import checkpoints
-from tests.spawned import Process, command
+from tests.fuzz.cases import TIMES
+from tests.spawned import Process, command, die_at, killed_at_random
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
 SETTINGS = (
@@ -26,16 +26,17 @@ def train(data: Path, run: Path, *more: str) -> list[str]:
 
 
 def outcome(run: Path) -> dict[str, object]:
-    """All that a training ends in but times: weights bit for bit, losses and figures."""
+    """All that a training ends in but times: weights byte for byte, the state bit for bit, all figures."""
     state = checkpoints.read_state(run / "checkpoints" / "last.pt")
-    records = json.loads((run / "history.json").read_text())["epochs"]
-    best = safetensors.torch.load_file(run / "checkpoints" / "best.safetensors")
-    kept = {key: state[key] for key in ("epoch", "step", "model", "average", "optimizer", "scheduler")}
+    history = json.loads((run / "history.json").read_text())
+    for record in (*history["epochs"], *state["history"]["epochs"]):
+        record["seconds"] = record["images_per_second"] = None
+    files = (path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file())
     return {
-        "last": checkpoints.digest(kept),
-        "best": checkpoints.digest(best),
-        "history": [(r["epoch"], r["loss"], r["map_50"]) for r in records],
-        "files": sorted(p.name for p in (run / "checkpoints").iterdir()),
+        "last": checkpoints.digest({**state, "seconds": None}),
+        "best": (run / "checkpoints" / "best.safetensors").read_bytes(),
+        "history": history,
+        "files": sorted(name for name in files if not name.startswith("events/")),
     }
 
 
@@ -49,50 +50,15 @@ def uninterrupted(smears_root, tmp_path_factory):
     return outcome(folder / "run"), time.monotonic() - began
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_again_and_again_at_random_moments(smears_root, uninterrupted, tmp_path, seed):
+@pytest.mark.parametrize("number", range(2 if TIMES == 1 else TIMES))
+def test_killed_again_and_again_at_random_moments(smears_root, uninterrupted, tmp_path, number, fuzz_seed):
     expected, seconds = uninterrupted
-    generator, delays = random.Random(seed), []
-    for _ in range(4):
-        delays.append(generator.uniform(0, seconds))
-        process = Process(tmp_path / "log", command, *train(smears_root, tmp_path / "run", "--resume"))
-        process.process.join(delays[-1])
-        process.signal(signal.SIGKILL)
-        assert process.wait() in (-signal.SIGKILL, 0), (delays, process.text)
-    process = Process(tmp_path / "log", command, *train(smears_root, tmp_path / "run", "--resume"))
-    assert process.wait() == 0, (delays, process.text)
-    assert outcome(tmp_path / "run") == expected, delays
-
-
-def die_at(moment: str, *words: str) -> int:
-    """The command line in a process that kills itself, with signal 9, at one moment of its writing."""
-    what, name, count = moment.split()
-    left = [None] * int(count)
-
-    def perhaps(happening: str, file: str, last_deed=lambda: None) -> None:
-        if (happening, file) == (what, name):
-            left.pop()
-            if not left:
-                last_deed()
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    fsync, replace = os.fsync, Path.replace
-
-    def noted_fsync(descriptor: int) -> None:
-        file = Path(f"/proc/self/fd/{descriptor}").readlink()
-        # A temporary file is called .next.pt.xyz.tmp; half of it is on the disk.
-        half = file.stat().st_size // 2
-        perhaps("half-written", ".".join(file.name.split(".")[1:3]), lambda: os.truncate(file, half))
-        fsync(descriptor)
-
-    def noted_replace(self: Path, target: Path) -> Path:
-        perhaps("before", Path(target).name)
-        result = replace(self, target)
-        perhaps("after", Path(target).name)
-        return result
-
-    os.fsync, Path.replace = noted_fsync, noted_replace
-    return command(*words)
+    generator = random.Random(f"{fuzz_seed} {number}")
+    words = train(smears_root, tmp_path / "run", "--resume")
+    killed_at_random(tmp_path / "log", words, seconds, generator, kills=generator.randint(1, 3))
+    process = Process(tmp_path / "log", command, *words)
+    assert process.wait() == 0, process.text
+    assert outcome(tmp_path / "run") == expected
 
 
 MOMENTS = (

@@ -252,6 +252,15 @@ def test_first_signal_asks_second_one_acts(number, terminal):
     assert handlers() == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="it has the signal itself")
+def test_ctrl_break_of_windows_asks_for_a_stop_too(monkeypatch):
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)
+    with StopSignals() as stop:
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop.requested == "SIGUSR1"
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_second_signal_counts_only_after_a_while(number, terminal):
     former = signal.signal(number, signal.default_int_handler)

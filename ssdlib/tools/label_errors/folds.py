@@ -105,26 +105,25 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
     profile = settings.profile(source)
     check_init(source, dataset, profile.recipe.initial_weights)
     for number, held_out in enumerate(_plan(source, dataset, out, settings, profile), start=1):
-        file = out / "predictions" / f"fold-{number}.json"
-        if file.exists():
-            continue
-        known = [sample for sample in dataset.samples if sample.image_id not in held_out]
-        unknown = [sample for sample in dataset.samples if sample.image_id in held_out]
-        about = {**source.describe(root=False), "without fold": number}
-        data = DetectionDataset(known, dataset.class_names)
-        weights = _train(data, out / "folds" / str(number), about, settings, profile)
-        predictor = Predictor.from_checkpoint(
-            weights, device=settings.device, precision=profile.precision, score_threshold=SCORE_FLOOR
-        )
-        found = predictor.detect([sample.image_path for sample in unknown], settings.progress)
-        records = [
-            replace(detections, image=sample.image_id).to_dict()
-            for detections, sample in zip(found, unknown, strict=True)
-        ]
-        write_json(file, {"format": FORMAT, "fold": number, "detections": records})
+        file, folder = out / "predictions" / f"fold-{number}.json", out / "folds" / str(number)
+        if not file.exists():
+            known = [sample for sample in dataset.samples if sample.image_id not in held_out]
+            unknown = [sample for sample in dataset.samples if sample.image_id in held_out]
+            about = {**source.describe(root=False), "without fold": number}
+            data = DetectionDataset(known, dataset.class_names)
+            weights = _train(data, folder, about, settings, profile)
+            predictor = Predictor.from_checkpoint(
+                weights, device=settings.device, precision=profile.precision, score_threshold=SCORE_FLOOR
+            )
+            found = predictor.detect([sample.image_path for sample in unknown], settings.progress)
+            records = [
+                replace(detections, image=sample.image_id).to_dict()
+                for detections, sample in zip(found, unknown, strict=True)
+            ]
+            write_json(file, {"format": FORMAT, "fold": number, "detections": records})
         # The weights stay; the training states, ten times as large, are no longer needed.
         for name in (checkpoints.LAST, checkpoints.PREVIOUS):
-            (weights.parent / name).unlink(missing_ok=True)
+            (folder / "checkpoints" / name).unlink(missing_ok=True)
     return read_predictions(out / "predictions", dataset)
 
 
