@@ -39,6 +39,9 @@ Background = Literal["hard", "ignore_confident"]
 BACKGROUNDS: tuple[str, ...] = typing.get_args(Background)
 """Ways to learn background where labels have gaps: see `ssdlib.detector.loss.ignored_background`."""
 
+MAX_SCORES = 10_000_000
+"""Priors times classes of a network at most, background included: 0.3 GB of scores for a batch of eight."""
+
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Pydantic's configuration for every dataclass of settings."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -225,7 +228,12 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class names must be distinct: {', '.join(self.class_names)}")
+            raise ValueError(f"class names must be distinct: {', '.join(self.class_names)[:500]}")
+        if self.priors.count * self.num_classes > MAX_SCORES:
+            raise ValueError(
+                f"{self.num_classes - 1:,} classes for {self.priors.count:,} priors are more than an image "
+                f"may have scores ({MAX_SCORES:,}): take fewer classes or aspect ratios"
+            )
 
     @property
     def thresholds(self) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -101,28 +101,26 @@ def load_model(path: str | Path) -> SSD300:
     """
     config, _, tensors = _read(Path(path))
     try:
-        check_heads(config, {name: tensor.shape for name, tensor in tensors.items()})
+        check_tensors(config, tensors)
         model = SSD300(config)
-    except (ConfigError, ValueError) as error:
+        own = model.state_dict()
+        model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    except (ConfigError, ValueError, RuntimeError, NotImplementedError) as error:
+        # The last two: of types that torch converts to no other.
         raise CheckpointError(f"{path}: {error}. Use another checkpoint.") from error
-    own = model.state_dict()
-    wrong = [n for n in own if n not in tensors or tensors[n].shape != own[n].shape]
-    if wrong or len(tensors) != len(own):
-        raise CheckpointError(f"{path}: its tensors are not those of its own config ({wrong[:3]} ...)")
-    model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
     return model.eval()
 
 
-def check_heads(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError unless tensors of these shapes, by name, have the heads that the config states.
+def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless these tensors, by name, are those of a network of the config.
 
-    So a network is never built larger than the file that it comes from.
+    So a network is never built larger than the file that it comes from; nor is one built here.
     """
-    for level, priors in enumerate(config.priors.per_location):
-        for heads, values in (("loc_heads", 4), ("class_heads", config.num_classes)):
-            name = f"{heads}.convs.{level}.bias"
-            if tuple(shapes.get(name, ())) != (priors * values,):
-                raise ValueError(f"its tensors are not those of its own config ({name})")
+    with torch.device("meta"):
+        own = SSD300(config).state_dict()
+    wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+    if wrong or len(tensors) != len(own):
+        raise ValueError(f"its tensors are not those of its own config ({', '.join(wrong[:3])} ...)")
 
 
 MAX_BYTES = 500_000_000
