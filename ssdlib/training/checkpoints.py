@@ -251,13 +251,16 @@ def _check_pickle(content: bytes) -> None:
 
     What torch allows besides can take any amount of memory (bytearray), or is no tensor of ours (sparse).
     """
-    for operation, argument, _ in pickletools.genops(content):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if number > _MOST_VALUES:
+            raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
         if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not _PLAIN.fullmatch(str(argument)):
             raise ValueError(f"it holds {shortened(argument)}")
 
 
 _PLAIN = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
-_MOST_VALUES = 1_000_000
+_MOST_VALUES = 300_000
+"""A state has some ten thousand, and as many steps to put them together."""
 
 
 def _bytes(content: Any) -> Iterator[int]:

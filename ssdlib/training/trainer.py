@@ -519,7 +519,7 @@ class Trainer:
         checkpoints.check_alike(groups, own["optimizer"]["param_groups"], "optimizer")
         parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
         for number, kept in moments.items():
-            for name in MOMENTS[self.recipe.optimizer]:
+            for name in MOMENTS[self.recipe.optimizer] if kept else ():
                 value, shape = kept[name], parameters[number].shape
                 if value is not None and value.shape != (() if name == "step" else shape):
                     raise ValueError(f"the optimizer's {name} of tensor {number} has the shape {value.shape}")

@@ -18,9 +18,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssdlib.common.errors import CheckpointError, SsdError
-from ssdlib.config import PROFILES, ModelConfig, PriorConfig, Profile, Recipe
-from ssdlib.detector.model_file import FORMAT, load_model, read_metadata, save_model
+from ssdlib.common.errors import SsdError
+from ssdlib.config import PROFILES, ModelConfig, PriorConfig, Profile, Recipe, Use
+from ssdlib.detector.model_file import load_model, read_metadata, save_model
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.onnx.engine import OnnxPredictor
 from ssdlib.inference.onnx.export import RAW, OnnxHeader, load_onnx, write_header
@@ -97,7 +97,9 @@ def odd_headers(draw, content: bytes) -> bytes:
     about = parts["__metadata__"]
     which = draw(st.sampled_from(["config", "config", "config", "metadata", "parts"]))
     if which == "parts":
-        kinds = st.sampled_from(["F64", "BOOL", "F8_E4M3", "I64", "BF16", "U8", "F4", [0, 2**40], [2**31, 2**31]])
+        kinds = st.sampled_from(
+            ["F64", "BOOL", "F8_E4M3", "I64", "BF16", "U8", "F4", [0, 2**40], [2**31, 2**31]]
+        )
         parts = draw(reshaped(parts, kinds | odd_values()))
     else:
         about[which] = draw(reshaped(json.loads(about[which]), CONFIG_VALUES | odd_values()))
@@ -255,7 +257,10 @@ def test_states_are_read_or_refused(folder, trained, data):
     # One that is damaged hides no other.
     written(run / checkpoints.PREVIOUS, trained[0])
     state, complaints = attempt(checkpoints.load_state, run)
-    assert len(complaints) == isinstance(alone, SsdError) and state["step"] in (1, alone["step"] if not complaints else 1)
+    assert len(complaints) == isinstance(alone, SsdError) and state["step"] in (
+        1,
+        alone["step"] if not complaints else 1,
+    )
     if complaints:
         written(run / checkpoints.PREVIOUS, content)
         assert "Start again" in str(attempt(checkpoints.load_state, run))
@@ -309,9 +314,12 @@ def network() -> onnx.ModelProto:
         "loc_shape": np.array([-1, 648, 4]),
         "score_shape": np.array([-1, 648, 3]),
     }
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in values.items())
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, name) for name, value in values.items()
+    )
     priors = PriorConfig(feature_maps=(18,), scales=(0.1,), aspect_ratios=((),))
-    config = ModelConfig(class_names=("RBC", "WBC"), priors=priors)
+    use = Use(reference="")  # whose scale is not looked for
+    config = ModelConfig(class_names=("RBC", "WBC"), priors=priors, use=use)
     write_header(model, OnnxHeader(config, "0" * 64, RAW, "fp32"))
     return model
 
@@ -323,7 +331,9 @@ def node(kind: str, *inputs: str, output: str = "more", **settings) -> onnx.Node
 def loop() -> onnx.NodeProto:
     """A loop that does not end: its condition is always true."""
     parse = onnx.parser.parse_graph
-    body = parse("body (int64 i, bool on, float x) => (bool go, float y) { go = Identity(on)  y = Add(x, x) }")
+    body = parse(
+        "body (int64 i, bool on, float x) => (bool go, float y) { go = Identity(on)  y = Add(x, x) }"
+    )
     return onnx.helper.make_node("Loop", ["", "true", "scalar"], ["more"], body=body)
 
 
@@ -348,8 +358,12 @@ def odd_networks(draw, model: onnx.ModelProto, folder: Path) -> bytes:
                 if len(parts) > 1:
                     del parts[draw(st.integers(0, len(parts) - 1))]
             case "rename":
-                pick(draw(st.sampled_from([graph.output, graph.input, graph.initializer])) or [one]).name = draw(
-                    st.sampled_from([name for name in NAMES if name.isprintable() or "\x1b" in name] + ["locs"])
+                pick(
+                    draw(st.sampled_from([graph.output, graph.input, graph.initializer])) or [one]
+                ).name = draw(
+                    st.sampled_from(
+                        [name for name in NAMES if name.isprintable() or "\x1b" in name] + ["locs"]
+                    )
                 )
             case "shape":
                 declared = pick([*graph.output, *graph.input]).type.tensor_type.shape
@@ -367,14 +381,16 @@ def odd_networks(draw, model: onnx.ModelProto, folder: Path) -> bytes:
             case "wire":
                 one.input[0] = draw(st.sampled_from(["images", "pixels", "filters", "locs", "whole", ""]))
             case "dims":
-                pick(pick(graph.initializer).dims and [graph.initializer[0]] or [graph.initializer[-1]]).dims[:] = [
-                    draw(sizes) for _ in range(draw(st.integers(1, 4)))
-                ]
+                pick(pick(graph.initializer).dims and [graph.initializer[0]] or [graph.initializer[-1]]).dims[
+                    :
+                ] = [draw(sizes) for _ in range(draw(st.integers(1, 4)))]
             case "external":
                 tensor = pick(graph.initializer)
                 tensor.data_location = onnx.TensorProto.EXTERNAL
                 place = draw(
-                    st.sampled_from(["../sound.safetensors", "pipe", "/dev/zero", "/etc/passwd", "a.onnx", "\x1b[2J"])
+                    st.sampled_from(
+                        ["../sound.safetensors", "pipe", "/dev/zero", "/etc/passwd", "a.onnx", "\x1b[2J"]
+                    )
                 )
                 tensor.external_data.add(key="location", value=place)
                 tensor.external_data.add(key="length", value=str(draw(sizes)))
@@ -446,7 +462,17 @@ def test_onnx_files_run_or_are_refused(folder, network, data, capfd):
     if isinstance(predictor, OnnxPredictor):
         attempt(predictor.detect, [IMAGE])
     if data.draw(st.integers(0, 9)) == 0:
-        command("detect", folder / "in", "--out", out / "found", "--restart", "--weights", path, "--engine", "onnx")
+        command(
+            "detect",
+            folder / "in",
+            "--out",
+            out / "found",
+            "--restart",
+            "--weights",
+            path,
+            "--engine",
+            "onnx",
+        )
     assert "\x1b" not in "".join(capfd.readouterr())
 
 
@@ -464,7 +490,16 @@ def test_odd_settings_are_refused(data):
     profile = PROFILES["smoke"]
     odd = CONFIG_VALUES | odd_values().filter(lambda value: not isinstance(value, Raw))
     attempt(Profile.from_dict, data.draw(reshaped(profile.to_dict(), odd)))
-    names = ["recipe", "recipe.model", "recipe.model.use.appearance", "recipe.epochs", "seed", "", ".", "recipe."]
+    names = [
+        "recipe",
+        "recipe.model",
+        "recipe.model.use.appearance",
+        "recipe.epochs",
+        "seed",
+        "",
+        ".",
+        "recipe.",
+    ]
     name = data.draw(st.sampled_from(names))
     text = json_bytes(data.draw(CONFIG_VALUES | odd_values())).decode("utf-8", "replace")
     override = attempt(parse_override, f"{name}={text}")
