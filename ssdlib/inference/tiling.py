@@ -45,7 +45,8 @@ KNOWN_TOLERANCE = (0.74, 1.35)
 cells of so many times their usual size as well as others."""
 
 _SIDES = (32, 10_000)
-"""Of a tile in pixels, whatever the weights say: tiny ones would be without number, huge ones fill the memory."""
+"""Of a tile in pixels, whatever the weights say: tiny ones would be without number, huge ones would fill the
+memory."""
 
 Tile = tuple[int, int, int, int]
 """xyxy in pixels of the original; it may reach beyond the right and lower border of a small image."""

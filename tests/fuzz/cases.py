@@ -13,6 +13,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ def limits() -> Iterator[None]:
         raise PromiseBroken(f"not done after {MOST_SECONDS} s")
 
     before, began = _peak(reset=True), time.monotonic()
-    faulthandler.dump_traceback_later(6 * MOST_SECONDS, exit=True)  # code in C that never comes back
+    # For code in C that never comes back. What a test has put in the place of stderr may be no file.
+    faulthandler.dump_traceback_later(6 * MOST_SECONDS, exit=True, file=sys.__stderr__)
     former = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(MOST_SECONDS)
     try:

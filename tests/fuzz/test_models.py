@@ -65,7 +65,10 @@ def written(path: Path, content: bytes) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(folder) -> bytes:
-    save_model(build_model(CONFIG, seed=1), folder / "sound.safetensors", epoch=1, metrics={"map_50": 0.5})
+    model = build_model(CONFIG, seed=1)
+    for conv in model.class_heads.convs:
+        conv.bias.data[:: CONFIG.num_classes] = 8  # background: it finds little, which is quick
+    save_model(model, folder / "sound.safetensors", epoch=1, metrics={"map_50": 0.5})
     return (folder / "sound.safetensors").read_bytes()
 
 
@@ -75,7 +78,7 @@ CONFIG_VALUES = st.sampled_from(
         [str(number) for number in range(100_000)],
         list("abcd"),
         ["\x1b[2J", "\ud800", ""],
-        [[2.0] * 500_000] * 6,
+        [[2.0] * 50_000] * 6,
         [[1e308, 1e-308]] * 6,
         [10**9] * 6,
         [1e30] * 6,
@@ -138,7 +141,7 @@ def test_commands_take_or_refuse_weights(folder, weights, smears_root, data):
         st.sampled_from(
             [
                 ("detect", folder / "in", "--out", out / "found", "--restart", "--weights", path),
-                ("detect", folder / "in", "--out", out / "found", "--engine", "onnx", "--weights", path, "--tile", "x"),
+                ("export", "--weights", path, "--out", out / "no.pt"),
                 ("evaluate", "--data", smears_root, "--limit", 1, "--weights", path),
                 ("train", "--profile", "smoke", "--data", smears_root, "--run", out / "run", "--init", path,
                  "--set", "recipe.epochs=0"),
@@ -381,9 +384,7 @@ def odd_networks(draw, model: onnx.ModelProto, folder: Path) -> bytes:
             case "wire":
                 one.input[0] = draw(st.sampled_from(["images", "pixels", "filters", "locs", "whole", ""]))
             case "dims":
-                pick(pick(graph.initializer).dims and [graph.initializer[0]] or [graph.initializer[-1]]).dims[
-                    :
-                ] = [draw(sizes) for _ in range(draw(st.integers(1, 4)))]
+                pick([*graph.initializer, onnx.TensorProto()]).dims[:] = draw(st.lists(sizes, max_size=4))
             case "external":
                 tensor = pick(graph.initializer)
                 tensor.data_location = onnx.TensorProto.EXTERNAL
