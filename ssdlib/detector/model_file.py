@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.common.files import parse_json, write_bytes
@@ -47,6 +48,22 @@ def shipped_weights(name: str = "shipped") -> Path:
 
 
 FORMAT = "ssdlib-1"
+
+
+class _Recipe(TypedDict, total=False):
+    augment: dict[str, Any] | None
+
+
+class _Data(TypedDict, total=False):
+    fingerprint: str | None
+    sources: list[dict[str, Any]]
+
+
+class _Metadata(TypedDict, total=False):
+    """Of what `save_model` is given by a training, the parts that are read as more than text."""
+
+    recipe: _Recipe | None
+    data: _Data | None
 
 
 def parse_config(text: str) -> ModelConfig:
@@ -148,7 +165,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[ModelConfig, dict[str, A
         raise CheckpointError(f"{path} holds tensors, but was not written by ssdlib (format {FORMAT})")
     try:
         config = parse_config(header["config"])
-        metadata = parse_json(header["metadata"], dict[str, Any])
+        metadata = parse_json(header["metadata"], _Metadata)
     except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: its header cannot be read ({error}). Use another checkpoint."

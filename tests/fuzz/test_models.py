@@ -25,7 +25,6 @@ from ssdlib.detector.weights import build_model
 from ssdlib.inference.onnx.engine import OnnxPredictor
 from ssdlib.inference.onnx.export import RAW, OnnxHeader, load_onnx, write_header
 from ssdlib.inference.predictor import Predictor
-from ssdlib.runs.model_card import write_card
 from ssdlib.runs.overrides import apply_overrides, parse_override
 from ssdlib.training import checkpoints
 from ssdlib.training.trainer import Trainer
@@ -117,7 +116,6 @@ def use_weights(path: Path) -> None:
     build_model(CONFIG.replace(class_names=("RBC", "new")), path)
     predictor = Predictor(model, device="cpu", precision="fp32")
     predictor.detect([IMAGE])
-    write_card(path, [], device="cpu")
 
 
 @fuzzed(25)
