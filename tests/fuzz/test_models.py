@@ -91,14 +91,36 @@ CONFIG_VALUES = st.sampled_from(
 )
 
 
+SOUND = (
+    {"variances": [1e-30, 1e30]},
+    {"variances": [1e38, 1e38]},
+    {"mean": [1e30] * 3},
+    {"std": [1e-30] * 3},
+    {"l2norm_scale": -1e300},
+    {"priors": {"scales": [1e300] * 6, "clip": False}},
+    {"priors": {"scales": [1e-300] * 6}},
+    {"priors": {"strides": [10**18] * 6}},
+    {"priors": {"final_scale": 1e300}},
+    {"use": {"view": [1, 1]}},
+    {"use": {"view": [1, 100_000]}},
+    {"use": {"view": [100_000, 100_000], "um_per_pixel": 1e300}},
+    {"use": {"reference_side": 1e-300, "um_per_pixel": 1e-300}},
+    {"use": {"reference_side": 1e300}},
+    {"use": {"nms_iou": {"RBC": 0.0}, "thresholds": {"no class": 0.0}}},
+)
+"""Settings of the right types that no network has: such files are read."""
+
+
 @st.composite
 def odd_headers(draw, content: bytes) -> bytes:
     """The weights with another header: config, metadata, names, shapes, offsets, types."""
     size = int.from_bytes(content[:8], "little")
     parts = json.loads(content[8 : 8 + size])
     about = parts["__metadata__"]
-    which = draw(st.sampled_from(["config", "config", "config", "metadata", "parts"]))
-    if which == "parts":
+    which = draw(st.sampled_from(["config", "config", "sound", "sound", "metadata", "parts"]))
+    if which == "sound":
+        about["config"] = json.dumps(json.loads(about["config"]) | draw(st.sampled_from(SOUND)))
+    elif which == "parts":
         kinds = st.sampled_from(
             ["F64", "BOOL", "F8_E4M3", "I64", "BF16", "U8", "F4", [0, 2**40], [2**31, 2**31]]
         )
