@@ -469,7 +469,7 @@ def odd_networks(draw, model: onnx.ModelProto, folder: Path) -> bytes:
     return model.SerializeToString()
 
 
-@fuzzed(60)
+@fuzzed(40)
 @given(data=st.data())
 def test_onnx_files_run_or_are_refused(folder, network, data, capfd):
     out = folder / "out/onnx"
@@ -505,7 +505,7 @@ def test_the_small_network_runs(tmp_path, network):
 # --- settings ----------------------------------------------------------------------------------------------
 
 
-@fuzzed(60)
+@fuzzed(40)
 @given(data=st.data())
 def test_odd_settings_are_refused(data):
     profile = PROFILES["smoke"]
