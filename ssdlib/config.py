@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.dataclasses import dataclass
 
 from ssdlib.common.errors import ConfigError
+from ssdlib.common.files import shortened
 
 BCCD_CLASSES = ("WBC", "RBC", "Platelets")
 """Class names in label order: background is 0, WBC 1, RBC 2, Platelets 3."""
@@ -38,6 +39,9 @@ NAMED_WEIGHTS = ("scratch", "imagenet", "coco", "shipped", "blood", "bccd")
 Background = Literal["hard", "ignore_confident"]
 BACKGROUNDS: tuple[str, ...] = typing.get_args(Background)
 """Ways to learn background where labels have gaps: see `ssdlib.detector.loss.ignored_background`."""
+
+MAX_SCORES = 10_000_000
+"""Priors times classes of a network at most, background included: 0.3 GB of scores for a batch of eight."""
 
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 """Pydantic's configuration for every dataclass of settings."""
@@ -62,6 +66,8 @@ class Settings:
             return TypeAdapter(cls).validate_json(json.dumps(values))
         except ValidationError as error:
             raise ConfigError(_explain(cls, error)) from error
+        except (RecursionError, ValueError, TypeError) as error:  # of json.dumps
+            raise ConfigError(f"{cls.__name__} cannot be read: {error}") from error
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed. Raises ConfigError as `from_dict` does."""
@@ -74,18 +80,19 @@ class Settings:
 def _explain(cls: type[Settings], error: ValidationError) -> str:
     """What is wrong with each setting, and where: `Recipe.epochs should be greater than 0, not -1`."""
     sentences = []
-    for problem in error.errors(include_url=False):
-        where = ".".join([cls.__name__, *map(str, problem["loc"])])
+    for problem in error.errors(include_url=False)[:10]:
+        where = ".".join([cls.__name__, *(str(name)[:80] for name in problem["loc"])])
         if problem["type"] == "unexpected_keyword_argument":
             owner = cls
             for name in problem["loc"][:-1]:
-                owner = typing.get_type_hints(owner)[name]
+                hint = typing.get_type_hints(owner)[name]
+                owner = next((one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)), hint)
             known = ", ".join(sorted(field.name for field in dataclasses.fields(owner)))
-            sentences.append(
-                f"{where}: {owner.__name__} has no setting {problem['loc'][-1]!r}; it has: {known}"
-            )
+            odd = shortened(problem["loc"][-1])
+            sentences.append(f"{where}: {owner.__name__} has no setting {odd}; it has: {known}")
         elif problem["msg"].startswith("Input "):
-            sentences.append(f"{where} {problem['msg'].removeprefix('Input ')}, not {problem['input']!r}")
+            told = problem["msg"].removeprefix("Input ")
+            sentences.append(f"{where} {told}, not {shortened(problem['input'])}")
         else:
             sentences.append(f"{where}: {problem['msg'].removeprefix('Value error, ')}")
     return "; ".join(sentences)
@@ -156,6 +163,8 @@ SMALL_PRIORS = PriorConfig(scales=(0.07, 0.15, 0.25, 0.4, 0.6, 0.85))
 """Scales with room for platelets: the median one is 0.06 x 0.08 of a BCCD field."""
 
 
+Side = Annotated[int, Field(ge=1, le=100_000)]
+"""Pixels."""
 Interval = tuple[float, float]
 """Lowest and highest value."""
 
@@ -186,7 +195,7 @@ class Appearance(Settings):
 class Use(Settings):
     """How a network looks at images and counts; written into its weights file, heeded by whatever runs it."""
 
-    view: tuple[PositiveInt, PositiveInt] = (640, 480)
+    view: tuple[Side, Side] = (640, 480)
     """Width and height in pixels of the fields it was trained on, each squeezed to 300 x 300 as one view."""
     reference: str = "RBC"
     """The class whose size tells the scale of an image; empty: none of its classes does."""
@@ -225,7 +234,12 @@ class ModelConfig(Settings):
 
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != len(self.class_names):
-            raise ValueError(f"class names must be distinct: {', '.join(self.class_names)}")
+            raise ValueError(f"class names must be distinct: {', '.join(self.class_names)[:500]}")
+        if self.priors.count * self.num_classes > MAX_SCORES:
+            raise ValueError(
+                f"{self.num_classes - 1:,} classes for {self.priors.count:,} priors are more than an image "
+                f"may have scores ({MAX_SCORES:,}): take fewer classes or aspect ratios"
+            )
 
     @property
     def thresholds(self) -> dict[str, float]:

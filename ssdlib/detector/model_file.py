@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.common.files import parse_json, write_bytes
@@ -47,6 +48,22 @@ def shipped_weights(name: str = "shipped") -> Path:
 
 
 FORMAT = "ssdlib-1"
+
+
+class _Recipe(TypedDict, total=False):
+    augment: dict[str, Any] | None
+
+
+class _Data(TypedDict, total=False):
+    fingerprint: str | None
+    sources: list[dict[str, Any]]
+
+
+class _Metadata(TypedDict, total=False):
+    """Of what `save_model` is given by a training, the parts that are read as more than text."""
+
+    recipe: _Recipe | None
+    data: _Data | None
 
 
 def parse_config(text: str) -> ModelConfig:
@@ -101,28 +118,26 @@ def load_model(path: str | Path) -> SSD300:
     """
     config, _, tensors = _read(Path(path))
     try:
-        check_heads(config, {name: tensor.shape for name, tensor in tensors.items()})
+        check_tensors(config, tensors)
         model = SSD300(config)
-    except (ConfigError, ValueError) as error:
+        own = model.state_dict()
+        model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
+    except (ConfigError, ValueError, RuntimeError, NotImplementedError) as error:
+        # The last two: of types that torch converts to no other.
         raise CheckpointError(f"{path}: {error}. Use another checkpoint.") from error
-    own = model.state_dict()
-    wrong = [n for n in own if n not in tensors or tensors[n].shape != own[n].shape]
-    if wrong or len(tensors) != len(own):
-        raise CheckpointError(f"{path}: its tensors are not those of its own config ({wrong[:3]} ...)")
-    model.load_state_dict({name: t.to(own[name].dtype) for name, t in tensors.items()})
     return model.eval()
 
 
-def check_heads(config: ModelConfig, shapes: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError unless tensors of these shapes, by name, have the heads that the config states.
+def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless these tensors, by name, are those of a network of the config.
 
-    So a network is never built larger than the file that it comes from.
+    So a network is never built larger than the file that it comes from; nor is one built here.
     """
-    for level, priors in enumerate(config.priors.per_location):
-        for heads, values in (("loc_heads", 4), ("class_heads", config.num_classes)):
-            name = f"{heads}.convs.{level}.bias"
-            if tuple(shapes.get(name, ())) != (priors * values,):
-                raise ValueError(f"its tensors are not those of its own config ({name})")
+    with torch.device("meta"):
+        own = SSD300(config).state_dict()
+    wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
+    if wrong or len(tensors) != len(own):
+        raise ValueError(f"its tensors are not those of its own config ({', '.join(wrong[:3])} ...)")
 
 
 MAX_BYTES = 500_000_000
@@ -150,7 +165,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[ModelConfig, dict[str, A
         raise CheckpointError(f"{path} holds tensors, but was not written by ssdlib (format {FORMAT})")
     try:
         config = parse_config(header["config"])
-        metadata = parse_json(header["metadata"], dict[str, Any])
+        metadata = parse_json(header["metadata"], _Metadata)
     except (KeyError, ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: its header cannot be read ({error}). Use another checkpoint."

@@ -44,6 +44,10 @@ KNOWN_TOLERANCE = (0.74, 1.35)
 """The same where the scale is known, and how much smaller than the view a field may be: the network finds
 cells of so many times their usual size as well as others."""
 
+_SIDES = (32, 10_000)
+"""Of a tile in pixels, whatever the weights say: tiny ones would be without number, huge ones would fill the
+memory."""
+
 Tile = tuple[int, int, int, int]
 """xyxy in pixels of the original; it may reach beyond the right and lower border of a small image."""
 
@@ -86,7 +90,8 @@ class Tiling:
         if isinstance(self.mode, int):
             return self.mode, max(1, round(self.mode * height / width))
         times = self.known or 1.0
-        return max(1, round(width * times)), max(1, round(height * times))
+        low, high = _SIDES
+        return round(min(high, max(low, width * times))), round(min(high, max(low, height * times)))
 
     def tiles(self, width: int, height: int) -> list[Tile]:
         """The tiles of an image, row by row; a single one, the whole image, where that will do."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError
+from ssdlib.common.files import shortened
 from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Profile, find_profile, flatten
 from ssdlib.runs.lookup import find_weights
 
@@ -26,7 +27,9 @@ def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
     for name, value in sorted(overrides.items(), key=lambda item: item[0].count(".")):
         if name == "recipe" and isinstance(value, str):
             if value not in RECIPES:
-                raise ConfigError(f"there is no recipe {value!r}; choose one of: {', '.join(RECIPES)}")
+                raise ConfigError(
+                    f"there is no recipe {shortened(value)}; choose one of: {', '.join(RECIPES)}"
+                )
             value = RECIPES[value].to_dict()
         *parents, last = name.split(".")
         node = values
@@ -34,7 +37,7 @@ def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:
             node = node.get(part) if isinstance(node, dict) else None
         if not isinstance(node, dict) or last not in node:
             known = ", ".join(sorted(flatten(profile.to_dict())))
-            raise ConfigError(f"the profile has no setting {name!r}; it has: {known}")
+            raise ConfigError(f"the profile has no setting {shortened(name)}; it has: {known}")
         node[last] = value
     return Profile.from_dict(values)
 
@@ -43,20 +46,27 @@ def parse_override(text: str) -> tuple[str, Any]:
     """("recipe.epochs", 3) from "recipe.epochs=3". Raises ConfigError where the name or `=` is missing."""
     name, separator, value = text.partition("=")
     if not separator or not name.strip():
-        raise ConfigError(f"--set wants NAME=VALUE such as recipe.epochs=3, not {text!r}")
+        raise ConfigError(f"--set wants NAME=VALUE such as recipe.epochs=3, not {shortened(text)}")
     return name.strip(), parse_value(value)
 
 
 def parse_value(text: str) -> Any:
-    """The JSON value that `text` is, else the text itself. Raises ConfigError for NaN and Infinity."""
+    """The JSON value that `text` is, else the text itself. Raises ConfigError for NaN and Infinity, and for
+    what is nested too deep or has too long numbers."""
 
     def refuse(constant: str) -> None:
         raise ConfigError(f"{constant} is not a finite number")
 
     try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError):  # also numbers of thousands of digits and lists as deep
+        json.loads(text, parse_constant=refuse, parse_int=len)
+    except json.JSONDecodeError:
         return text
+    except RecursionError:
+        pass  # said below
+    try:
+        return files.parse_json(text)
+    except ValueError as error:
+        raise ConfigError(f"{text[:80]!r} cannot be a setting: {error}") from error
 
 
 def start_settings(init: str, profile: str, class_names: Sequence[str]) -> tuple[dict[str, Any], str]:

@@ -15,7 +15,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
+import pickletools
+import re
 import socket
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,9 +31,9 @@ import torch
 from torch import Tensor
 
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
-from ssdlib.common.files import lock_open, parse_json, read_limited, require_file, write_with
+from ssdlib.common.files import lock_open, parse_json, read_limited, require_file, shortened, write_with
 from ssdlib.config import ModelConfig, differences
-from ssdlib.detector.model_file import check_heads, read_metadata
+from ssdlib.detector.model_file import check_tensors, read_metadata
 
 BEST = "best.safetensors"
 LAST = "last.pt"
@@ -207,6 +210,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no training state at {path}")
     try:
         content = _load(path)
+        whole = isinstance(content, dict) and digest(content.get("state")) == content.get("sha256")
     except Exception as error:  # bytes at random raise whatever the reader of pickles comes across
         first_line = (str(error) or type(error).__name__).splitlines()[0]
         raise CheckpointError(f"{path} is damaged or no training state ({first_line})") from error
@@ -216,7 +220,7 @@ def read_state(path: Path) -> dict[str, Any]:
     lacking = PARTS - state.keys() if isinstance(state, dict) else PARTS
     if lacking or not isinstance(state["identity"], dict) or not isinstance(state["model"], dict):
         raise CheckpointError(f"{path} is damaged: it lacks {', '.join(sorted(lacking)) or 'a part'}")
-    if digest(state) != content.get("sha256"):
+    if not whole:
         raise CheckpointError(f"{path} is damaged: its checksum does not match its content")
     return state
 
@@ -226,22 +230,54 @@ def _load(path: Path, **options: Any) -> Any:
     size = require_file(path).st_size
     if size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES / 1e9:g} GB")
-    with zipfile.ZipFile(path) as archive:
-        if sum(part.file_size for part in archive.infolist()) > size:
+    with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
+        parts = archive.infolist()
+        if sum(part.file_size for part in parts) > size:
             raise ValueError("its parts claim more than the file holds")
+        pickles = [part for part in parts if part.filename.lower().endswith("data.pkl")]
+        stream.seek(0)
+        if stream.read(4) != b"PK\3\4" or not pickles:  # else torch takes it for a file of former times
+            raise ValueError("it is no archive of torch's")
+        for part in pickles:
+            _check_pickle(archive.read(part))
     content = torch.load(path, map_location="cpu", weights_only=True, **options)
-    for tensor in _tensors(content):
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"a tensor claims the shape {tuple(tensor.shape)}, for which it has no values")
+    if sum(_bytes(content)) > 2 * size:
+        raise ValueError("its tensors claim more values than the file holds")
     return content
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(one)
+def _check_pickle(content: bytes) -> None:
+    """Raise ValueError for anything but plain values and dense tensors.
+
+    What torch allows besides can take any amount of memory (bytearray), or is no tensor of ours (sparse).
+    """
+    for number, (operation, argument, _) in enumerate(pickletools.genops(content)):
+        if number > _MOST_VALUES:
+            raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+        if operation.name in ("GLOBAL", "STACK_GLOBAL", "INST") and not _PLAIN.fullmatch(str(argument)):
+            raise ValueError(f"it holds {shortened(argument)}")
+
+
+_PLAIN = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")
+_MOST_VALUES = 300_000
+"""A state has some ten thousand, and as many steps to put them together."""
+
+
+def _bytes(content: Any) -> Iterator[int]:
+    """How much each tensor and text inside takes. Raises ValueError where a few lists stand in each other so
+    often that they would never be gone through."""
+    left, count = [content], 1
+    while left:
+        value = left.pop()
+        if isinstance(value, Tensor):
+            yield value.numel() * value.element_size()
+        elif isinstance(value, str):
+            yield len(value)
+        elif isinstance(value, Mapping | list | tuple):
+            count += len(value)
+            if count > _MOST_VALUES:
+                raise ValueError(f"it holds more than {_MOST_VALUES:,} values")
+            left += [*value, *value.values()] if isinstance(value, Mapping) else value
 
 
 def load_state(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
@@ -285,7 +321,7 @@ def network_config(folder: Path) -> ModelConfig | None:
         with suppress(Exception):
             state = _load(folder / name, mmap=True)["state"]
             config = ModelConfig.from_dict(state["config"])
-            check_heads(config, {name: tensor.shape for name, tensor in state["model"].items()})
+            check_tensors(config, state["model"])
             return config
     with suppress(CheckpointError):  # states of former versions do not tell it
         return ModelConfig.from_dict(read_metadata(folder / BEST)["config"]) if has_state(folder) else None
@@ -306,6 +342,30 @@ def check_same_run(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None
             f"cannot resume a run that was started differently: {'; '.join(differing)}. "
             f"{other_settings(differing)}"
         )
+
+
+def check_alike(saved: Any, own: Any, name: str = "state") -> None:
+    """Raise ValueError, saying where, unless `saved` has values of the kinds and shapes that `own` has.
+
+    Names that only one of two mappings has may be those of another version of torch.
+    """
+    if isinstance(own, Tensor):
+        alike = isinstance(saved, Tensor) and (saved.shape, saved.dtype) == (own.shape, own.dtype)
+    elif isinstance(own, Mapping):
+        alike = isinstance(saved, Mapping)
+        pairs = [(key, saved[key], own[key]) for key in own if key in saved] if alike else []
+    elif isinstance(own, list | tuple):
+        alike = isinstance(saved, list | tuple) and len(saved) == len(own)
+        pairs = list(zip(range(len(own)), saved, own, strict=True)) if alike else []
+    elif isinstance(own, float):
+        alike = type(saved) in (int, float) and math.isfinite(saved)
+    else:
+        alike = type(saved) is type(own)
+    if not alike:
+        raise ValueError(f"{name} is {shortened(saved)}")
+    if isinstance(own, Mapping | list | tuple):
+        for key, theirs, ours in pairs:
+            check_alike(theirs, ours, f"{name}.{key}")
 
 
 def other_settings(differing: Iterable[str]) -> str:

@@ -49,6 +49,10 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+MOMENTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+"""What an optimizer keeps of each tensor: a number called step, the others of the tensor's own shape."""
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe) -> Optimizer:
     """The recipe's optimizer over `parameter_groups`."""
     groups = parameter_groups(model, recipe)

@@ -49,7 +49,13 @@ from ssdlib.inference.predictor import Predictor
 from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
-from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, make_optimizer
+from ssdlib.training.optim import (
+    MOMENTS,
+    average_weights,
+    clip_gradients,
+    learning_rate_factor,
+    make_optimizer,
+)
 from ssdlib.training.views import cut_to_views, tilings
 
 SAVE_SECONDS = 600.0
@@ -455,7 +461,11 @@ class Trainer:
         if not self._is_main:
             return
         self._check_folder()
-        state = {
+        checkpoints.save_state(self.checkpoints, self._state())
+        self._saved_at = time.perf_counter()
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "identity": self._identity(),
             "config": self.network.config.to_dict(),
             "epoch": self.epoch,
@@ -468,8 +478,6 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
         }
-        checkpoints.save_state(self.checkpoints, state)
-        self._saved_at = time.perf_counter()
 
     def _save_if_due(self) -> None:
         if self._is_main and time.perf_counter() - self._saved_at > SAVE_SECONDS:
@@ -503,14 +511,32 @@ class Trainer:
             )
 
     def _take_over(self, state: dict[str, Any]) -> None:
+        """Go on from a state. Raises ValueError or one like it, saying where, if it is none of this run."""
+        own = self._state()
+        groups, moments = (state["optimizer"][part] for part in ("param_groups", "state"))
+        for name in ("epoch", "step", "seconds", "sums", "model", "average", "scheduler"):
+            checkpoints.check_alike(state[name], own[name], name)
+        checkpoints.check_alike(groups, own["optimizer"]["param_groups"], "optimizer")
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        for number, kept in moments.items():
+            for name in MOMENTS[self.recipe.optimizer] if kept else ():
+                value, shape = kept[name], parameters[number].shape
+                if value is not None and value.shape != (() if name == "step" else shape):
+                    raise ValueError(f"the optimizer's {name} of tensor {number} has the shape {value.shape}")
+        first, last = (epoch * self.batches for epoch in (state["epoch"], state["epoch"] + 1))
+        if not (0 <= state["epoch"] <= self.recipe.epochs and first <= state["step"] <= last):
+            raise ValueError(f"it has step {state['step']} in epoch {state['epoch']}")
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])
         self.network.load_state_dict(state["model"])
         if self.average:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        # What another version of torch did not have yet stands as this one begins.
+        groups = [{**new, **old} for new, old in zip(own["optimizer"]["param_groups"], groups, strict=True)]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        known = {name: state["scheduler"].get(name, value) for name, value in own["scheduler"].items()}
+        self.scheduler.load_state_dict(known)
 
     def _known(self, saved: dict[str, Any]) -> dict[str, Any]:
         """A saved run's identity, as this version would have written it."""

@@ -328,6 +328,8 @@ CONFIG = json.dumps(NARROW.to_dict())
         {"format": "ssdlib-1", "config": '{"priors": 3}', "metadata": "{}"},
         {"format": "ssdlib-1", "config": CONFIG.replace("[38,", "[37,"), "metadata": "{}"},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "[1]"},
+        {"format": "ssdlib-1", "config": CONFIG, "metadata": '{"recipe": [1]}'},
+        {"format": "ssdlib-1", "config": CONFIG, "metadata": '{"data": {"sources": 1}}'},
         {"format": "ssdlib-1", "config": "[" * 10**5, "metadata": "{}"},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": "[" * 10**5},
         {"format": "ssdlib-1", "config": CONFIG, "metadata": '{"a": ' + "9" * 9000 + "}"},

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,8 @@ def limits() -> Iterator[None]:
         raise PromiseBroken(f"not done after {MOST_SECONDS} s")
 
     before, began = _peak(reset=True), time.monotonic()
-    faulthandler.dump_traceback_later(6 * MOST_SECONDS, exit=True)  # code in C that never comes back
+    # For code in C that never comes back. What a test has put in the place of stderr may be no file.
+    faulthandler.dump_traceback_later(6 * MOST_SECONDS, exit=True, file=sys.__stderr__)
     former = signal.signal(signal.SIGALRM, too_long)
     signal.alarm(MOST_SECONDS)
     try:
@@ -166,7 +168,7 @@ def reshaped(draw: st.DrawFn, value: Any, odd: st.SearchStrategy[Any] | None = N
     value = _copied(value)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(_places(value) or [()]))
-        new = draw(odd or odd_values())
+        new = _copied(draw(odd_values() if odd is None else odd))  # else it could come to hold itself
         if not place:
             value = new if draw(st.integers(0, 9)) == 0 else value
             continue

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -240,6 +241,78 @@ def test_files_that_cannot_be_used_are_named(little, weights, tmp_path, content)
         path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"odd\.onnx"):
         open_predictor("onnx", path)
+
+
+def with_node(*arguments, **attributes):
+    """Appends a node whose output is one that nobody needs, and constants that it may take."""
+
+    def change(model):
+        for name, value in (
+            ("far", np.array([10**6, 10**6])),
+            ("one", np.float32(1)),
+            ("yes", np.array(True)),
+        ):
+            model.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+        model.graph.node.append(onnx.helper.make_node(*arguments, ["more"], **attributes))
+
+    return change
+
+
+FOREVER = onnx.parser.parse_graph("g (int64 i, bool on, float x) => (bool go, float y) {go, y = Own (on, x)}")
+
+
+def put_elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/dev/zero")
+
+
+def name_outputs(model):
+    model.graph.output[0].name = "\x1b[2J"
+
+
+def claim_more(model):
+    model.graph.initializer[0].dims[:] = [2**40]
+
+
+def call_functions(model):
+    model.functions.append(onnx.FunctionProto(name="f", domain="own"))
+
+
+def with_config(**changes):
+    def change(model):
+        header = read_header(model)
+        write_header(model, replace(header, config=header.config.replace(**changes)))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_node("Loop", ["", "yes", "one"], body=FOREVER), "no export has: Loop"),
+        (with_node("RandomNormal", [], shape=[10**6, 10**6]), "no export has: RandomNormal"),
+        (with_node("Relu", ["one"], domain="own"), "no export has: Relu"),
+        (with_node("MaxPool", ["locs"], kernel_shape=[300, 300]), "no export has: MaxPool with kernel_shape"),
+        (with_node("ConstantOfShape", ["far"]), "more than a detector does"),
+        (with_node("Expand", ["one", "far"]), "more than a detector does"),
+        (with_node("Expand", ["one", "images"]), "cannot be run"),
+        (call_functions, "no export has"),
+        (put_elsewhere, "lies in another file"),
+        (claim_more, "cannot be run"),
+        (name_outputs, "other inputs and outputs"),
+        (lambda model: model.graph.output.pop(), "other inputs and outputs"),
+        (with_config(class_names=("a", "b", "c")), "outputs are not those of its own config"),
+        (lambda model: setattr(model, "ir_version", 99), "cannot be run"),
+    ],
+)
+def test_files_that_would_do_more_than_detect_are_refused(little, tmp_path, change, message, capfd):
+    model = load_onnx(little)
+    change(model)
+    (tmp_path / "odd.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(CheckpointError, match=rf"odd\.onnx.*{message}"):
+        OnnxPredictor(tmp_path / "odd.onnx")
+    assert capfd.readouterr() == ("", ""), "ONNX Runtime writes to the terminal by itself"
 
 
 def test_weights_that_are_not_there_are_named(tmp_path):

@@ -228,6 +228,12 @@ def test_overrides_without_a_name_or_value(text):
         parse_override(text)
 
 
+@pytest.mark.parametrize("value", ["[" * 100_000, '{"a":' * 100_000, "1" * 9000, "NaN"])
+def test_values_that_are_too_deep_or_too_long_are_refused(value):
+    with pytest.raises(ConfigError):
+        parse_override(f"recipe.epochs={value}")
+
+
 def test_unknown_profile_lists_the_known(tmp_path, smears):
     with pytest.raises(ConfigError, match="smoke, quick, full"):
         RunFolder.open(tmp_path / "a", profile="fast", data=smears)

@@ -124,7 +124,29 @@ def compress(path):
         archive.writestr("bomb", bytes(10**7))
 
 
+def rewrite_pickle(content, before=b""):
+    """Another pickle in the archive, or something before the archive, where former versions had theirs."""
+
+    def rewrite(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        path.write_bytes(before)
+        with zipfile.ZipFile(path, "a") as archive:
+            for name, part in parts.items():
+                archive.writestr(name, content if content and name.endswith("data.pkl") else part)
+
+    return rewrite
+
+
+TEN_GIGABYTES = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\xe4\x0bT\x02\x85R."
+LISTS_IN_LISTS = (
+    b"\x80\x02]q\x00" + b"".join(b"]q%c(" % (n + 1) + b"h%c" % n * 10 + b"e" for n in range(40)) + b"."
+)
+DEEP = b"\x80\x02" + b"]" * 10_000 + b"a" * 9_999 + b"."
+
 DAMAGE = [
+    *map(rewrite_pickle, (TEN_GIGABYTES, LISTS_IN_LISTS, DEEP)),
+    rewrite_pickle(None, pickle.dumps({"a": 1})),
     empty,
     truncate,
     flip_a_bit_of_a_tensor,
@@ -133,7 +155,15 @@ DAMAGE = [
     claim_four_terabytes,
     compress,
 ]
-FOREIGN = [put({}), put({"state": state()}), summed([1]), summed({}), summed({**state(), "identity": [1]})]
+FOREIGN = [
+    put({"state": {**state(), "model": {"conv.weight": torch.eye(3).to_sparse()}}, "sha256": ""}),
+    put({"state": {**state(), "model": {"conv.weight": torch.empty(9, device="meta")}}, "sha256": ""}),
+    put({}),
+    put({"state": state()}),
+    summed([1]),
+    summed({}),
+    summed({**state(), "identity": [1]}),
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGE + FOREIGN)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -417,6 +418,19 @@ def test_killed_in_the_evaluation_with_the_last_state_damaged(
     assert losses(tmp_path) == losses(uninterrupted)
 
 
+def test_two_trainings_of_the_same_write_the_same_bytes_but_for_the_times(data, tmp_path, monkeypatch):
+    """The clock ticks alike in both, so that files which hold times can be compared as they are."""
+    for run in ("one", "two"):
+        ticks = itertools.count()
+        clock = SimpleNamespace(perf_counter=lambda ticks=ticks: next(ticks) / 4)
+        monkeypatch.setattr(ssdlib.training.trainer, "time", clock)
+        make_trainer(data, tmp_path / run, RECIPE.replace(epochs=2), snapshot_every=1).fit()
+    names = ("best.safetensors", "epoch-001.safetensors", "last.pt", "previous.pt", "../history.json")
+    for name in names:
+        one, two = ((tmp_path / run / "checkpoints" / name).read_bytes() for run in ("one", "two"))
+        assert one == two, name
+
+
 def test_workers_change_nothing(data, tmp_path):
     recipe = RECIPE.replace(epochs=1)
     first, second = tmp_path / "0", tmp_path / "2"
@@ -446,6 +460,31 @@ def test_another_runs_state_is_refused(data, uninterrupted, changes, expected):
     with pytest.raises(CheckpointError, match=expected):
         make_trainer(data, uninterrupted, **changes).fit(resume=True)
     assert checkpoints.digest(final_state(uninterrupted)) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("epoch", "1"),
+        ("epoch", 7),
+        ("step", -1),
+        ("sums", [1.0]),
+        ("seconds", math.nan),
+        ("history", []),
+        ("model", {}),
+        ("average", None),
+        ("optimizer", {}),
+        ("optimizer", {"state": {0: {}}, "param_groups": []}),
+        ("scheduler", {"base_lrs": ["fast"]}),
+        ("identity", {"recipe": 3}),
+        ("identity", {}),
+    ],
+)
+def test_a_state_of_other_kinds_of_values_is_refused(data, uninterrupted, tmp_path, part, value):
+    state = {**checkpoints.read_state(uninterrupted / "checkpoints/last.pt"), part: value}
+    checkpoints.save_state(tmp_path / "checkpoints", state)
+    with pytest.raises(SsdError):
+        make_trainer(data, tmp_path).fit(resume=True)
 
 
 def test_other_classes_and_no_images_are_refused(data, tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,12 @@ from ssdlib.common.errors import CheckpointError, ConfigError, DataError, shell
 from ssdlib.common.files import sha256_of
 from ssdlib.common.runtime import need_extra
 from ssdlib.common.terminal import say
-from ssdlib.config import BCCD_CLASSES
+from ssdlib.config import BCCD_CLASSES, ModelConfig
 from ssdlib.data.source import extra_smears, resolve
 from ssdlib.detector.model import IMAGE_SIZE
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.onnx.export import (
     RAW,
-    OnnxHeader,
     export_weights,
     load_onnx,
     read_header,
@@ -31,6 +31,9 @@ from ssdlib.inference.onnx.export import (
 )
 from ssdlib.inference.onnx.quantization import IMAGES, quantize
 from ssdlib.inference.predictor import ImageDetector
+
+if TYPE_CHECKING:
+    import onnx
 
 EXPORT_VERSION = 2
 """To be raised when export or quantization changes, so that files cached before are not used."""
@@ -53,20 +56,26 @@ class OnnxPredictor(ImageDetector):
     ) -> None:
         if str(device) not in ("auto", "cpu"):
             raise ConfigError(f"ONNX Runtime runs on the CPU here, not on {device}: use --engine torch there")
-        self._session = _open_session(Path(path))
-        header = OnnxHeader.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
+        if not Path(path).is_file():
+            raise CheckpointError(
+                f"no file {path}: make it with `{shell('ssdlib', 'export', '--out', path)}`"
+            )
+        need_extra("onnx", "onnxruntime")
+        model = load_onnx(path)
+        header = read_header(model, path)
         if header.outputs != RAW:
             raise CheckpointError(
                 f"{path} has NMS inside, with settings of its own: export it without --with-nms for this"
             )
         if precision not in ("auto", header.precision):
             raise ConfigError(f"{path} computes in {header.precision}, not in {precision}: leave that out")
-        names = (
-            [one.name for one in self._session.get_inputs()],
-            [one.name for one in self._session.get_outputs()],
-        )
-        if names != (["images"], ["locs", "logits"]):
-            raise CheckpointError(f"{path} has other outputs than a detector: export the weights again.")
+        try:
+            _check_graph(model, header.config)
+            self._session = _open_session(model)
+        except Exception as error:  # those of ONNX and of its runtime have no common base but this
+            raise CheckpointError(
+                f"{path} cannot be run ({str(error)[:1000]}). Export the weights again."
+            ) from error
         self._path = path
         self.header, self.precision = header, header.precision
         super().__init__(header.config, make_priors(header.config.priors, IMAGE_SIZE), **settings)
@@ -77,7 +86,8 @@ class OnnxPredictor(ImageDetector):
             locs, logits = self._session.run(None, {"images": pixels.cpu().contiguous().numpy()})
         except Exception as error:  # ONNX Runtime's errors have no common base but this
             raise CheckpointError(
-                f"{self._path} cannot be run: {error}. Export the weights again, or free some memory."
+                f"{self._path} cannot be run ({str(error)[:1000]}). Export the weights again, or free some "
+                "memory."
             ) from error
         shape = (len(pixels), len(self.priors))
         expected = ((*shape, 4), (*shape, self.header.config.num_classes))
@@ -86,22 +96,97 @@ class OnnxPredictor(ImageDetector):
         return torch.from_numpy(locs), torch.from_numpy(logits)
 
 
-def _open_session(path: Path) -> Any:
-    need_extra("onnx", "onnxruntime")
+_OPERATORS = {
+    *("Add", "Cast", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv", "DequantizeLinear", "Div"),
+    *("Expand", "Flatten", "Gather", "Identity", "Max", "MaxPool", "Min", "Mul", "Pad", "Pow"),
+    *("QuantizeLinear", "ReduceL2", "ReduceSum", "Relu", "Reshape", "Shape", "Slice", "Sqrt", "Squeeze"),
+    *("Sub", "Transpose", "Unsqueeze"),
+}
+"""Of the exporter, in any version, and of the quantizer. None loops."""
+_MOST_NODES, _MOST_STEP, _MOST_VALUES, _MOST_PRODUCTS = 2000, 16, 150_000_000, 120_000_000_000
+"""Nodes; sides, strides and borders of their windows; for one image the values of all outputs, and the
+multiplications. In int8 at the paper's width there are 200 nodes, 100 million values and, with 600 classes,
+60 billion multiplications."""
+
+
+def _check_graph(model: onnx.ModelProto, config: ModelConfig) -> None:
+    """Raise ValueError, or an error of ONNX's, unless the model computes the outputs of a network of the
+    config in time and memory that are known beforehand, and reads no other file."""
+    import onnx
+
+    graph, kinds = model.graph, onnx.AttributeProto
+    tensors, foreign = list(graph.initializer), set()
+    for node in graph.node:
+        if node.domain or node.op_type not in _OPERATORS:
+            foreign.add(node.op_type)
+        for part in node.attribute:
+            tensors += [part.t] if part.type == kinds.TENSOR else []
+            plain = part.type in (kinds.INT, kinds.INTS, kinds.FLOAT, kinds.FLOATS, kinds.TENSOR)
+            near = max(map(abs, (part.i, *part.ints))) <= _MOST_STEP
+            if not (plain or part.name == "auto_pad") or not (near or node.op_type == "Constant"):
+                foreign.add(f"{node.op_type} with {part.name}")
+    if foreign or model.functions or graph.sparse_initializer or len(graph.node) > _MOST_NODES:
+        raise ValueError(f"it has parts that no export has: {', '.join(sorted(foreign))[:200]}")
+    for tensor in tensors:
+        if tensor.data_location or tensor.external_data:
+            raise ValueError(f"its tensor {tensor.name:.80} lies in another file")
+        onnx.numpy_helper.to_array(tensor)  # an error where it claims more values than it has
+    names = [[one.name for one in side] for side in (graph.input, graph.output)]
+    if names != [["images"], ["locs", "logits"]]:
+        raise ValueError("it has other inputs and outputs than a detector")
+    for batch in (1, 8):
+        shapes = _shapes(model, batch)
+        expected = [(batch, config.priors.count, values) for values in (4, config.num_classes)]
+        if [shapes[name] for name in names[1]] != expected:
+            raise ValueError("its outputs are not those of its own config")
+        values = sum(math.prod(shapes[name]) for node in graph.node for name in node.output if name)
+        products = sum(
+            math.prod(shapes[node.input[1]]) * math.prod(shapes[node.output[0]][2:])
+            for node in graph.node
+            if node.op_type == "Conv"
+        )
+        if values > _MOST_VALUES * batch or products > _MOST_PRODUCTS:
+            raise ValueError("it computes more than a detector does")
+
+
+def _shapes(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
+    """The shape of each value, for so many images. Raises ValueError where one is not known beforehand."""
+    import onnx
+
+    declare, kinds = onnx.helper.make_tensor_value_info, onnx.TensorProto
+    given = {"images": (batch, 3, IMAGE_SIZE, IMAGE_SIZE)}
+    given |= {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    bare.graph.name = "shapes"
+    bare.graph.node.extend(model.graph.node)
+    bare.graph.input.append(declare("images", kinds.UINT8, given["images"]))
+    bare.graph.output.extend(declare(name, kinds.FLOAT, None) for name in ("locs", "logits"))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= 16:  # it may be a shape
+            bare.graph.initializer.append(tensor)
+        else:
+            bare.graph.input.append(declare(tensor.name, tensor.data_type, tensor.dims))
+    inferred = onnx.shape_inference.infer_shapes(bare, check_type=True, strict_mode=True, data_prop=True)
+    for value in (*inferred.graph.value_info, *inferred.graph.output):
+        sides = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(side.HasField("dim_value") for side in sides):
+            given[value.name] = tuple(side.dim_value for side in sides)
+    unknown = {name for node in model.graph.node for name in node.output if name} - given.keys()
+    if unknown or min(map(min, filter(None, given.values()))) < 0:
+        raise ValueError(f"the size of {min(unknown, default='a part'):.80} is not known beforehand")
+    return given
+
+
+def _open_session(model: onnx.ModelProto) -> Any:
     import onnxruntime as ort
 
-    if not path.is_file():
-        raise CheckpointError(f"no file {path}: make it with `{shell('ssdlib', 'export', '--out', path)}`")
     options = ort.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is the matter, its errors say as well
     # Threads that wait for the next layer by spinning would take the cores from those that decode images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common base but this
-        raise CheckpointError(f"{path} cannot be run: {error}. Export the weights again.") from error
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path | None = None) -> Path:

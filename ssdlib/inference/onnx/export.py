@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from ssdlib.common.errors import CheckpointError, ConfigError
-from ssdlib.common.files import sha256_of, write_bytes
+from ssdlib.common.files import read_limited, sha256_of, write_bytes
 from ssdlib.common.runtime import need_extra
 from ssdlib.config import ModelConfig
 from ssdlib.detector.boxes import MAX_LOG_RATIO
 from ssdlib.detector.model import IMAGE_SIZE
-from ssdlib.detector.model_file import load_model, parse_config
+from ssdlib.detector.model_file import MAX_BYTES, load_model, parse_config
 from ssdlib.detector.nms import CANDIDATES, NMS_IOU
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.predictor import fold_batch_norm
@@ -68,6 +68,8 @@ class OnnxHeader:
         try:
             config = parse_config(metadata["config"])
             plain = {name: metadata[name] for name in ("weights_sha256", "outputs", "precision")}
+            if plain["outputs"] not in (RAW, WITH_NMS) or plain["precision"] not in ("fp32", "int8"):
+                raise ValueError(f"{plain['outputs']:.80}, {plain['precision']:.80}")
         except (KeyError, ValueError, ConfigError) as error:
             raise CheckpointError(
                 f"{path}: its metadata cannot be read ({error!r}). Export the weights again."
@@ -151,7 +153,8 @@ def load_onnx(path: str | Path) -> onnx.ModelProto:
     import onnx
 
     try:
-        model = onnx.load_model(path)
+        # From its bytes: by its name, tensors that claim to lie in other files would be read from there.
+        model = onnx.load_model_from_string(read_limited(path, MAX_BYTES))
     except Exception as error:  # protobuf's have no base of their own, and protobuf is not ours to import
         raise CheckpointError(
             f"{path} cannot be read as ONNX ({error}): export the weights again."
