@@ -31,10 +31,15 @@ def test_an_error_of_the_users_is_given_and_any_other_is_a_fault():
         attempt(refuse, DataError(""))
 
 
-def test_what_lasts_too_long_is_stopped(monkeypatch):
-    monkeypatch.setattr(cases, "MOST_SECONDS", 1)
-    with pytest.raises(PromiseBroken, match="not done after 1 s"):
-        attempt(time.sleep, 30)
+@pytest.mark.parametrize("limit", ["MOST_SECONDS", "MOST_WAITING"])
+def test_what_lasts_too_long_is_stopped(monkeypatch, limit):
+    def work():
+        while True:
+            pass
+
+    monkeypatch.setattr(cases, limit, 1)
+    with pytest.raises(PromiseBroken, match="not done after"):
+        attempt(*([work] if limit == "MOST_SECONDS" else [time.sleep, 60]))
 
 
 @pytest.mark.skipif(not cases._peak(reset=True), reason="needs Linux' /proc")
