@@ -45,6 +45,15 @@ class Field:
         """How the stored raster is turned: EXIF's 1 to 8."""
         return self.pages[0].tags.valueof(274, default=1)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has 8 bits a channel and neither transparency nor colors that are to be converted."""
+        page = self.pages[0]
+        return page.dtype in (bool, np.uint8) and not page.extrasamples and page.photometric in _PLAIN
+
+
+_PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
+
 
 @dataclass(frozen=True, eq=False)
 class Raster:
@@ -146,8 +155,7 @@ def _decode_page(tiff: TiffFile, page: TiffPage) -> Raster:
     """The samples of one page, what they mean applied."""
     photometric = page.photometric
     converted = photometric == PHOTOMETRIC.YCBCR and page.compression in _JPEG  # to RGB, by the decoder
-    plain = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
-    if not converted and photometric not in plain:
+    if not converted and photometric not in _PLAIN:
         return _decode_color(tiff, page)
     samples = page.asarray(maxworkers=1)
     samples = samples.astype(np.uint8) if samples.dtype == bool else samples
