@@ -43,9 +43,9 @@ IMAGE_SUFFIXES = (
 
 MAX_PIXELS = 178_000_000
 """An image that unpacks to more is refused: a small file can claim any size (a decompression bomb). 178
-megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit. Half as many
-where a pixel needs more than four bytes while it is decoded: 16 bits, transparency, WebP, JPEG 2000, progressive
-JPEG."""
+megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit. It is half as
+many where a pixel needs more memory while it is decoded: with 16 bits or transparency, in WebP, JPEG 2000 and
+progressive JPEG."""
 
 MAX_SIDE = 65_535
 """Longer sides are refused, too: a line of 170 million pixels is no field, and its tiles have no end."""
@@ -209,8 +209,8 @@ def _decode(stream: BinaryIO, path: Path, max_pixels: int | None = None) -> np.n
         del image  # its pixels need as much memory again
         if head.startswith(b"\xff\xd8") and _ends_early(stream, raster.rgb):
             raise DataError(
-                f"{path} is truncated: its data end before the picture does. Copy it again from its source, or "
-                "remove it."
+                f"{path} is truncated: its data end before the picture does. Copy it again from its source, "
+                "or remove it."
             )
     return np.ascontiguousarray(upright(_flattened(raster), orientation))
 
