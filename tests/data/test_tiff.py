@@ -266,3 +266,20 @@ def test_damage_in_any_place_is_a_data_error_or_a_picture(tmp_path):
                 read(tmp_path / "a.tif")
             except DataError as error:
                 assert "a.tif" in str(error)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_pages_that_lead_back_to_one_another_end(tmp_path, first):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as out:
+        for _ in range(3):
+            out.write(GRAY, photometric="minisblack", metadata=None)
+    with tifffile.TiffFile(path) as opened:
+        start, end = opened.pages[first].offset, opened.pages[2].offset
+    content = bytearray(path.read_bytes())
+    tags = int.from_bytes(content[end : end + 2], "little")
+    content[end + 2 + 12 * tags : end + 6 + 12 * tags] = start.to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="lead back to one another"):
+        read_image(path)
+    assert fields_in(path) == [path]

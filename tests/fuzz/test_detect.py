@@ -98,11 +98,9 @@ def parse(out: Path) -> None:
                 json.loads(path.read_text("utf-8"))
             case ".xml":
                 etree.parse(path)
-            case ".html":
-                assert "\x1b" not in path.read_text("utf-8")
 
 
-@fuzzed(10)
+@fuzzed(6)
 @given(st.data())
 def test_a_folder_of_anything(house, data):
     given, out = os.fsencode(house / "in"), house / "out"
@@ -208,7 +206,7 @@ PLACES = (
 )
 
 
-@fuzzed(16)
+@fuzzed(8)
 @given(st.data())
 def test_into_what_others_left(house, done, data):
     out = house / "out"
