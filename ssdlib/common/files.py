@@ -14,11 +14,15 @@ import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
 from ssdlib.common.errors import DataError, SsdError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 class _Remembering(io.FileIO):
@@ -358,14 +362,21 @@ def parse_json(text: str | bytes, shape: Any = None) -> Any:
 
 def check_shape(value: Any, shape: Any) -> Any:
     """The value as the type `shape`, one that pydantic knows. Raises ValueError, saying where it is not."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
-        return TypeAdapter(shape).validate_python(value)
+        return _adapter(shape).validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "it"
         raise ValueError(f"{where}: {first['msg'].lower()}, not {shortened(first['input'])}") from error
+
+
+@cache
+def _adapter(shape: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(shape)
 
 
 def _integer(digits: str) -> int:

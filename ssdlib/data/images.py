@@ -2,14 +2,16 @@
 
 Pillow decodes because it is strict: a truncated file is an error there, where OpenCV may hand back a picture
 with a gray lower half. Both decode JPEG with libjpeg-turbo, bit for bit alike. TIFF has a reader of its own,
-`ssdlib.data.tiff`.
+`ssdlib.data.tiff`. Large pictures are converted in strips: whole copies of them would fill the memory.
 """
 
 from __future__ import annotations
 
 import io
+import math
+import os
 import re
-import stat
+import struct
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,9 +22,10 @@ import cv2
 import imagecodecs
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import is_hidden, write_bytes
+from ssdlib.common.files import is_hidden, require_file, write_bytes
 from ssdlib.data import tiff
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "JPEG2000", "PPM")
@@ -40,12 +43,14 @@ IMAGE_SUFFIXES = (
 
 MAX_PIXELS = 178_000_000
 """An image that unpacks to more is refused: a small file can claim any size (a decompression bomb). 178
-megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit."""
+megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit. It is half as
+many where a pixel needs more memory while it is decoded: with 16 bits or transparency, in WebP, JPEG 2000 and
+progressive JPEG."""
 
 MAX_SIDE = 65_535
 """Longer sides are refused, too: a line of 170 million pixels is no field, and its tiles have no end."""
 
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `MAX_PIXELS` decides
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is refused here, or read nevertheless
 
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
 _Value = TypeVar("_Value")
@@ -153,12 +158,20 @@ def to_eight_bits(samples: np.ndarray, visible: np.ndarray | None = None) -> np.
     208 of 255, the least of 700 others 187). One that does not is a camera that does not use its range: its
     light becomes 212.
     """
-    seen = samples if visible is None else samples[visible]
-    light = float(np.percentile(seen, 95)) or float(samples.max()) or 1.0
-    depth = tiff.depth_of(light)
-    if light >= _LIGHT * 2**depth:
-        return np.minimum(samples >> (depth - 8), 255).astype(np.uint8)
-    return np.minimum(samples * (212 / light) + 0.5, 255).astype(np.uint8)
+    counts = np.zeros(2**16, np.int64)
+    for strip in _strips(len(samples)):
+        seen = samples[strip] if visible is None else samples[strip][visible[strip]]
+        counts += np.bincount(seen.reshape(-1), minlength=2**16)
+    at = 0.95 * (counts.sum() - 1)
+    low, high = np.searchsorted(np.cumsum(counts), [math.floor(at), math.ceil(at)], side="right")
+    light = float(low + (high - low) * (at % 1)) or float(counts.nonzero()[0].max(initial=0)) or 1.0
+    depth, eight = tiff.depth_of(light), np.empty(samples.shape, np.uint8)
+    for strip in _strips(len(samples)):
+        if light >= _LIGHT * 2**depth:
+            eight[strip] = np.minimum(samples[strip] >> (depth - 8), 255)
+        else:
+            eight[strip] = np.minimum(samples[strip] * (212 / light) + 0.5, 255)
+    return eight
 
 
 _LIGHT = 0.7
@@ -168,10 +181,8 @@ _LIGHT = 0.7
 def _read(path: Path, read: Callable[[BinaryIO, Path], _Value]) -> _Value:
     """What `read` makes of the open file, errors naming it."""
     with _file_named_in_errors(path):
-        file = file_of(path)
-        if not stat.S_ISREG(file.stat().st_mode):  # a pipe or device may never end
-            raise DataError(f"{path} is no file: name an image.")
-        with file.open("rb") as stream:
+        require_file(file_of(path))
+        with file_of(path).open("rb") as stream:
             return read(stream, path)
 
 
@@ -182,7 +193,7 @@ def _is_tiff_name(path: Path) -> bool:
 def _page(path: Path) -> int | None:
     """The number in `name.tif[2]`, from 1; None for the path of a file."""
     numbered = re.fullmatch(r"(.+\.(?:tiff?|svs))\[(\d{1,6})\]", path.name, re.IGNORECASE)
-    return int(numbered[2]) if numbered and not path.exists() else None
+    return int(numbered[2]) if numbered and not os.path.exists(path) else None  # noqa: PTH110 (raises for long names)
 
 
 def _decode(stream: BinaryIO, path: Path, max_pixels: int | None = None) -> np.ndarray:
@@ -195,6 +206,12 @@ def _decode(stream: BinaryIO, path: Path, max_pixels: int | None = None) -> np.n
         with _open(stream, path, max_pixels) as image:
             image.load()
             orientation, raster = _orientation(image), _raster(image, head, stream, path)
+        del image  # its pixels need as much memory again
+        if head.startswith(b"\xff\xd8") and _ends_early(stream, raster.rgb):
+            raise DataError(
+                f"{path} is truncated: its data end before the picture does. Copy it again from its source, "
+                "or remove it."
+            )
     return np.ascontiguousarray(upright(_flattened(raster), orientation))
 
 
@@ -212,10 +229,56 @@ def _raster(image: Image.Image, head: bytes, stream: BinaryIO, path: Path) -> ti
         return tiff.Raster(np.stack([np.array(image).astype(np.uint16)] * 3, -1))
     if image.mode in ("I", "F"):
         raise DataError(f"{path} has 32 bits a channel. Save it with 8 or 16 bits.")
-    if not image.has_transparency_data:
-        return tiff.Raster(np.array(image if image.mode == "RGB" else image.convert("RGB")))
-    rgba = np.array(image.convert("RGBA"))
-    return tiff.Raster(rgba[..., :3], rgba[..., 3])
+    mode = "RGBA" if image.has_transparency_data else "RGB"
+    pixels = np.empty((image.height, image.width, len(mode)), np.uint8)
+    for strip in _strips(image.height):
+        pixels[strip] = _converted(image, strip, mode)
+    return tiff.Raster(pixels[..., :3], pixels[..., 3] if mode == "RGBA" else None)
+
+
+def _strips(height: int) -> Iterator[slice]:
+    """The rows of a picture, a few at a time."""
+    return (slice(start, min(start + 256, height)) for start in range(0, height, 256))
+
+
+def _converted(image: Image.Image, strip: slice, mode: str) -> np.ndarray:
+    """Some rows of an image in another mode of Pillow's."""
+    return np.asarray(image.crop((0, strip.start, image.width, strip.stop)).convert(mode))
+
+
+def _ends_early(stream: BinaryIO, rgb: np.ndarray) -> bool:
+    """Whether the data of a JPEG, decoded to (H, W, 3) as stored, do not reach to the end of its picture.
+
+    libjpeg fills what is missing and says nothing where a program can hear it. But data that are put in
+    front of each marker change such a picture alone: behind a picture that is whole they are passed over.
+    """
+    stream.seek(0)
+    header = JpegImageFile(stream)
+    begin = stream.tell()
+    stream.seek(0)
+    head = stream.read(begin)
+    size = struct.pack(">HHB", *header.size[::-1], header.layers)
+    if re.search(rb"\xff[\xc9\xca]..\x08" + re.escape(size), head, re.DOTALL):
+        return False  # arithmetic coding, which may leave out zeros at the end
+    one_scan = head[-4 - 2 * header.layers] == header.layers and not header.info.get("progressive")
+    light = rgb[-1, -1] @ (0.299, 0.587, 0.114)
+    if one_scan and header.layers < 4 and abs(light - 128) > 2:  # not the gray that is filled in
+        return False
+    data = stream.read(rgb.size + 2**20)  # no scan is longer
+    more = re.sub(rb"\xff(?=[\x01-\xcf\xd8-\xfe])", lambda _: _MORE + b"\xff", data, count=100)
+    try:
+        with JpegImageFile(io.BytesIO(head + more)) as other:
+            other.load()
+            return any(
+                not np.array_equal(_converted(other, strip, "RGB"), rgb[strip])
+                for strip in _strips(other.height)
+            )
+    except OSError:  # no one's fault but that of `more`
+        return False
+
+
+_MORE = b"".join(bytes((*range(200), 0xFF, marker)) for marker in range(0xD0, 0xD8)) + bytes(range(200))
+"""Data for a JPEG's scan, with a restart marker of each number, of which one fits."""
 
 
 def _flattened(raster: tiff.Raster) -> np.ndarray:
@@ -226,9 +289,12 @@ def _flattened(raster: tiff.Raster) -> np.ndarray:
         rgb = to_eight_bits(rgb, None if alpha is None else alpha > 0)
     if alpha is None:
         return rgb
-    share = (alpha / np.iinfo(alpha.dtype).max)[..., None]
-    colors = rgb if raster.premultiplied else rgb * share
-    return np.minimum(colors + 255 * (1 - share) + 0.5, 255).astype(np.uint8)
+    most, flat = np.iinfo(alpha.dtype).max, np.empty(rgb.shape, np.uint8)
+    for strip in _strips(len(rgb)):
+        share = (alpha[strip] / most)[..., None]
+        colors = rgb[strip] if raster.premultiplied else rgb[strip] * share
+        flat[strip] = np.minimum(colors + 255 * (1 - share) + 0.5, 255)
+    return flat
 
 
 def _header(stream: BinaryIO, path: Path) -> tuple[tuple[int, int], int]:
@@ -260,12 +326,13 @@ def _field(opened: tiff.TiffFile, path: Path, max_pixels: int | None = None) -> 
     fields, number = tiff.fields_of(opened), _page(path) or 1
     if not 1 <= number <= len(fields):
         raise DataError(f"{path} is not there: {file_of(path)} has {len(fields)} pictures.")
-    _check_size(path, *fields[number - 1].size, max_pixels)
-    return fields[number - 1]
+    field = fields[number - 1]
+    _check_size(path, *field.size, max_pixels, field.is_plain)
+    return field
 
 
-def _check_size(path: Path, width: int, height: int, max_pixels: int | None) -> None:
-    most = min(max_pixels or MAX_PIXELS, MAX_PIXELS)
+def _check_size(path: Path, width: int, height: int, max_pixels: int | None, plain: bool) -> None:
+    most = min(max_pixels or MAX_PIXELS, MAX_PIXELS if plain else MAX_PIXELS // 2)
     if width * height > most or max(width, height) > MAX_SIDE:
         limit = f"{most / 1e6:g} megapixels" if width * height > most else f"{MAX_SIDE:,} pixels on a side"
         raise DataError(f"{path} is {width} x {height}: more than {limit}. Cut it into fields first.")
@@ -276,9 +343,9 @@ def _file_named_in_errors(path: Path) -> Iterator[None]:
     """Turn the errors of reading and decoding into a DataError that names the file."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise DataError(f"there is no image {path}. Check the path, or restore the file.") from error
-    except DataError as error:
+    except (FileNotFoundError, DataError) as error:
+        if isinstance(error.__cause__ or error, FileNotFoundError):
+            raise DataError(f"there is no image {path}. Check the path, or restore the file.") from error
         raise error if str(path) in str(error) else DataError(f"{path} cannot be read: {error}.") from error
     except Exception as error:  # decoders that are fed garbage raise whatever they come across
         if isinstance(error, OSError) and error.strerror:  # the operating system's, not the decoder's
@@ -353,6 +420,7 @@ def _head(stream: BinaryIO) -> bytes:
 
 def _open(stream: BinaryIO, path: Path, max_pixels: int | None = None) -> Image.Image:
     """Read the header only, and refuse what is no image or too large before a pixel is decoded."""
+    head = _head(stream)
     try:
         image = Image.open(stream, formats=_FORMATS)
     except UnidentifiedImageError as error:
@@ -364,7 +432,10 @@ def _open(stream: BinaryIO, path: Path, max_pixels: int | None = None) -> Image.
         raise DataError(
             f"{path} is too large: more than {most / 1e6:g} megapixels. Cut it into fields first."
         ) from error
-    _check_size(path, *image.size, max_pixels)
+    plain = image.format in ("JPEG", "PNG", "BMP", "PPM") and image.mode in ("1", "L", "P", "RGB", "CMYK")
+    plain = plain and not image.info.keys() & {"transparency", "progressive"}
+    plain = plain and not (image.format == "PNG" and head[24] == 16)
+    _check_size(path, *image.size, max_pixels, plain)
     return image
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,7 +27,7 @@ MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SMALL = 3
 """A page is a thumbnail or another smaller copy if the largest one has this many times its area."""
 
-_MAX_SAMPLES = 8
+_MAX_SAMPLES, _MAX_PAGES = 8, 10_000
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,17 @@ class Field:
     @property
     def orientation(self) -> int:
         """How the stored raster is turned: EXIF's 1 to 8."""
-        return self.pages[0].tags.valueof(274, default=1)
+        value = self.pages[0].tags.valueof(274, default=1)
+        return int(value) if value in range(1, 9) else 1
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has 8 bits a channel and neither transparency nor colors that are to be converted."""
+        page = self.pages[0]
+        return page.dtype in (bool, np.uint8) and not page.extrasamples and page.photometric in _PLAIN
+
+
+_PLAIN = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,17 +81,16 @@ def fields_of(tiff: TiffFile) -> list[Field]:
     """The pictures of a file in its order, those much smaller than the largest left out; at least one.
 
     Gray pages that OME or ImageJ calls channels of one picture are joined. Raises DataError without a page,
-    and where the list of pages leads back into itself.
+    and where pages lead back to one another.
     """
-    pages, seen = [], set()
-    for top in tiff.pages:
-        if top.offset in seen:  # tifffile would go on for ever
-            raise DataError("its list of pictures leads back into itself")
-        seen.add(top.offset)
-        pages += [top, *(top.pages or ())]
+    pages: dict[int, TiffPage] = {}
+    for page in (page for top in tiff.pages for page in chain((top,), top.pages or ())):
+        if page.offset in pages or len(pages) == _MAX_PAGES:
+            raise DataError("its pages lead back to one another, or are too many")
+        pages[page.offset] = page
     # Bit 0 of NewSubfileType marks a smaller copy of another page, bit 2 a mask.
-    fields = _joined(tiff) or [Field((page,)) for page in pages if not page.subfiletype & 5]
-    fields = fields or [Field((page,)) for page in pages]
+    fields = _joined(tiff) or [Field((page,)) for page in pages.values() if not page.subfiletype & 5]
+    fields = fields or [Field((page,)) for page in pages.values()]
     if not fields:
         raise DataError("it has no picture")
     largest = max(math.prod(field.size) for field in fields)
@@ -125,12 +135,14 @@ def decode(tiff: TiffFile, field: Field, max_pixels: int) -> Raster:
     """
     for page in field.pages:
         _check(tiff, page, max_pixels)
-    if len(field.pages) == 1:
-        return _decode_page(tiff, field.pages[0])
-    if len(field.pages) not in (3, 4):
+    if len(field.pages) not in (1, 3, 4):
         raise DataError(f"it has {len(field.pages)} channels: save it as RGB, or one channel alone in gray")
-    planes = [_decode_page(tiff, page).rgb[..., 0] for page in field.pages[:3]]
-    return Raster(np.stack(planes, -1))
+    rasters = [_decode_page(tiff, page) for page in field.pages[:3]]
+    if any(raster.rgb.shape != (*field.size[::-1], 3) for raster in rasters):
+        raise DataError("its tags contradict one another about its size")
+    if len(rasters) == 1:
+        return rasters[0]
+    return Raster(np.stack([raster.rgb[..., 0] for raster in rasters], -1))
 
 
 def _check(tiff: TiffFile, page: TiffPage, max_pixels: int) -> None:
@@ -152,8 +164,7 @@ def _decode_page(tiff: TiffFile, page: TiffPage) -> Raster:
     """The samples of one page, what they mean applied."""
     photometric = page.photometric
     converted = photometric == PHOTOMETRIC.YCBCR and page.compression in _JPEG  # to RGB, by the decoder
-    plain = (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.RGB, PHOTOMETRIC.PALETTE)
-    if not converted and photometric not in plain:
+    if not converted and photometric not in _PLAIN:
         return _decode_color(tiff, page)
     samples = page.asarray(maxworkers=1)
     samples = samples.astype(np.uint8) if samples.dtype == bool else samples

@@ -208,7 +208,7 @@ def run_detection(
         folder = Path(scratch) if job.out is None else job.out / "job"
         if job.out is not None:
             tidy(job.out, (*OF_EACH_IMAGE, "voc", "job"))
-        with open_journal(folder, job.settings(), restart=restart) as journal:
+        with open_journal(folder, job.settings(), predictor.class_names, restart=restart) as journal:
             resumed = _finish(predictor, job, journal, progress)
 
             records = partial(journal.read, job.tasks)

@@ -5,23 +5,62 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.common.files import parse_json, read_json, write_json
+from ssdlib.common.files import check_shape, parse_json, read_json, write_json
 from ssdlib.config import differences
+from ssdlib.inference.fields import SCALES
 from ssdlib.inference.inputs import ImageTask, stamp_of
-from ssdlib.inference.results import Record
+from ssdlib.inference.quality import NOTES
+from ssdlib.inference.results import DONE, UNREADABLE, Record
+from ssdlib.inference.slides import BORDER_RULES
 
-_Line = dict[str, Any]
 _CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 """Neither a link is followed nor a pipe waited for."""
-_MAX_LINE = 100_000_000
+_MAX_LINE = 20_000_000
+"""Bytes of a line at most: one with 200,000 cells has fewer."""
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _CAREFUL
+
+_Side = Annotated[int, Field(ge=1, le=1_000_000)]
+_Corner = Annotated[float, Field(ge=-1_000_000, le=1_000_000)]
+_Scale = Annotated[FiniteFloat, Field(gt=0)] | None
+
+
+class _Cell(TypedDict):
+    label: str
+    score: Annotated[float, Field(ge=0, le=1)]
+    box: tuple[_Corner, _Corner, _Corner, _Corner]
+
+
+class _Done(TypedDict):
+    image: str
+    state: Literal[DONE]
+    width: _Side
+    height: _Side
+    detections: list[_Cell]
+    counts: dict[str, int]
+    tiles: _Side
+    view: tuple[_Side, _Side]
+    scale: Literal[SCALES]
+    um_per_pixel: _Scale
+    measured_um: _Scale
+    border: Literal[tuple(BORDER_RULES)]
+    quality: list[Literal[tuple(NOTES)]]
+    copy: str | None
+
+
+class _Unreadable(TypedDict):
+    image: str
+    state: Literal[UNREADABLE]
+    message: str
 
 
 class Journal:
@@ -32,7 +71,7 @@ class Journal:
     by the next call, where it changes while the job runs.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, class_names: Sequence[str]) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Written without a buffer: one that a full disk has refused would be tried again on closing.
@@ -47,13 +86,14 @@ class Journal:
         self._path = path
         self._offsets: dict[str, int] = {}
         self._keys: dict[ImageTask, str] = {}  # as they were when each image was first asked for
+        self._class_names = class_names
         end = 0
-        with suppress(ValueError, KeyError, TypeError):  # what is damaged is done anew
-            for line in iter(partial(self._stream.readline, _MAX_LINE), b""):
-                if not line.endswith(b"\n"):
-                    break
-                self._offsets[json.dumps(parse_json(line, _Line)["key"])] = end
-                end += len(line)
+        for line in iter(partial(self._stream.readline, _MAX_LINE), b""):
+            if not line.endswith(b"\n"):
+                break
+            with suppress(ValueError):  # what is damaged is done anew
+                self._offsets[self._parsed(line)[0]] = end
+            end += len(line)
         if self._stream.tell() > end:  # else another process may have written a line since
             os.ftruncate(self._file, end)
 
@@ -93,12 +133,38 @@ class Journal:
         for key in map(self._key, tasks):
             if key in self._offsets:
                 self._stream.seek(self._offsets[key])
-                record = json.loads(self._stream.readline())
-                del record["key"]
+                try:
+                    found, record = self._parsed(self._stream.readline())
+                    if found != key:
+                        raise ValueError("it is of another image")
+                except ValueError as error:
+                    raise SsdError(
+                        f"a line of {self._path} was changed meanwhile ({error}): give the same command again"
+                    ) from error
                 yield record
 
+    def _parsed(self, line: bytes) -> tuple[str, Record]:
+        """The key and the record of a line. Raises ValueError if it is not as `append` wrote it."""
+        content = parse_json(line, dict[str, Any])
+        record = check_shape(content, _Done | _Unreadable)
+        key = check_shape(content.get("key"), tuple[str, str, Any])
+        if key[0] != record["image"]:
+            raise ValueError("its key and its image differ")
+        if record["state"] == DONE:
+            labels = [cell["label"] for cell in record["detections"]]
+            counts = {name: labels.count(name) for name in self._class_names}
+            if record["counts"] != counts or sum(counts.values()) != len(labels):
+                raise ValueError("its cells are not those that it counts")
+            if any(
+                box[0] > box[2] or box[1] > box[3] for box in (cell["box"] for cell in record["detections"])
+            ):
+                raise ValueError("it has a box whose end lies before its beginning")
+        return json.dumps(key), record
 
-def open_journal(folder: Path, settings: Mapping[str, Any], *, restart: bool = False) -> Journal:
+
+def open_journal(
+    folder: Path, settings: Mapping[str, Any], class_names: Sequence[str], *, restart: bool = False
+) -> Journal:
     """The journal in `folder`, of a job with these settings (plain values for JSON).
 
     Raises ConfigError, naming what differs, if the folder holds results of other settings, unless `restart`,
@@ -107,10 +173,13 @@ def open_journal(folder: Path, settings: Mapping[str, Any], *, restart: bool = F
     path = folder / "journal.jsonl"
     if (folder / "plan.parquet").exists():
         raise ConfigError(f"{folder.parent} holds results of detect --engine-cluster: choose another --out")
-    if restart:
-        path.unlink(missing_ok=True)
+    try:
+        if restart:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise SsdError(f"cannot remove {path}: {error.strerror or error}. Choose another --out.") from error
     save_settings(folder, settings, begun=path.exists())
-    return Journal(path)
+    return Journal(path, class_names)
 
 
 def save_settings(folder: Path, settings: Mapping[str, Any], *, begun: bool) -> None:

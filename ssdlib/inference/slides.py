@@ -268,7 +268,7 @@ def _diameters(counted: Counter[float], unit: str) -> Diameters | None:
     mean = float(np.average(values, weights=weights))
     variance = float(weights @ (values - mean) ** 2) / (cells - 1) if cells > 1 else None
     ends = np.percentile(values, [0.5, 99.5], weights=weights, method="inverted_cdf")
-    step = nice_step(float(ends[1] - ends[0]) / 20 or median / 20)
+    step = nice_step(float(ends[1] - ends[0]) / 20 or median / 20 or 1.0)
     first, last = math.floor(ends[0] / step), math.floor(ends[1] / step) + 1
     edges = np.arange(first, last + 1) * step
     bars, _ = np.histogram(values.clip(edges[0], edges[-1]), edges, weights=weights)

@@ -1,7 +1,10 @@
 """Reading images: every format a microscope saves, and every way a file can be broken."""
 
+import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -156,6 +159,64 @@ def test_a_truncated_file_is_refused_by_name(tmp_path, suffix, share):
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(DataError, match=f"cut{suffix}"):
         read_image(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"optimize": True}, {"progressive": True}, {"restart_marker_blocks": 1}, {"subsampling": 0}],
+    ids=str,
+)
+def test_a_jpeg_whose_data_end_before_its_end_mark_is_refused(mode, options):
+    stream = io.BytesIO()
+    picture = Image.fromarray(RNG.integers(0, 256, (150, 200, 3), np.uint8)).convert(mode)
+    picture.save(stream, "JPEG", **options)
+    content = stream.getvalue()
+    Image.open(stream)
+    begin, end = stream.tell(), b"\xff\xd9"
+    whole = images.decode_image(content, Path("a.jpg"))
+    for behind in (b"x", content, end, content[:2000] + end):
+        assert np.array_equal(images.decode_image(content + behind, Path("a.jpg")), whole)
+    for share in (0.0, 0.2, 0.9):
+        cut = content[: begin + int(share * (len(content) - begin))]
+        for tail in (end, b"\xff\xfe\0\3x" + end, end + content):
+            with pytest.raises(DataError, match=r"a\.jpg is truncated"):
+                images.decode_image(cut + tail, Path("a.jpg"))
+
+
+def test_a_gray_corner_is_not_taken_for_missing_data():
+    picture = np.full((64, 64, 3), 128, np.uint8)
+    assert (images.decode_image(images.encode_image(picture), Path("a.jpg")) == 128).all()
+
+
+def test_what_pillow_warns_of_is_not_printed(tmp_path):
+    exif = (
+        b"Exif\0\0II*\0"
+        + struct.pack("<IH", 8, 1)
+        + struct.pack("<HHI4s", 0x0112, 5, 1, b"\x99\x99")
+        + bytes(4)
+    )
+    Image.fromarray(RGB).save(tmp_path / "a.png", exif=exif)
+    code = f"from ssdlib.data.images import read_image; read_image({str(tmp_path / 'a.png')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "limit"),
+    [({"format": "PNG"}, 100), ({"format": "JPEG"}, 100), ({"format": "JPEG", "progressive": True}, 50),
+     ({"format": "WEBP"}, 50), ({"format": "TIFF"}, 100)],
+)  # fmt: skip
+def test_what_needs_more_memory_a_pixel_may_have_fewer(monkeypatch, options, limit):
+    stream = io.BytesIO()
+    Image.new("RGB", (10, limit // 10)).save(stream, **options)
+    for most, fits in ((100, True), (98, False)):
+        monkeypatch.setattr(images, "MAX_PIXELS", most)
+        if fits:
+            assert images.decode_image(stream.getvalue(), Path("a")).shape == (limit // 10, 10, 3)
+        else:
+            with pytest.raises(DataError, match="more than"):
+                images.decode_image(stream.getvalue(), Path("a"))
 
 
 @pytest.mark.parametrize("read", [read_image, image_size])

@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import cv2
@@ -25,10 +26,10 @@ from ssdlib.config import ModelConfig, Use
 from ssdlib.data import source as bccd
 from ssdlib.data.images import read_image, write_image
 from ssdlib.inference.detections import Detections
-from ssdlib.inference.inputs import find_images
+from ssdlib.inference.inputs import ImageTask, find_images
 from ssdlib.inference.job import DetectJob, parse_thresholds, run_detection
-from ssdlib.inference.journal import Journal
-from ssdlib.inference.results import FORMATS, parse_formats
+from ssdlib.inference.journal import Journal, open_journal
+from ssdlib.inference.results import FORMATS, UNREADABLE, parse_formats
 from ssdlib.inference.tiling import Tiling
 
 NAMES = ("WBC", "RBC", "Platelets")
@@ -391,21 +392,112 @@ def test_an_image_that_changes_meanwhile_keeps_its_row_and_is_done_anew(fields, 
     assert (network.seen > 0) == (change != "remove")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
-def test_half_a_line_of_the_journal_is_forgotten(fields, tmp_path, share):
+def noted(task: ImageTask, number: int) -> dict[str, str]:
+    """A record that says nothing but a number."""
+    return {"image": task.shown, "state": UNREADABLE, "message": str(number)}
+
+
+def numbers(journal: Journal, tasks: Iterable[ImageTask]) -> list[int]:
+    return [int(record["message"]) for record in journal.read(tasks)]
+
+
+@pytest.fixture
+def journal_of_three(fields, tmp_path) -> tuple[Path, list[ImageTask]]:
+    """The journal of three images, and these."""
     tasks = find_images([fields])[:3]
-    with Journal(tmp_path / "journal.jsonl") as journal:
+    with Journal(tmp_path / "journal.jsonl", NAMES) as journal:
         assert list(journal.read(tasks)) == []
         for number, task in enumerate(tasks):
-            journal.append(task, {"number": number})
-    content = (tmp_path / "journal.jsonl").read_bytes()
+            journal.append(task, noted(task, number))
+    return tmp_path / "journal.jsonl", tasks
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99, 1.0])
+def test_half_a_line_of_the_journal_is_forgotten(journal_of_three, share):
+    path, tasks = journal_of_three
+    content = path.read_bytes()
     start = content.rstrip().rfind(b"\n") + 1
-    (tmp_path / "journal.jsonl").write_bytes(content[: start + int(share * (len(content) - start))])
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        left = 3 if share == 1 else 2
-        assert [record["number"] for record in journal.read(tasks)] == list(range(left))
-        journal.append(tasks[2], {"number": 7})
-        assert [record["number"] for record in journal.read(tasks)] == [0, 1, 7]
+    path.write_bytes(content[: start + int(share * (len(content) - start))])
+    with Journal(path, NAMES) as journal:
+        assert numbers(journal, tasks) == list(range(3 if share == 1 else 2))
+        journal.append(tasks[2], noted(tasks[2], 7))
+        assert numbers(journal, tasks) == [0, 1, 7]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"message": "1"', '"message": 1'),
+        ('"message": "1"', '"message": "' + "[" * 9 + '"]'),
+        ('"message": "1"', '"message": ' + "1" * 5000),
+        ('"message": "1"', '"message": ' + "[" * 5000 + "]" * 5000),
+        ('"state": "unreadable", "message": "1"', '"state": "done", "message": "1"'),
+        ('{"key": [', '{"key": [[], '),
+        ('{"key": [', '{"other": ['),
+        ('], "image": "', '], "image": "x'),
+    ],
+)
+def test_a_damaged_line_of_the_journal_is_forgotten_alone(journal_of_three, old, new):
+    path, tasks = journal_of_three
+    lines = path.read_text().splitlines(keepends=True)
+    assert old in lines[1]
+    path.write_text(lines[0] + lines[1].replace(old, new) + lines[2])
+    with Journal(path, NAMES) as journal:
+        assert numbers(journal, tasks) == [0, 2]
+        path.write_bytes(b"x" * path.stat().st_size)  # by another program
+        with pytest.raises(SsdError, match="changed meanwhile"):
+            numbers(journal, tasks)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("counts", "RBC"), 3),
+        (("counts", "Giraffe"), 0),
+        (("detections", 0, "label"), "Giraffe"),
+        (("detections", 0, "box"), [1, 2, 3]),
+        (("detections", 0, "box"), [9, 9, 8, 9]),
+        (("detections", 0, "box", 0), float("nan")),
+        (("view",), [0, 0]),
+        (("width",), 10**30),
+        (("quality",), ["unheard of"]),
+        (("um_per_pixel",), float("inf")),
+    ],
+)
+def test_a_record_that_cannot_be_is_made_anew(tmp_path, place, value):
+    write_image(tmp_path / "in/a.png", field(2))
+    run(tmp_path / "in", tmp_path / "out", "csv,json,report")
+    journal, before = tmp_path / "out/job/journal.jsonl", contents(tmp_path / "out")
+    content = json.loads(journal.read_text())
+    parent = content
+    for step in place[:-1]:
+        parent = parent[step]
+    parent[place[-1]] = value
+    journal.write_text(json.dumps(content) + "\n")
+    assert run(tmp_path / "in", tmp_path / "out", "csv,json,report")[1] > 0
+    assert contents(tmp_path / "out") == before
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and named pipes")
+@pytest.mark.parametrize("kind", ["link", "loop", "pipe", "device", "folder"])
+@pytest.mark.parametrize("restart", [False, True])
+def test_the_journal_is_a_file_and_nothing_else(tmp_path, kind, restart):
+    path, victim = tmp_path / "job/journal.jsonl", tmp_path / "victim"
+    victim.write_text("mine\n")
+    path.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        (path / "inside").mkdir(parents=True)
+    else:
+        path.symlink_to({"link": victim, "loop": path, "device": "/dev/null"}[kind])
+    with (
+        pytest.raises(SsdError, match=r"journal\.jsonl") if kind == "folder" or not restart else nullcontext()
+    ):
+        open_journal(path.parent, {}, NAMES, restart=restart).__exit__()
+    assert victim.read_text() == "mine\n" and path.is_file() == (
+        kind == "link" or (restart and kind != "folder")
+    )
 
 
 def test_where_nothing_can_be_written_it_is_said(fields, tmp_path):
