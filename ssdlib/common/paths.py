@@ -10,6 +10,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.terminal import say
 
 HOME = "SSDLIB_HOME"
 """The environment variable that names the folder in which data and runs are kept."""
@@ -44,7 +45,7 @@ def home(*, say: bool = True) -> Path:
 
 @cache
 def _say_unwritable(root: Path, instead: Path) -> None:
-    print(
+    say(
         f"{root} cannot be written, so data and runs are kept in {instead}; set {HOME} to choose another.",
         file=sys.stderr,
         flush=True,

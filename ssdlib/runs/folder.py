@@ -19,11 +19,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     NotRequired,  # pydantic takes no other before Python 3.12
 )
 
-from pydantic import FiniteFloat
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from ssdlib.common import files
@@ -299,12 +300,26 @@ def _ways_on(folder: Path, changes: list[str]) -> str:
     return "Choose another run name, or give --force (force=True) to take the new settings."
 
 
+Figure = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e12, le=1e12)]
+"""A measured number in a file of a run."""
+
+
+class _Data(TypedDict, total=False):
+    """What `DataSource.describe` returns."""
+
+    source: str
+    root: str
+    notice: str | None
+    fingerprint: str | None
+    sources: list[_Data]
+
+
 class _Config(TypedDict, total=False):
     """What config.json holds."""
 
     profile: dict[str, Any]
     overrides: dict[str, Any]
-    data: dict[str, Any]
+    data: _Data
     initial_weights_sha256: str | None
     created: str
 
@@ -314,7 +329,7 @@ class _Stage(TypedDict):
     state: str
     started: NotRequired[str]
     error: NotRequired[str]
-    seconds: NotRequired[FiniteFloat]
+    seconds: NotRequired[Figure]
 
 
 class _Stages(TypedDict):
@@ -356,4 +371,4 @@ def data_name(description: Mapping[str, Any]) -> str:
     if sources := description.get("sources"):
         return " and ".join(map(data_name, sources))
     names = {"bccd": "BCCD", "txl-pbc": "TXL-PBC", "smears": "synthetic smears"}
-    return names.get(description["source"], description["root"])
+    return names.get(description.get("source"), description.get("root", "unknown"))

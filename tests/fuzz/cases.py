@@ -166,7 +166,7 @@ def reshaped(draw: st.DrawFn, value: Any, odd: st.SearchStrategy[Any] | None = N
     value = _copied(value)
     for _ in range(draw(st.integers(1, 3))):
         place = draw(st.sampled_from(_places(value) or [()]))
-        new = draw(odd or odd_values())
+        new = draw(odd_values() if odd is None else odd)
         if not place:
             value = new if draw(st.integers(0, 9)) == 0 else value
             continue

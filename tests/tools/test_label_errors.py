@@ -243,6 +243,46 @@ def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
         out_of_fold(source, out, replace(settings, folds=3))
 
 
+def test_the_file_of_the_initial_weights_is_needed_once(tmp_path, monkeypatch):
+    source = folder_of(
+        tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
+    )
+    monkeypatch.setattr(folds, "same_fields", lambda images, progress: [])
+    network = ModelConfig(width=0.0625, batch_norm=True)
+    save_model(build_model(network), tmp_path / "mine.safetensors")
+    small = {
+        "recipe.model.width": 0.0625,
+        "recipe.batch_size": 2,
+        "recipe.warmup_steps": 1,
+        "recipe.smears": 0,
+    }
+    settings = FoldSettings(
+        folds=2,
+        epochs=1,
+        init=str(tmp_path / "mine.safetensors"),
+        overrides={**small, "precision": "fp32"},
+        device="cpu",
+        progress=False,
+    )
+    with pytest.raises(SsdError, match="no weights at"):
+        out_of_fold(source, tmp_path / "out", replace(settings, init=str(tmp_path / "none")))
+    assert not (tmp_path / "out/initial.safetensors").exists()
+    whole = out_of_fold(source, tmp_path / "whole", settings)
+    real = Trainer.fit
+
+    def stop(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", lambda self, **options: (real(self, **options), stop(self)))
+    with pytest.raises(KeyboardInterrupt):
+        out_of_fold(source, tmp_path / "stopped", settings)
+    monkeypatch.setattr(Trainer, "fit", real)
+    (tmp_path / "mine.safetensors").unlink()
+    again = out_of_fold(source, tmp_path / "stopped", settings)
+    for a, b in zip(whole, again, strict=True):
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(
     ("kind", "classes", "smears"),
     [("bccd", BCCD_CLASSES, True), ("smears", BCCD_CLASSES, False), ("voc", ("cell",), False)],
