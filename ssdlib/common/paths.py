@@ -33,7 +33,7 @@ def home(*, say: bool = True) -> Path:
     Where that cannot be written, the user's own folder for data of programs, which is said once on stderr.
     """
     if named := os.environ.get(HOME):
-        return Path(named).expanduser().resolve()
+        return Path(os.path.realpath(expanded(named)))
     root = project_root()
     if all(os.access(folder, os.W_OK) for folder in (root, root / "data", root / "runs") if folder.exists()):
         return root
@@ -50,6 +50,11 @@ def _say_unwritable(root: Path, instead: Path) -> None:
         file=sys.stderr,
         flush=True,
     )
+
+
+def expanded(given: str | Path) -> Path:
+    """The path with the home folder for `~`; as it stands, where there is no such user."""
+    return Path(os.path.expanduser(given))  # noqa: PTH111 (pathlib raises)
 
 
 def runs_folder() -> Path:
@@ -75,7 +80,7 @@ def candidates(given: str | Path) -> list[Path]:
     A relative one starts at the working folder, where the user is, or else at the checkout: a notebook that
     is opened by hand works in `notebooks/`. The same for data and for runs.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     return list(dict.fromkeys((root / path).absolute() for root in (Path.cwd(), project_root())))
 
 

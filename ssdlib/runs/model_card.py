@@ -117,9 +117,9 @@ def ship_weights(
     about = model_file.read_metadata(checkpoint)
     del about["config"]  # save_model writes the network's own
     # Where the data lay on the machine that trained means nothing elsewhere.
-    data = about["data"] = dict(about.get("data") or {})
-    for described in (data, *data.get("sources", ())):
-        described.pop("root", None)
+    data = about["data"] = dict(_mapping(about.get("data")))
+    for described in (data, *(data.get("sources") or ())):
+        _mapping(described).pop("root", None)
     if training:
         about["training"] = training
     model = model_file.load_model(checkpoint)
@@ -167,8 +167,7 @@ def write_card(
             commands.append(printable(f"python -m ssdlib evaluate {options}", keep=""))
     config, use = model.config, model.config.use
     unknown = defaultdict(lambda: "–")
-    recipe = dict(about.get("recipe") or {})
-    described = dict(about.get("data") or {})
+    recipe, described = _mapping(about.get("recipe")), _mapping(about.get("data"))
     text = _TEMPLATE.read_text(encoding="utf-8").format(
         name=_plain(weights.stem),
         classes=_plain(", ".join(config.class_names)),
@@ -191,7 +190,7 @@ def write_card(
         data="\n".join(f"- {_data_line(source)}" for source, _, _ in sources),
         training=_without_html(training.strip() or str(about.get("training", _TRAINING_UNKNOWN)).strip()),
         recipe=unknown | {name: _plain(value) for name, value in recipe.items()},
-        augment=_augment(dict(recipe.get("augment") or {})),
+        augment=_augment(_mapping(recipe.get("augment"))),
         about=unknown | {name: _plain(value) for name, value in about.items()},
         fingerprint=_plain(described.get("fingerprint") or "–"),
         precision=predictor.precision,
@@ -213,6 +212,11 @@ def _augment(settings: Mapping[str, Any]) -> str:
     switches = {True: "on", False: "off"}
     said = (f"{k} {switches[v] if isinstance(v, bool) else v}" for k, v in settings.items())
     return _plain(", ".join(said) or "–")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value, if it is a dictionary: a file's metadata may hold anything."""
+    return value if isinstance(value, dict) else {}
 
 
 def _by_class(values: Mapping[str, float]) -> str:

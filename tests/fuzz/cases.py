@@ -94,7 +94,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 def command(*words: object) -> tuple[int, str]:
     """The exit code of a command line, run in this process, and what it prints."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), limits():
+    with limits(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         code = main([str(word) for word in words])
     text = printed.getvalue()
     assert code in (0, 1, 2, 3), text

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_cuts_say_what_is_listed(issues_of):
         "no_detection"
     ]
     assert [s.kind for s in issues_of([], unsure, cuts={**CUTS, "unlabeled": 0.2})] == ["unlabeled"]
+
+
+def test_a_network_that_finds_thousands_of_cells_needs_little_memory(issues_of):
+    """As one does that has learned nothing: no matrix of all of its detections with each other."""
+    corners = np.random.default_rng(0).uniform((0, 0), (WIDTH - 2, HEIGHT - 2), (4000, 2))
+    boxes = np.hstack([corners, corners + 2])
+    cells = [("RBC", 0.3, tuple(box)) for box in boxes.tolist()]
+    tracemalloc.start()
+    try:
+        assert issues_of([("RBC", A)], found(*cells))
+        assert tracemalloc.get_traced_memory()[1] < 4000 * 4000
+    finally:
+        tracemalloc.stop()
 
 
 def test_as_many_predictions_as_images(tmp_path):
