@@ -164,6 +164,8 @@ def _write_report(run: RunFolder) -> None:
     from ssdlib.runs.report import write_report
 
     failing = sys.exc_info()[0] is not None
+    if not run.path.is_dir():  # moved away, which is said
+        return
     try:
         write_report(run)
     except Exception as error:
@@ -352,6 +354,11 @@ class StageRecord:
         return set(begun) if set(begun.values()) == {"done"} else set()
 
     def _write(self) -> None:
+        if not self.path.parent.is_dir():  # written all the same, it would be there again, empty but for this
+            raise StageError(
+                f"the run folder {self.path.parent} is not there any more. If it was moved, what was done is "
+                "in it, and the same command goes on there: --run ITS_NEW_PLACE."
+            )
         files.write_json(self.path, {"stages": list(self.entries.values())})
 
     @contextlib.contextmanager
