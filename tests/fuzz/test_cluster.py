@@ -63,7 +63,7 @@ def put(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-@fuzzed(40)
+@fuzzed(25)
 @given(st.data())
 def test_a_plan_is_read_or_refused(tmp_path_factory, sound, data):
     folder = tmp_path_factory.getbasetemp() / "plan"
@@ -78,7 +78,7 @@ def test_a_plan_is_read_or_refused(tmp_path_factory, sound, data):
         attempt(make_plan, folder / "out/plan", [], 2)
 
 
-@fuzzed(40)
+@fuzzed(25)
 @given(st.data())
 def test_a_part_is_summed_up_or_refused(tmp_path_factory, sound, data):
     folder = tmp_path_factory.getbasetemp() / "part"
@@ -88,7 +88,7 @@ def test_a_part_is_summed_up_or_refused(tmp_path_factory, sound, data):
         attempt(summarize, folder / "out", [0], CLASSES)
 
 
-@fuzzed(40)
+@fuzzed(25)
 @given(st.data())
 def test_a_list_in_parquet_is_read_or_refused(tmp_path_factory, sound, data):
     file = tmp_path_factory.getbasetemp() / "list.parquet"

@@ -35,7 +35,7 @@ def image(tmp_path_factory):
     return path
 
 
-@fuzzed(40)
+@fuzzed(25)
 @given(st.data())
 def test_pages_of_label_errors(tmp_path_factory, image, data):
     number = (
@@ -66,7 +66,7 @@ def test_pages_of_label_errors(tmp_path_factory, image, data):
     assert attempt(contact_sheet, [read], known, text).ndim == 3
 
 
-@fuzzed(40)
+@fuzzed(25)
 @given(st.data())
 def test_reports_of_detected_images(tmp_path_factory, image, data):
     classes = ("RBC", *data.draw(st.lists(TEXT, min_size=1, max_size=2, unique=True)))
@@ -85,7 +85,7 @@ def test_reports_of_detected_images(tmp_path_factory, image, data):
         assert_harmless(folder / "out/report.html")
 
 
-@fuzzed(12)
+@fuzzed(10)
 @given(st.data())
 def test_model_cards(tmp_path_factory, smears_source, data):
     folder = tmp_path_factory.getbasetemp() / "card"
