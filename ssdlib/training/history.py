@@ -9,7 +9,10 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ssdlib.common.tables import number
-from ssdlib.config import STRICT, Fraction, Settings
+from ssdlib.config import STRICT, Settings
+
+_Bounded = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""So that sums over epochs, and a figure of them, can be made of any history."""
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -24,11 +27,11 @@ class EpochRecord(Settings):
     learning_rate: float
     """At its last step."""
     images_per_second: float
-    seconds: Annotated[float, Field(ge=0, le=1e9)]
+    seconds: _Bounded
     """Training and evaluation."""
-    map_50: Fraction | None = None
+    map_50: _Bounded | None = None
     """mAP@0.5 on val; None where this epoch was not evaluated."""
-    map_50_by_source: dict[str, Fraction | None] = dataclasses.field(default_factory=dict)
+    map_50_by_source: dict[str, _Bounded | None] = dataclasses.field(default_factory=dict)
     """That of each source, where there are several; None where none of its val images has objects."""
 
     @property
