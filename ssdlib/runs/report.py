@@ -284,6 +284,8 @@ def _keep_offline(page: BeautifulSoup) -> None:
     ):
         element.decompose()
     for element in page.find_all(src=lambda source: source and not source.startswith("data:image/")):
+        if element.decomposed:  # with another picture of the same link
+            continue
         if element.parent.name == "a" and not element.parent.get_text(strip=True):
             element.parent.decompose()  # a badge: a picture that is a link
         else:
