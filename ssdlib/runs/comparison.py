@@ -21,7 +21,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common import files, pages
-from ssdlib.common.errors import StageError
+from ssdlib.common.errors import ConfigError, StageError
 from ssdlib.common.tables import CSV_ENCODING, Table, csv_lines, number
 from ssdlib.common.terminal import printable
 from ssdlib.config import flatten
@@ -262,7 +262,7 @@ def read_run(folder: str | Path, stages: Sequence[str] = ()) -> RunSummary:
         files.check_shape({name: settings[name] for name in ("recipe.epochs", "val_images")}, _Settings)
         metrics = _read(folder / "metrics.json", {}, _Metrics)
         return RunSummary(folder.name, folder, settings, state, error, history, metrics, config["data"])
-    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as problem:
         raise StageError(
             f"{folder}: config.json or history.json is not as a run writes it ({problem!r}). "
             "Make the run anew."
