@@ -258,8 +258,8 @@ def read_run(folder: str | Path, stages: Sequence[str] = ()) -> RunSummary:
     try:
         history = History.from_dict(_read(folder / "history.json", {"epochs": []}))
         settings = flatten(config["profile"])
-        state, error = _state(folder, stages, len(history.epochs) >= settings["recipe.epochs"])
         files.check_shape({name: settings[name] for name in ("recipe.epochs", "val_images")}, _Settings)
+        state, error = _state(folder, stages, len(history.epochs) >= settings["recipe.epochs"])
         metrics = _read(folder / "metrics.json", {}, _Metrics)
         return RunSummary(folder.name, folder, settings, state, error, history, metrics, config["data"])
     except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as problem:
