@@ -11,6 +11,7 @@ A stage reads only what an earlier stage wrote here, so any stage can be run aga
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -234,7 +235,15 @@ class RunFolder:
             raise ConfigError(
                 f"the section {section!r} of metrics.json is the run's own; choose another name"
             )
-        metrics = {**self.metrics(), section: dict(values)}
+        metrics = self.metrics()
+        try:
+            json.dumps(metrics, allow_nan=False)
+        except ValueError as error:
+            raise StageError(
+                f"{self.path / 'metrics.json'} holds what no stage writes ({error}). Remove it and run the "
+                "stages again."
+            ) from error
+        metrics[section] = dict(values)
         files.write_json(self.path / "metrics.json", metrics)
         return metrics
 
