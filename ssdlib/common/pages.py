@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
@@ -30,13 +32,22 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"data_uri": data_uri, "duration": duration, "size": size}
+    environment.filters |= {"data_uri": data_uri, "duration": duration, "size": size, "urlencode": url_path}
     return environment
 
 
 def data_uri(image: bytes, suffix: str = ".png") -> str:
     """The image inside a URL, for pages that load nothing from elsewhere."""
     return f"data:{IMAGE_TYPES[suffix.lower()]};base64,{base64.b64encode(image).decode('ascii')}"
+
+
+def url_path(path: str) -> str:
+    """The path as part of a URL, also one whose bytes are no UTF-8."""
+    try:
+        content = os.fsencode(path)
+    except UnicodeEncodeError:  # no name that a file can have
+        content = path.encode(errors="backslashreplace")
+    return quote(content, safe="/")
 
 
 def duration(seconds: float) -> str:

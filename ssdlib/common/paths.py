@@ -10,6 +10,7 @@ from pathlib import Path
 from platformdirs import user_data_path
 
 from ssdlib.common.errors import DataError
+from ssdlib.common.terminal import say
 
 HOME = "SSDLIB_HOME"
 """The environment variable that names the folder in which data and runs are kept."""
@@ -32,7 +33,7 @@ def home(*, say: bool = True) -> Path:
     Where that cannot be written, the user's own folder for data of programs, which is said once on stderr.
     """
     if named := os.environ.get(HOME):
-        return Path(named).expanduser().resolve()
+        return Path(os.path.realpath(expanded(named)))
     root = project_root()
     if all(os.access(folder, os.W_OK) for folder in (root, root / "data", root / "runs") if folder.exists()):
         return root
@@ -44,11 +45,16 @@ def home(*, say: bool = True) -> Path:
 
 @cache
 def _say_unwritable(root: Path, instead: Path) -> None:
-    print(
+    say(
         f"{root} cannot be written, so data and runs are kept in {instead}; set {HOME} to choose another.",
         file=sys.stderr,
         flush=True,
     )
+
+
+def expanded(given: str | Path) -> Path:
+    """The path with the home folder for `~`; as it stands, where there is no such user."""
+    return Path(os.path.expanduser(given))  # noqa: PTH111 (pathlib raises)
 
 
 def runs_folder() -> Path:
@@ -74,7 +80,7 @@ def candidates(given: str | Path) -> list[Path]:
     A relative one starts at the working folder, where the user is, or else at the checkout: a notebook that
     is opened by hand works in `notebooks/`. The same for data and for runs.
     """
-    path = Path(given).expanduser()
+    path = expanded(given)
     return list(dict.fromkeys((root / path).absolute() for root in (Path.cwd(), project_root())))
 
 

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssdlib.common.distributed import launched_as
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import available_cores
+from ssdlib.common.terminal import say
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, list[Target]]
@@ -150,7 +151,7 @@ def choose_workers(workers: int | str = "auto", images: int = 0) -> int:
         return wanted
     fitting = int(max(room / batch - 3, 0) / PREFETCH)
     if fitting < wanted and launched_as()[0] == 0:
-        print(
+        say(
             f"{SHARED_MEMORY} has only {free / 1e6:.0f} MB free: {fitting} loader workers are used, not "
             f"{wanted}. A container gets more by --shm-size=1g (or --ipc=host).",
             file=sys.stderr,

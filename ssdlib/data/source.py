@@ -392,7 +392,7 @@ def _published(
 ) -> LabeledFolder:
     """A published data set: from the folder that its variable names, else from data/, else downloaded."""
     variable = os.environ.get(data.variable)
-    places = [Path(variable).expanduser()] if variable else [f / data.name for f in paths.data_folders()]
+    places = [paths.expanded(variable)] if variable else [f / data.name for f in paths.data_folders()]
     for place in places:
         if labels := read(place):
             return labels

@@ -170,10 +170,10 @@ def _parquet_paths(given: str) -> Iterator[str]:
             column = next((name for name in ("path", "image") if name in names), None)
             if column is None:
                 raise DataError(f"{given} has no column path or image, but {', '.join(names)}")
-            for rows in file.iter_batches(columns=[column]):
+            for rows in file.iter_batches(1000, columns=[column]):
                 paths = (path.as_py() for path in rows.column(0).unique())  # one by one: they may be long
                 yield from (str(path)[:_LONGEST] for path in paths if path is not None)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is not UTF-8
         raise DataError(f"the list {given} cannot be read ({error}): write it again as Parquet") from error
 
 

@@ -27,7 +27,8 @@ _CAREFUL = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr
 """Neither a link is followed nor a pipe waited for."""
 _MAX_LINE = 20_000_000
 """Bytes of a line at most: one with 200,000 cells has fewer."""
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _CAREFUL
+APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | _CAREFUL
+"""How a file is opened that only grows."""
 
 _Side = Annotated[int, Field(ge=1, le=1_000_000)]
 _Corner = Annotated[float, Field(ge=-1_000_000, le=1_000_000)]
@@ -75,7 +76,7 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Written without a buffer: one that a full disk has refused would be tried again on closing.
-            self._file = os.open(path, _FLAGS, 0o666)
+            self._file = os.open(path, APPENDING, 0o666)
             self._stream = os.fdopen(os.open(path, os.O_RDONLY | _CAREFUL), "rb")
             if not stat.S_ISREG(os.fstat(self._file).st_mode):
                 raise OSError("it is no file")

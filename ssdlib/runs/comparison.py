@@ -14,14 +14,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
+
 from ssdlib.common import files, pages
-from ssdlib.common.errors import StageError
+from ssdlib.common.errors import ConfigError, StageError
 from ssdlib.common.tables import CSV_ENCODING, Table, csv_lines, number
+from ssdlib.common.terminal import printable
 from ssdlib.config import flatten
-from ssdlib.runs.folder import data_name, read_config, read_stages
+from ssdlib.runs.folder import Figure, data_name, read_config, read_stages
 from ssdlib.training.history import History
 
 SEED = "seed"
@@ -254,18 +258,40 @@ def read_run(folder: str | Path, stages: Sequence[str] = ()) -> RunSummary:
     try:
         history = History.from_dict(_read(folder / "history.json", {"epochs": []}))
         settings = flatten(config["profile"])
+        files.check_shape({name: settings[name] for name in ("recipe.epochs", "val_images")}, _Settings)
         state, error = _state(folder, stages, len(history.epochs) >= settings["recipe.epochs"])
-        metrics = _read(folder / "metrics.json", {})
+        metrics = _read(folder / "metrics.json", {}, _Metrics)
         return RunSummary(folder.name, folder, settings, state, error, history, metrics, config["data"])
-    except (KeyError, TypeError, AttributeError) as problem:
+    except (ConfigError, KeyError, TypeError, ValueError, AttributeError) as problem:
         raise StageError(
             f"{folder}: config.json or history.json is not as a run writes it ({problem!r}). "
             "Make the run anew."
         ) from problem
 
 
-def _read(path: Path, default: dict[str, Any]) -> dict[str, Any]:
-    return files.read_json(path, shape=dict[str, Any]) if path.exists() else default
+_Count = Annotated[int, Field(strict=True)]
+_Settings = TypedDict("_Settings", {"recipe.epochs": _Count, "val_images": _Count | None})
+
+
+class _Class(TypedDict, total=False):
+    ap_50: Figure | None
+
+
+class _Section(TypedDict, total=False):
+    map_50: Figure | None
+    map: Figure | None
+    per_class: dict[str, _Class]
+
+
+class _Metrics(TypedDict, total=False):
+    """What is taken from metrics.json."""
+
+    val: _Section
+    test: _Section
+
+
+def _read(path: Path, default: dict[str, Any], shape: Any = dict[str, Any]) -> dict[str, Any]:
+    return files.read_json(path, shape=shape) if path.exists() else default
 
 
 def _state(folder: Path, stages: Sequence[str], trained: bool) -> tuple[str, str]:
@@ -362,6 +388,11 @@ def _relative(path: Path, folder: Path) -> str:
     return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix(), safe="/=,+")
 
 
+def _drawable(text: str) -> str:
+    """Text that matplotlib draws as it stands, and that leaves room for the curves."""
+    return printable(text[:120], keep="").replace("$", r"\$")
+
+
 def _figure(comparison: Comparison) -> bytes | None:
     """A PNG of val mAP@0.5 against epochs; None before the first epoch."""
     from matplotlib import rc_context
@@ -377,7 +408,7 @@ def _figure(comparison: Comparison) -> bytes | None:
         groups = {group.label: [run.history for run in group.runs] for group in comparison.groups}
         ax = map_curves(figure.subplots(), groups)
         lines, labels = (found[::-1][:LEGEND_LIMIT] for found in ax.get_legend_handles_labels())
-        ax.legend(lines, labels, loc="lower right")
+        ax.legend(lines, [_drawable(label) for label in labels], loc="lower right")
         if any(run.data.get("synthetic") for run in comparison.runs):
             mark_synthetic(figure)
         stream = io.BytesIO()

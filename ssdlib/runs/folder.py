@@ -11,6 +11,7 @@ A stage reads only what an earlier stage wrote here, so any stage can be run aga
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -19,11 +20,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import (
     TYPE_CHECKING,
+    Annotated,
     Any,
     NotRequired,  # pydantic takes no other before Python 3.12
 )
 
-from pydantic import FiniteFloat
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from ssdlib.common import files
@@ -227,7 +229,15 @@ class RunFolder:
             raise ConfigError(
                 f"the section {section!r} of metrics.json is the run's own; choose another name"
             )
-        metrics = {**self.metrics(), section: dict(values)}
+        metrics = self.metrics()
+        try:
+            json.dumps(metrics, allow_nan=False)
+        except ValueError as error:
+            raise StageError(
+                f"{self.path / 'metrics.json'} holds what no stage writes ({error}). Remove it and run the "
+                "stages again."
+            ) from error
+        metrics[section] = dict(values)
         files.write_json(self.path / "metrics.json", metrics)
         return metrics
 
@@ -293,12 +303,26 @@ def _ways_on(folder: Path, changes: list[str]) -> str:
     return "Choose another run name, or give --force (force=True) to take the new settings."
 
 
+Figure = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-1e12, le=1e12)]
+"""A measured number in a file of a run."""
+
+
+class _Data(TypedDict, total=False):
+    """What `DataSource.describe` returns."""
+
+    source: str
+    root: str
+    notice: str | None
+    fingerprint: str | None
+    sources: list[_Data]
+
+
 class _Config(TypedDict, total=False):
     """What config.json holds."""
 
     profile: dict[str, Any]
     overrides: dict[str, Any]
-    data: dict[str, Any]
+    data: _Data
     initial_weights_sha256: str | None
     created: str
 
@@ -308,7 +332,7 @@ class _Stage(TypedDict):
     state: str
     started: NotRequired[str]
     error: NotRequired[str]
-    seconds: NotRequired[FiniteFloat]
+    seconds: NotRequired[Figure]
 
 
 class _Stages(TypedDict):
@@ -350,4 +374,4 @@ def data_name(description: Mapping[str, Any]) -> str:
     if sources := description.get("sources"):
         return " and ".join(map(data_name, sources))
     names = {"bccd": "BCCD", "txl-pbc": "TXL-PBC", "smears": "synthetic smears"}
-    return names.get(description["source"], description["root"])
+    return names.get(description.get("source"), description.get("root", "unknown"))

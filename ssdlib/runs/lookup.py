@@ -32,7 +32,7 @@ def locate(path: str | Path, *, profile: str, data: str) -> Path:
     if not text:
         return (paths.runs_folder() / f"lab-{profile}-{_data_word(data)}").resolve()
     found = next((place for place in paths.candidates(text) if place.exists()), None)
-    return found or (paths.home() / Path(text).expanduser()).resolve()
+    return found or Path(os.path.realpath(paths.home() / paths.expanded(text)))
 
 
 def run_folder(run: str, *, profile: str, data: str) -> Path:
@@ -42,7 +42,7 @@ def run_folder(run: str, *, profile: str, data: str) -> Path:
     """
     name = run or new_run_name(profile, data)
     bare = Path(name).name == name and name not in (".", "..")
-    return paths.runs_folder() / name if bare else Path(name).expanduser().resolve()
+    return paths.runs_folder() / name if bare else Path(os.path.realpath(paths.expanded(name)))
 
 
 def find_weights(asked: str | Path | None = None) -> Path:
@@ -58,14 +58,14 @@ def find_weights(asked: str | Path | None = None) -> Path:
     if asked is None or str(asked) in SHIPPED_NAMES:
         return shipped_weights(str(asked or "shipped"))
     if str(asked) == "newest":
-        found = list(paths.runs_folder().glob("*/checkpoints/best.safetensors"))
+        found = [p for p in paths.runs_folder().glob("*/checkpoints/best.safetensors") if p.is_file()]
         if not found:
             raise StageError(
                 f"no trained weights under {paths.runs_folder()}. Train some with `python -m ssdlib run "
                 "--profile quick`, or name a file with --weights."
             )
         return max(found, key=lambda path: path.stat().st_mtime)
-    path = Path(asked).expanduser()
+    path = paths.expanded(asked)
     if path.is_file():
         return path
     for folder in (path, paths.runs_folder() / path):

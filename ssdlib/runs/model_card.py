@@ -11,6 +11,7 @@ metadata `training`, which --notes gives.
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 
 from ssdlib.common.errors import ConfigError, shell
 from ssdlib.common.files import sha256_of, write_text
+from ssdlib.common.terminal import printable
 from ssdlib.config import DEFAULT_THRESHOLD
 from ssdlib.evaluation.tables import results_text
 
@@ -115,9 +117,9 @@ def ship_weights(
     about = model_file.read_metadata(checkpoint)
     del about["config"]  # save_model writes the network's own
     # Where the data lay on the machine that trained means nothing elsewhere.
-    data = about["data"] = dict(about.get("data") or {})
-    for described in (data, *data.get("sources", ())):
-        described.pop("root", None)
+    data = about["data"] = dict(_mapping(about.get("data")))
+    for described in (data, *(data.get("sources") or ())):
+        _mapping(described).pop("root", None)
     if training:
         about["training"] = training
     model = model_file.load_model(checkpoint)
@@ -162,13 +164,13 @@ def write_card(
             table = results_text({split: report, "data": report["data"]})
             results.append(f"{_name_of(source)}, {split}:\n\n```\n{table}\n```")
             options = shell(*named, "--data", word, "--split", split, "--precision", precision)
-            commands.append(f"python -m ssdlib evaluate {options}")
+            commands.append(printable(f"python -m ssdlib evaluate {options}", keep=""))
     config, use = model.config, model.config.use
     unknown = defaultdict(lambda: "–")
-    recipe = about.get("recipe") or {}
+    recipe, described = _mapping(about.get("recipe")), _mapping(about.get("data"))
     text = _TEMPLATE.read_text(encoding="utf-8").format(
-        name=weights.stem,
-        classes=", ".join(config.class_names),
+        name=_plain(weights.stem),
+        classes=_plain(", ".join(config.class_names)),
         config=config,
         norm="with BatchNorm" if config.batch_norm else "without BatchNorm",
         first=model.backbone.to_conv4_3.conv1_1,
@@ -180,19 +182,17 @@ def write_card(
         role=ROLES.get(weights.stem, ""),
         limits=_limits(weights.stem),
         use=use,
-        thresholds=", ".join(f"{name} {value:g}" for name, value in config.thresholds.items()),
-        nms=", ".join(
-            f"{name} {value:g}" for name, value in (use.nms_iou or {"all classes": NMS_IOU}).items()
-        ),
-        file=weights.name,
+        thresholds=_by_class(config.thresholds),
+        nms=_by_class(use.nms_iou or {"all classes": NMS_IOU}),
+        file=_plain(weights.name),
         megabytes=weights.stat().st_size / 1e6,
         sha256=sha256_of(weights),
         data="\n".join(f"- {_data_line(source)}" for source, _, _ in sources),
-        training=training.strip() or str(about.get("training", _TRAINING_UNKNOWN)).strip(),
-        recipe=unknown | recipe,
-        augment=_augment(recipe.get("augment") or {}),
-        about=unknown | about,
-        fingerprint=(about.get("data") or {}).get("fingerprint") or "–",
+        training=_without_html(training.strip() or str(about.get("training", _TRAINING_UNKNOWN)).strip()),
+        recipe=unknown | {name: _plain(value) for name, value in recipe.items()},
+        augment=_augment(_mapping(recipe.get("augment"))),
+        about=unknown | {name: _plain(value) for name, value in about.items()},
+        fingerprint=_plain(described.get("fingerprint") or "–"),
         precision=predictor.precision,
         samples=report["intervals"]["samples"],
         results="\n\n".join(results),
@@ -211,7 +211,26 @@ def _limits(stem: str) -> str:
 def _augment(settings: Mapping[str, Any]) -> str:
     switches = {True: "on", False: "off"}
     said = (f"{k} {switches[v] if isinstance(v, bool) else v}" for k, v in settings.items())
-    return ", ".join(said) or "–"
+    return _plain(", ".join(said) or "–")
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """The value, if it is a dictionary: a file's metadata may hold anything."""
+    return value if isinstance(value, dict) else {}
+
+
+def _by_class(values: Mapping[str, float]) -> str:
+    return _plain(", ".join(f"{name} {value:g}" for name, value in values.items()))
+
+
+def _plain(value: Any) -> str:
+    """A value on one line, which Markdown shows as it stands, in a table, too."""
+    return re.sub(r"[<>&|`\[\]]", lambda found: f"&#{ord(found[0])};", printable(value, keep=""))
+
+
+def _without_html(text: str) -> str:
+    """Markdown that draws no element and loads no picture."""
+    return printable(text.replace("<", "&lt;").replace("![", r"!\["))
 
 
 def _data_line(source: DataSource) -> str:
@@ -223,7 +242,8 @@ def _data_line(source: DataSource) -> str:
 
 def _name_of(source: DataSource) -> str:
     names = {"bccd": "BCCD", "txl-pbc": "TXL-PBC", "smears": "Synthetic smears"}
-    return " and ".join(map(_name_of, source.parts.values())) or names.get(source.kind, source.folder.name)
+    named = " and ".join(map(_name_of, source.parts.values()))
+    return named or names.get(source.kind, _plain(source.folder.name))
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ssdlib.common import files, paths
 from ssdlib.common.errors import StageError, shell
+from ssdlib.common.terminal import printable, say
 from ssdlib.runs.folder import RunFolder, read_stages
 
 STAGE_PATTERN = "[0-9][0-9]_*.ipynb"
@@ -119,12 +120,12 @@ def run_chain(
         try:
             with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
                 for stage in chosen:
-                    bar.set_description(stage.stem)
+                    bar.set_description(printable(stage.stem))
                     again = {RETRAIN: stage.stem in repeated} if RETRAIN in names[stage] else {}
                     with record.running(stage.stem):
                         _execute(stage, run.path / "notebooks" / stage.name, given | again, progress)
                     if warning := _without_pictures(run.path / "notebooks" / stage.name):
-                        tqdm.write(f"warning: {warning}", file=sys.stderr)
+                        tqdm.write(printable(f"warning: {warning}"), file=sys.stderr)
                     bar.update(1)
         except KeyboardInterrupt as stop:
             options = shell("--profile", profile, "--data", given["DATA"], "--run", run.path)
@@ -150,11 +151,11 @@ def _going_on(record: StageRecord, stages: Sequence[Path]) -> Sequence[Path]:
         print(f"{record.path.parent}: all stages were done, the report was not", file=sys.stderr)
         return []
     if not left:
-        print(f"{record.path.parent} had come to its end: everything anew", file=sys.stderr)
+        say(f"{record.path.parent} had come to its end: everything anew", file=sys.stderr)
         return stages
     if len(left) < len(stages):
         first = left[0].stem
-        print(
+        say(
             f"{first}: {record.entries[first]['state']}. Going on there (--from {first[:2]}); --from "
             f"{stages[0].stem[:2]} runs all stages again.",
             file=sys.stderr,
@@ -167,12 +168,14 @@ def _write_report(run: RunFolder) -> None:
     from ssdlib.runs.report import write_report
 
     failing = sys.exc_info()[0] is not None
+    if not run.path.is_dir():  # moved away, which is said
+        return
     try:
         write_report(run)
     except Exception as error:
         if not failing:
             raise
-        print(f"warning: the report could not be written: {error}", file=sys.stderr)
+        say(f"warning: the report could not be written: {error}", file=sys.stderr)
 
 
 def _check_parameters(stages: Sequence[Path]) -> dict[Path, set[str]]:
@@ -360,6 +363,11 @@ class StageRecord:
         return report.exists() and report.stat().st_mtime >= self.path.stat().st_mtime
 
     def _write(self) -> None:
+        if not self.path.parent.is_dir():  # written all the same, it would be there again, empty but for this
+            raise StageError(
+                f"the run folder {self.path.parent} is not there any more. If it was moved, what was done is "
+                "in it, and the same command goes on there: --run ITS_NEW_PLACE."
+            )
         files.write_json(self.path, {"stages": list(self.entries.values())})
 
     @contextlib.contextmanager
@@ -404,7 +412,7 @@ class _LastLine:
         lines = [line.strip() for line in re.split(r"[\r\n]", re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", text))]
         latest = next((line for line in reversed(lines) if line), None)
         if latest:
-            self._line.set_description_str(latest, refresh=True)
+            self._line.set_description_str(printable(latest, keep=""), refresh=True)
 
     def flush(self) -> None:
         """Do nothing, since nothing is buffered; papermill calls it as of any stream."""

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
     from ssdlib.runs.folder import RunFolder
 
 
+MAX_NOTEBOOK_BYTES = 100_000_000
+"""No executed notebook is larger."""
+
+
 def write_report(run: RunFolder) -> Path:
     """Write `report.html` of the run and return its path; stages not run yet are listed as such.
 
@@ -72,7 +76,7 @@ def _page(run: RunFolder) -> str:
         created=str(run.config.get("created", "")),
         notice=metrics["data"].get("notice"),
         tiles=_tiles(sections),
-        figures={path.name: path.read_bytes() for path in (run.path / "figures").glob("*.png")},
+        figures={path.name: files.read_limited(path) for path in (run.path / "figures").glob("*.png")},
         results={name: _result(section) for name, section in sections.items()},
         measurements={name: _facts({name: values}) for name, values in others.items()},
         analysis=analysis
@@ -151,23 +155,24 @@ def notebook_section(path: Path) -> NotebookSection:
     from bs4 import BeautifulSoup
 
     try:
-        notebook = nbformat.read(path, as_version=4)
+        text = files.decode_text(files.read_limited(path, MAX_NOTEBOOK_BYTES), path)
+        notebook = nbformat.reads(text, as_version=4)
         _tidy_outputs(notebook)
-        resources = {"metadata": {"name": path.stem, "path": str(path.parent)}}
+        resources = {"metadata": {"name": path.stem}}
         converted, _ = _exporter().from_notebook_node(notebook, resources=resources)
-    except Exception as error:
-        return NotebookSection(path.stem, path.stem, error=str(error))
-    page = BeautifulSoup(converted, "html.parser")
-    _keep_offline(page)
-    title, headings = _number_headings(page, path.stem)
-    # Last of all, so that it sees the page as a browser will.
-    body = bleach.clean(
-        str(page),
-        tags=set(_ELEMENTS.split()),
-        attributes=_is_harmless,
-        protocols=["http", "https", "mailto", "data"],
-        strip=True,
-    )
+        page = BeautifulSoup(converted, "html.parser")
+        _keep_offline(page)
+        title, headings = _number_headings(page, path.stem)
+        # Last of all, so that it sees the page as a browser will.
+        body = bleach.clean(
+            str(page),
+            tags=set(_ELEMENTS.split()),
+            attributes=_is_harmless,
+            protocols=["http", "https", "mailto", "data"],
+            strip=True,
+        )
+    except Exception as error:  # of four libraries, which have none in common
+        return NotebookSection(path.stem, path.stem, error=str(error)[:500])
     return NotebookSection(path.stem, title, headings, body)
 
 
@@ -240,8 +245,6 @@ def _exporter() -> HTMLExporter:
             renderer = Renderer(
                 escape=False,
                 attachments=context.get("cell", {}).get("attachments", {}),
-                embed_images=True,
-                path=context["resources"]["metadata"]["path"],
                 exclude_anchor_links=True,
             )
             return MarkdownWithMath(renderer=renderer).render(source)
@@ -281,6 +284,8 @@ def _keep_offline(page: BeautifulSoup) -> None:
     ):
         element.decompose()
     for element in page.find_all(src=lambda source: source and not source.startswith("data:image/")):
+        if element.decomposed:  # with another picture of the same link
+            continue
         if element.parent.name == "a" and not element.parent.get_text(strip=True):
             element.parent.decompose()  # a badge: a picture that is a link
         else:

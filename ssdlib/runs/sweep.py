@@ -251,7 +251,7 @@ def run_sweep(
         except Exception as error:
             errors[combination.name] = str(error) or type(error).__name__
             if not isinstance(error, SsdError):
-                traceback.print_exc()  # a fault of ours
+                say(traceback.format_exc(), file=sys.stderr)  # a fault of ours
             say(f"{combination.name} failed: {error}", file=sys.stderr)
         finally:
             comparison = _compare(sweep, stages, source, errors)

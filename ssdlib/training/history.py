@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from ssdlib.common.tables import number
 from ssdlib.config import STRICT, Settings
+
+_Bounded = Annotated[float, Field(ge=-1e9, le=1e9)]
+"""So that sums over epochs, and a figure of them, can be made of any history."""
 
 
 @dataclass(frozen=True, config=STRICT)
 class EpochRecord(Settings):
     """The figures of one epoch. Losses are means over its batches."""
 
-    epoch: int
+    epoch: Annotated[int, Field(ge=0, le=10**9)]
     """From 1."""
     loss: float
     localization: float
@@ -23,11 +27,11 @@ class EpochRecord(Settings):
     learning_rate: float
     """At its last step."""
     images_per_second: float
-    seconds: float
+    seconds: _Bounded
     """Training and evaluation."""
-    map_50: float | None = None
+    map_50: _Bounded | None = None
     """mAP@0.5 on val; None where this epoch was not evaluated."""
-    map_50_by_source: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    map_50_by_source: dict[str, _Bounded | None] = dataclasses.field(default_factory=dict)
     """That of each source, where there are several; None where none of its val images has objects."""
 
     @property

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ssdlib.common.errors import TrainingError
+from ssdlib.common.terminal import say
 from ssdlib.detector.loss import MultiBoxLoss
 
 
@@ -101,7 +102,7 @@ class StopSignals:
             self._restore()
         doing = "stopping" if self.interrupt else "finishing this step, then saving"
         with suppress(OSError, RuntimeError):  # no terminal any more, or in the middle of another line
-            print(f"\n{self.requested}: {doing} ...", file=sys.stderr)
+            say(f"\n{self.requested}: {doing} ...", file=sys.stderr)
         if self.requested == "SIGHUP":
             _leave_terminal()
         if self.interrupt:

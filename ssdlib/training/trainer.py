@@ -150,7 +150,7 @@ class Trainer:
         if progress and views != len(train_data):
             cut = f"{views:,} views of {' x '.join(map(str, use.view))} pixels"
             used = f", of which {len(self.train_data):,} are used" if len(self.train_data) < views else ""
-            print(f"the {len(train_data):,} training images are cut into {cut}{used}", file=sys.stderr)
+            say(f"the {len(train_data):,} training images are cut into {cut}{used}", file=sys.stderr)
         # By the labels: a network that has learned little yet cannot find the scale.
         self.val_tilings = tilings(val_data, use) if val_data is not None else {}
         self.run_dir = Path(run_dir)

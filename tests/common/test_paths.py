@@ -79,3 +79,9 @@ def test_where_the_checkout_cannot_be_written_the_users_own_folder_is_taken_and_
     assert said.count("\n") == 1 and str(tmp_path / "mine") in said and paths.HOME in said
     monkeypatch.setenv(paths.HOME, str(house))
     assert paths.runs_folder() == house / "runs" and not capsys.readouterr().err
+
+
+def test_a_user_who_does_not_exist_is_a_name_like_any_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths.candidates("~nobody-of-that-name/x")[0] == tmp_path / "~nobody-of-that-name/x"
+    assert paths.expanded("~") == Path.home()

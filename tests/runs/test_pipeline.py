@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -23,6 +24,7 @@ from ssdlib.runs.folder import read_stages
 from ssdlib.runs.pipeline import (
     ChainInterrupted,
     StageRecord,
+    _LastLine,
     find_stages,
     run_chain,
     select_stages,
@@ -91,6 +93,17 @@ def test_chain_fails_names_the_cell_goes_on_and_keeps_everything(tmp_path, stage
     assert (out / "notebooks/01_first.ipynb").stat().st_mtime_ns == first, (
         "a stage not asked for is left alone"
     )
+
+
+@pytest.mark.parametrize("then", ["", "\nraise ValueError('by the way')"])
+def test_a_run_folder_that_is_moved_away_is_said_and_not_made_again(tmp_path, folder, smears, then):
+    write_notebook(folder / "01_moves.ipynb", f"import os\nos.rename(RUN_DIR, RUN_DIR + '-moved'){then}")
+    write_notebook(folder / "02_next.ipynb", "1")
+    with pytest.raises(StageError, match=r"run is not there any more.*--run ITS_NEW_PLACE"):
+        run_chain("smoke", smears, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    run_chain("smoke", smears, tmp_path / "run-moved", stages=find_stages()[1:], progress=False)
+    assert states(tmp_path / "run-moved") == ["killed", "done"]
 
 
 def test_a_missing_parameter_is_said_before_anything_runs(tmp_path, stages, smears):
@@ -322,6 +335,13 @@ def test_the_command_to_go_on_with_can_be_copied(tmp_path, folder, smears_root, 
         *("python", "-m", "ssdlib", "run", "--from", "01", "--profile", "smoke"),
         *("--data", str(data), "--run", str(tmp_path / "a run")),
     ]
+
+
+def test_what_a_kernel_says_steers_no_terminal():
+    line, shown = _LastLine(enabled=False), []
+    line._line = SimpleNamespace(set_description_str=lambda text, refresh: shown.append(text))
+    line.write("\x1b[1mbold\x1b[0m \x1b]0;title\x07\n")
+    assert shown == [r"bold \x1b]0;title\x07"]
 
 
 def test_a_record_is_written_at_every_change(tmp_path):

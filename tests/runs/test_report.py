@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 
 import nbformat
@@ -333,3 +334,35 @@ def test_errors_counts_and_calibration_stand_in_the_report(run):
     assert rows["background"] == ["0.0 (1)", "n/a (0)", "0.0 (1)"], "after the right one it costs nothing"
     assert page.find("img", alt=re.compile("fixing each kind"))["src"].startswith("data:image/png;base64,")
     assert "analysis" not in page.get_text(), "the section is not listed raw as well"
+
+
+def test_links_with_several_pictures_give_way(tmp_path):
+    text = "[![a](https://x.example/a.png) ![b](https://x.example/b.png)](https://x.example) kept"
+    page = shown(tmp_path, new_markdown_cell(text))
+    assert "kept" in page.get_text() and not page.find_all(["img", "a"])
+
+
+def test_notebooks_take_no_files_into_the_report(tmp_path):
+    (tmp_path / "secret.png").write_bytes(base64.b64decode(PIXEL))
+    page = shown(tmp_path, new_markdown_cell('![s](secret.png) <img src="secret.png"> kept'))
+    assert "kept" in page.get_text() and not page.find_all("img")
+
+
+@pytest.mark.parametrize("special", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, run, special):
+    data = run.config["data"]["request"]
+    changed = RunFolder.open(tmp_path / "run", profile="smoke", data=data, progress=False)
+    for place in ("notebooks/01_a.ipynb", "figures/06_triptych.png"):
+        path = changed.path / place
+        path.parent.mkdir()
+        if special == "pipe":
+            os.mkfifo(path)
+        elif special == "device":
+            path.symlink_to("/dev/zero")
+        else:
+            path.mkdir()
+        if place.startswith("notebooks"):
+            failure = page_of(changed).select_one("section.notebook .failure")
+            assert "01_a.ipynb: it is a folder, a pipe or a device" in failure.get_text()
+    with pytest.raises(SsdError, match=r"06_triptych\.png: it is a folder, a pipe or a device"):
+        write_report(changed)

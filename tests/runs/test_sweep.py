@@ -11,7 +11,7 @@ from bs4 import BeautifulSoup
 
 from ssdlib.__main__ import main
 from ssdlib.common import files
-from ssdlib.common.errors import ConfigError, DataError, StageError
+from ssdlib.common.errors import ConfigError, DataError, SsdError, StageError
 from ssdlib.config import RECIPES, find_profile, flatten
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.comparison import (
@@ -301,6 +301,44 @@ def test_comparing_needs_runs(tmp_path):
         compare_runs([])
     with pytest.raises(StageError, match="not a run"):
         compare_runs([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "value"),
+    [
+        ("metrics.json", "val", "text"),
+        ("metrics.json", "val.map", "0.4"),
+        ("metrics.json", "val.per_class.WBC", 0.9),
+        ("metrics.json", "test.map_50", 1e300),
+        ("history.json", "epochs.0.seconds", 1e300),
+        ("history.json", "epochs.0.map_50", 10**60),
+        ("config.json", "data.source", ["bccd"]),
+        ("config.json", "profile.recipe.epochs", "2"),
+        ("config.json", "profile.val_images", [1]),
+    ],
+)
+def test_a_run_whose_files_hold_something_else_is_named(tmp_path, name, where, value):
+    folder = write_run(tmp_path / "a", {}, 0.1, 0.2)
+    content = place = json.loads((folder / name).read_text())
+    *parents, last = (int(word) if word.isdecimal() else word for word in where.split("."))
+    for word in parents:
+        place = place[word]
+    place[last] = value
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises(SsdError) as caught:
+        compare_runs([folder])
+    assert "a" in str(caught.value) and where.split(".")[-1] in str(caught.value)
+
+
+def test_settings_of_strangers_are_drawn_as_text(tmp_path):
+    """matplotlib takes dollars for formulas, and its fonts have no lone surrogate."""
+    for name, text in (("a", "$\\x$\ud800"), ("b", "x" * 500)):
+        folder = write_run(tmp_path / name, {}, 0.1, 0.2)
+        config = json.loads((folder / "config.json").read_text())
+        config["profile"]["precision"] = text
+        (folder / "config.json").write_text(json.dumps(config))
+    comparison = compare_runs([tmp_path / "a", tmp_path / "b"])
+    assert write_comparison(comparison, tmp_path).is_file()
 
 
 def test_groups_have_mean_and_spread_and_the_best_is_named_by_val(tmp_path):

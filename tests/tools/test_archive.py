@@ -261,6 +261,19 @@ def test_a_part_that_ends_its_worker_each_time_is_given_up(worker, tmp_path):
     assert "part 1 was begun 4 times" in error and "SmearImage_0000" in error
 
 
+@pytest.mark.parametrize("special", ["link", "pipe", "folder"])
+def test_attempts_are_counted_in_files_alone(worker, tmp_path, special):
+    path = tmp_path / "out" / ATTEMPTS / "part-000001"
+    if special == "link":
+        path.symlink_to(tmp_path / "elsewhere")
+    elif special == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    (error,) = worker(batch(1))["error"]
+    assert "part-000001" in error and not (tmp_path / "elsewhere").exists()
+
+
 def node(cpus: int, gpus: int = 0, alive: bool = True) -> dict:
     return {"Alive": alive, "Resources": {"CPU": float(cpus)} | ({"GPU": float(gpus)} if gpus else {})}
 

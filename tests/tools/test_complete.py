@@ -237,7 +237,7 @@ def rounds(monkeypatch):
     asked = []
 
     def give(*detections):
-        def out_of_fold(source, out, settings):
+        def out_of_fold(source, out, settings, kept):
             asked.append((Path(out).name, sum(source.dataset(settings.split).class_counts().values())))
             return detections[len(asked) - 1]
 

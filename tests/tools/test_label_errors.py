@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -147,6 +148,19 @@ def test_cuts_say_what_is_listed(issues_of):
     assert [s.kind for s in issues_of([], unsure, cuts={**CUTS, "unlabeled": 0.2})] == ["unlabeled"]
 
 
+def test_a_network_that_finds_thousands_of_cells_needs_little_memory(issues_of):
+    """As one does that has learned nothing: no matrix of all of its detections with each other."""
+    corners = np.random.default_rng(0).uniform((0, 0), (WIDTH - 2, HEIGHT - 2), (4000, 2))
+    boxes = np.hstack([corners, corners + 2])
+    cells = [("RBC", 0.3, tuple(box)) for box in boxes.tolist()]
+    tracemalloc.start()
+    try:
+        assert issues_of([("RBC", A)], found(*cells))
+        assert tracemalloc.get_traced_memory()[1] < 4000 * 4000
+    finally:
+        tracemalloc.stop()
+
+
 def test_as_many_predictions_as_images(tmp_path):
     source = folder_of(tmp_path, {"field": [("RBC", A)]})
     with pytest.raises(DataError, match="1 images and 0 predictions"):
@@ -242,6 +256,46 @@ def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
         torch.testing.assert_close(a.boxes, b.boxes, atol=0.011, rtol=0)
     with pytest.raises(ConfigError, match="made with other settings: folds was 2, is 3"):
         out_of_fold(source, out, replace(settings, folds=3))
+
+
+def test_the_file_of_the_initial_weights_is_needed_once(tmp_path, monkeypatch):
+    source = folder_of(
+        tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
+    )
+    monkeypatch.setattr(folds, "same_fields", lambda images, progress: [])
+    network = ModelConfig(width=0.0625, batch_norm=True)
+    save_model(build_model(network), tmp_path / "mine.safetensors")
+    small = {
+        "recipe.model.width": 0.0625,
+        "recipe.batch_size": 2,
+        "recipe.warmup_steps": 1,
+        "recipe.smears": 0,
+    }
+    settings = FoldSettings(
+        folds=2,
+        epochs=1,
+        init=str(tmp_path / "mine.safetensors"),
+        overrides={**small, "precision": "fp32"},
+        device="cpu",
+        progress=False,
+    )
+    with pytest.raises(SsdError, match="no weights at"):
+        out_of_fold(source, tmp_path / "out", replace(settings, init=str(tmp_path / "none")))
+    assert not (tmp_path / "out/initial.safetensors").exists()
+    whole = out_of_fold(source, tmp_path / "whole", settings)
+    real = Trainer.fit
+
+    def stop(self, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "fit", lambda self, **options: (real(self, **options), stop(self)))
+    with pytest.raises(KeyboardInterrupt):
+        out_of_fold(source, tmp_path / "stopped", settings)
+    monkeypatch.setattr(Trainer, "fit", real)
+    (tmp_path / "mine.safetensors").unlink()
+    again = out_of_fold(source, tmp_path / "stopped", settings)
+    for a, b in zip(whole, again, strict=True):
+        torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

@@ -61,13 +61,19 @@ def run_archive(job: ArchiveJob, *, restart: bool = False, progress: bool = True
     folder = out / "job"
     if (folder / "journal.jsonl").exists():
         raise ConfigError(f"{out} holds results of detect without --engine-cluster: choose another --out")
-    if restart:
-        (out / PLAN).unlink(missing_ok=True)
-        tidy(out, ())
-    save_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=(out / PLAN).exists())
-    plan = make_plan(out / PLAN, job.detect.tasks, job.part_images)
-    tidy(out, plan.numbers)
-    resumed = _finish(job, plan, out, progress)
+    try:
+        tidy(out, () if restart else finished(out))
+        if restart:
+            (out / PLAN).unlink(missing_ok=True)
+        save_settings(folder, {**job.detect.settings(), "tables": "parquet"}, begun=(out / PLAN).exists())
+        plan = make_plan(out / PLAN, job.detect.tasks, job.part_images)
+        tidy(out, plan.numbers)
+        resumed = _finish(job, plan, out, progress)
+    except OSError as error:
+        raise SsdError(
+            f"cannot write {error.filename or out}: {error.strerror or error}. Free some space, or choose "
+            "another --out; what is done stays done."
+        ) from error
     summary = summarize(out, plan.numbers, tuple(job.detect.thresholds))
     summary.resumed = resumed
     return summary

@@ -6,11 +6,14 @@ the part is done.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssdlib.common.files import atomic_open
+from ssdlib.common import files
+from ssdlib.common.errors import SsdError
+from ssdlib.common.files import atomic_open, require_file
 from ssdlib.inference.job import Summary
 from ssdlib.inference.quality import notes_of
 from ssdlib.inference.results import DONE, Record, cell_rows, image_rows
@@ -54,7 +57,11 @@ def finished(out: Path) -> set[int]:
 
 
 def tidy(out: Path, planned: Collection[int]) -> None:
-    """Remove files of parts that are not planned or not finished, as a killed command leaves them."""
+    """Remove files of parts that are not planned or not finished, as a killed command leaves them.
+
+    Raises SsdError for a link in the folders of the job, which would lead results elsewhere.
+    """
+    files.tidy(out, (IMAGES, CELLS, "job"))
     whole = finished(out) & set(planned)
     for table in (IMAGES, CELLS):  # in this order: without the images' file a part is not done
         for number, path in _numbered(out / table).items():
@@ -65,7 +72,10 @@ def tidy(out: Path, planned: Collection[int]) -> None:
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
-    return {int(path.stem.removeprefix("part-")): path for path in sorted(folder.glob("part-*.parquet"))}
+    found = (
+        (re.fullmatch(r"part-([0-9]{6,9})\.parquet", path.name), path) for path in sorted(folder.glob("*"))
+    )
+    return {int(match[1]): path for match, path in found if match}
 
 
 def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...]) -> Summary:
@@ -74,10 +84,20 @@ def summarize(out: Path, numbers: Sequence[int], class_names: tuple[str, ...]) -
 
     summary = Summary(class_names)
     for number in numbers:
-        for row in parquet.read_table(part_file(out, IMAGES, number)).to_pylist():
-            if row["state"] == DONE:
-                summary.add(row["image"], [row[name] for name in class_names], notes_of(row["quality"]))
-                summary.add_scale(row["scale"], row["um_per_pixel"])
-            else:
-                summary.add_failure(row["message"])
+        path = part_file(out, IMAGES, number)
+        try:
+            require_file(path)
+            with parquet.ParquetFile(path) as file:
+                for row in file.read().to_pylist():
+                    if row["state"] == DONE:
+                        counts = [int(row[name]) for name in class_names]
+                        summary.add(str(row["image"]), counts, notes_of(row["quality"]))
+                        summary.add_scale(row["scale"], row["um_per_pixel"])
+                    else:
+                        summary.add_failure(str(row["message"]))
+        except Exception as error:  # bytes at random raise whatever the reader comes across
+            raise SsdError(
+                f"{path} cannot be read ({error}). Remove it and give the same command again: its images are "
+                "then done anew."
+            ) from error
     return summary

@@ -6,12 +6,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ssdlib.common.errors import SsdError
-from ssdlib.common.files import atomic_open
+from ssdlib.common.files import atomic_open, parse_json, require_file
 from ssdlib.common.runtime import need_extra
 from ssdlib.inference.inputs import ImageTask, stamp_of
 
@@ -21,6 +22,9 @@ MISSING = (-1, -1)
 """Stamp of an image that is not there."""
 _READERS = 32
 """Stamps asked for at once: on a network file system each takes about a millisecond of waiting."""
+
+MAX_PART_IMAGES = 10_000_000
+"""No part has more images."""
 
 Stamp = tuple[int, int]
 """What `ssdlib.inference.inputs.stamp_of` gives."""
@@ -34,18 +38,32 @@ class Plan:
 
     def __init__(self, path: Path) -> None:
         parquet = need_extra("ray", "pyarrow.parquet", "ray")
-        try:
+        self._path = path
+        with self._refused():
+            require_file(path)
             self._file = parquet.ParquetFile(path)
-            self.numbers: list[int] = json.loads(self._file.metadata.metadata[b"parts"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SsdError(
-                f"{path} cannot be read ({error}). Give --restart to do all images again."
-            ) from error
+            about = self._file.metadata
+            self.numbers: list[int] = parse_json(about.metadata[b"parts"], list[int])
+            rows = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
+            if len(rows) != len(self.numbers) or not all(0 < row <= MAX_PART_IMAGES for row in rows):
+                raise ValueError("it does not hold the parts that it names")
+            if self.numbers != sorted({number for number in self.numbers if number >= 0}):
+                raise ValueError("the numbers of its parts are not in order")
 
     def stamps(self, row_group: int) -> dict[bytes, Stamp]:
         """The stamp of each image of a part, by the bytes of its path."""
-        rows = self._file.read_row_group(row_group).to_pylist()
-        return {row["path"]: (row["size"], row["changed_ns"]) for row in rows}
+        with self._refused():
+            rows = self._file.read_row_group(row_group, ["path", "size", "changed_ns"]).to_pylist()
+            return {bytes(row["path"]): (int(row["size"]), int(row["changed_ns"])) for row in rows}
+
+    @contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # bytes at random raise whatever the reader comes across
+            raise SsdError(
+                f"{self._path} cannot be read ({error}). Give --restart to do all images again."
+            ) from error
 
     def tasks(self, row_group: int) -> list[ImageTask]:
         """The images of a part, without names for pictures."""

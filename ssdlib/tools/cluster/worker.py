@@ -18,6 +18,7 @@ from ssdlib.common.errors import SsdError
 from ssdlib.inference.detections import Detector
 from ssdlib.inference.engines import open_predictor
 from ssdlib.inference.job import DetectJob, detect_images, in_groups
+from ssdlib.inference.journal import APPENDING
 from ssdlib.tools.cluster.parts import IMAGES, part_file, write_part
 from ssdlib.tools.cluster.plan import PLAN, Plan
 
@@ -83,7 +84,7 @@ class Worker:
                 # It is there if another worker was lost after writing it, but before it could say so.
                 if not part_file(self._job.detect.out, IMAGES, number).exists():
                     self._do(int(number), int(row_group))
-            except SsdError as error:
+            except (SsdError, OSError) as error:
                 errors[row] = str(error)
         return {"number": batch["number"], "error": np.array(errors)}
 
@@ -103,7 +104,7 @@ class Worker:
 
 def _begin(path: Path) -> int:
     """The number of attempts, a byte each, after one more."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    descriptor = os.open(path, APPENDING, 0o666)
     try:
         os.write(descriptor, b".")
         return os.fstat(descriptor).st_size

@@ -267,7 +267,7 @@ def complete(
         if predictions is not None and k == 1:
             found = read_predictions(predictions, dataset)
         else:
-            found = out_of_fold(current, folder, settings)
+            found = out_of_fold(current, folder, settings, kept=out)
         this = find_missing(dataset, found, precision, min_score)
         if review:
             _write_review(source, dataset, out, this)

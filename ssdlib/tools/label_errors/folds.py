@@ -3,6 +3,7 @@
 OUT/folds.json              what was asked, and which image is in which fold
     folds/1/                training of the network that is not shown fold 1, as in any run
     predictions/fold-1.json what it finds in the images of fold 1
+    initial.safetensors     a copy of the weights that all start from, if they are a file of one's own
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common.errors import ConfigError, DataError
-from ssdlib.common.files import read_json, write_json
-from ssdlib.config import BCCD_CLASSES, RECIPES, Profile, differences
+from ssdlib.common.files import read_json, read_limited, sha256_of, write_bytes, write_json
+from ssdlib.config import BCCD_CLASSES, RECIPES, Profile, Recipe, differences
 from ssdlib.data import download
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.duplicates import same_fields
 from ssdlib.data.source import EXTRA_SMEARS_SEED, DataSource, extra_smears
+from ssdlib.detector import model_file
 from ssdlib.detector.model_file import SHIPPED_NAMES, read_metadata, shipped_path
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
@@ -32,6 +34,7 @@ from ssdlib.training import checkpoints
 SCORE_FLOOR = 0.05
 """Detections below are not kept: they say nothing for or against a label."""
 
+INITIAL = "initial.safetensors"
 FORMAT = 1
 
 
@@ -93,13 +96,16 @@ def split_folds(
     return [sorted(part) for part in parts]
 
 
-def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> list[Detections]:
+def out_of_fold(
+    source: DataSource, out: str | Path, settings: FoldSettings, *, kept: str | Path | None = None
+) -> list[Detections]:
     """Detections of every labeled image of a split, in the dataset's order, by networks that did not see it.
 
     One network is trained for each fold on the images of the others, in `out`; what is finished there is not
     done again, and what was interrupted goes on. The held-out labels select nothing: the weights after the
-    last epoch predict. Raises ConfigError for impossible settings, for weights that were trained on these
-    labels, and where `out` was made with other settings.
+    last epoch predict. `kept` is the folder in which the file of the initial weights is copied, so that the
+    job goes on without it; by default `out`. Raises ConfigError for impossible settings, for weights that
+    were trained on these labels, and where `out` was made with other settings.
     """
     out, dataset = Path(out), source.dataset(settings.split)
     profile = settings.profile(source)
@@ -111,7 +117,8 @@ def out_of_fold(source: DataSource, out: str | Path, settings: FoldSettings) -> 
             unknown = [sample for sample in dataset.samples if sample.image_id in held_out]
             about = {**source.describe(root=False), "without fold": number}
             data = DetectionDataset(known, dataset.class_names)
-            weights = _train(data, folder, about, settings, profile)
+            start = _kept_start(profile.recipe, Path(kept or out))
+            weights = _train(data, folder, about, settings, profile, start)
             predictor = Predictor.from_checkpoint(
                 weights, device=settings.device, precision=profile.precision, score_threshold=SCORE_FLOOR
             )
@@ -188,17 +195,36 @@ def _plan(
     return plan
 
 
+def _kept_start(recipe: Recipe, folder: Path) -> str:
+    """The initial weights of a recipe: a name, or the copy of their file, which is made in `folder`."""
+    file, copy = recipe.initial_file, folder / INITIAL
+    if file is None:
+        return recipe.initial_weights
+    if not copy.exists():
+        model_file.load_model(file)  # what is no network is not kept
+        write_bytes(copy, read_limited(file, model_file.MAX_BYTES))
+    return str(copy)
+
+
 def _train(
-    data: DetectionDataset, folder: Path, about: dict[str, Any], settings: FoldSettings, profile: Profile
+    data: DetectionDataset,
+    folder: Path,
+    about: dict[str, Any],
+    settings: FoldSettings,
+    profile: Profile,
+    start: str,
 ) -> Path:
-    """The weights of a network trained on `data`, in `folder`, going on where it was interrupted."""
+    """The weights of a network trained on `data` from the initial weights `start`, in `folder`.
+
+    It goes on where it was interrupted.
+    """
     from ssdlib.training.trainer import Trainer
 
     recipe = profile.recipe
     if recipe.smears:
         data = data.joined(extra_smears(recipe.smears, progress=settings.progress))
     trainer = Trainer(
-        build_model(recipe.model, recipe.initial_weights, seed=profile.seed),
+        build_model(recipe.model, start, seed=profile.seed),
         recipe,
         data,
         None,
@@ -208,6 +234,7 @@ def _train(
         seed=profile.seed,
         data_description=about,
         snapshot_every=recipe.epochs + 1,
+        initial_sum=sha256_of(start) if recipe.initial_file else None,
         progress=settings.progress,
     )
     trainer.fit(resume=trainer.checkpoints.exists())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -183,7 +184,7 @@ class ImageLabels:
         self.found = detections.boxes.double().numpy()
         self.scores = detections.scores.double().numpy()
         self.names = detections.names
-        self.between_labels, self.between_found = iou_matrix(boxes, boxes), iou_matrix(self.found, self.found)
+        self.between_labels = iou_matrix(boxes, boxes)
         self.overlap = iou_matrix(boxes, self.found)  # (G, D)
         classes = np.array([label.name for label in self.labels], dtype=object)
         self.same = classes[:, None] == np.array(self.names, dtype=object)[None, :]  # (G, D)
@@ -192,6 +193,11 @@ class ImageLabels:
         worth = self.overlap * self.scores * np.where(self.same, 1.0, 0.5)
         label_of = match(np.where(possible, self.overlap, -1).T, [PAIRED_IOU], priority=worth.T)[0]
         self.partner = {g: d for d, g in enumerate(label_of.tolist()) if g >= 0}
+
+    @cached_property
+    def between_found(self) -> np.ndarray:
+        """(D, D) IoU; a network that has learned little may find ten thousand cells in an image."""
+        return iou_matrix(self.found, self.found)
 
     def issues(self, median_areas: Mapping[str, float]) -> Iterator[LabelIssue]:
         yield from self._unlabeled()
@@ -206,8 +212,9 @@ class ImageLabels:
         paired, listed = set(self.partner.values()), []
         for d in range(len(self.found)):  # the highest score first
             # An object is listed once, under the class that the detector is surest of.
-            known = max(covered[d], self.between_found[d, listed].max(initial=0.0)) >= COVERED_IOU
-            if d not in paired and not known:
+            if d in paired or covered[d] >= COVERED_IOU:
+                continue
+            if iou_matrix(self.found[d : d + 1], self.found[listed]).max(initial=0.0) < COVERED_IOU:
                 listed.append(d)
                 score = self.scores[d] * (1 - covered[d])
                 yield self.issue("unlabeled", score, None, d, (self.names[d], self.box(d)))
