@@ -148,7 +148,7 @@ def _going_on(record: StageRecord, stages: Sequence[Path]) -> Sequence[Path]:
     """The stages to run where a run is asked for again, which is said on stderr."""
     left = stages_left(record.entries.values(), stages)
     if not left and not record.reported():
-        print(f"{record.path.parent}: all stages were done, the report was not", file=sys.stderr)
+        say(f"{record.path.parent}: all stages were done, the report was not", file=sys.stderr)
         return []
     if not left:
         say(f"{record.path.parent} had come to its end: everything anew", file=sys.stderr)
