@@ -38,8 +38,9 @@ def csv_lines(rows: Iterable[Iterable[Any]], *, decimal_comma: bool = False) -> 
         if decimal_comma:
             cells = [str(cell).replace(".", ",") if isinstance(cell, float) else cell for cell in cells]
         line = io.StringIO()
-        csv.writer(line, delimiter=";" if decimal_comma else ",", lineterminator="\n").writerow(cells)
-        yield line.getvalue()
+        # With this end of a line Python before 3.13 puts a cell with a carriage return in quotes, too.
+        csv.writer(line, delimiter=";" if decimal_comma else ",", lineterminator="\r\n").writerow(cells)
+        yield line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def number(value: float | str | None, form: str = ".3f") -> str:

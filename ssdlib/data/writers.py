@@ -49,6 +49,9 @@ def write_layout(source: DataSource, out: str | Path, layout: str, *, fractions:
     parts = source.parts.values() or [source]
     if any(Path(out).resolve().is_relative_to(part.folder.resolve()) for part in parts):
         raise ConfigError(f"{out} lies in the data, which are not to be touched: name a folder elsewhere")
+    for finding in source.labels.findings:
+        if finding.severity == "error":  # such as a split that cannot be read, which would be lost
+            raise DataError(str(finding))
     with new_folder(out) as folder:
         images = {s.image_id: source.labels.by_id[s.image_id] for s in source.dataset("all").samples}
         splits = {split: [i for i in ids if i in images] for split, ids in source.labels.splits.items()}

@@ -186,11 +186,14 @@ def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path,
         pairs = _images(path, out, passed)
         problem = f"{path} holds no images ({', '.join(IMAGE_SUFFIXES)}): name another folder"
     elif glob.has_magic(given):
+        given = re.sub(r"(\*\*/+){2,}", "**/", given)  # which means the same, and is not searched twice
         met = sorted(Path(entry) for entry in glob.glob(given, recursive=True))  # noqa: PTH207 (pathlib takes no absolute one)
         pairs = [pair for entry in met if _is_folder(entry) for pair in _images(entry, out, passed)]
         pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
         # glob says nothing of folders that it cannot open
-        folders = {one for above in path.parents for one in glob.glob(f"{above}{os.sep}", recursive=True)}  # noqa: PTH207
+        folders = {
+            one for above in Path(given).parents for one in glob.glob(f"{above}{os.sep}", recursive=True)
+        }  # noqa: PTH207
         passed.closed += sorted(one for one in folders if not os.access(one, os.R_OK | os.X_OK))
         problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
     else:

@@ -1,8 +1,10 @@
-"""Tables: the same rows for a terminal and for Markdown."""
+"""Tables: the same rows for a terminal and for Markdown; files for spreadsheets."""
+
+import csv
 
 import pytest
 
-from ssdlib.common.tables import Table, number
+from ssdlib.common.tables import Table, csv_lines, number
 
 
 @pytest.mark.parametrize(
@@ -34,3 +36,11 @@ def test_markdown_escapes_what_would_end_a_cell():
 def test_a_row_of_another_length_is_an_error():
     with pytest.raises(ValueError):
         Table(["a", "b"], [["x"]]).to_text()
+
+
+@pytest.mark.parametrize("decimal_comma", [False, True])
+def test_csv_readers_see_the_cells_that_were_written(decimal_comma):
+    cells = ["a\rb.jpg", "a\nb", 'a"b', "a;b,c", "", "ü\u2028"]
+    (line,) = csv_lines([cells], decimal_comma=decimal_comma)
+    assert line.endswith("\n") and not line.endswith("\r\n")
+    assert list(csv.reader([line], delimiter=";" if decimal_comma else ",")) == [cells]

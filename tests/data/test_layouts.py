@@ -356,6 +356,14 @@ def test_an_unknown_layout(smears_source, tmp_path):
         write_layout(smears_source, tmp_path / "out", "VOC")
 
 
+@pytest.mark.parametrize("layout", FORMATS)
+def test_a_split_that_cannot_be_read_is_not_lost_on_the_way(smears_copy, tmp_path, layout):
+    (smears_copy / "ImageSets/Main/val.txt").write_bytes(b"SmearImage_00006 \xff\n")
+    with pytest.raises(DataError, match=r"val\.txt is not UTF-8"):
+        write_layout(bccd.open_folder(smears_copy), tmp_path / "out", layout)
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_written_over(smears_source, tmp_path):
     text(tmp_path / "out" / "mine.txt", "x")
     with pytest.raises(DataError, match="already holds something"):

@@ -35,6 +35,7 @@ def folder(tmp_path, monkeypatch):
         (["x/a.png", "y/a.png"], {"x/a.png": "a", "y/a.png": "a-2"}),
         (["*/a.*"], {"x/a.png": "a", "y/a.png": "a-2"}),
         (["x/**/*.tif"], {"x/deep/b.tif": "b"}),
+        ([f"x/{'**/' * 30}*.tif"], {"x/deep/b.tif": "b"}),
         (["y/*"], {"y/a.png": "a", "y/odd[1].png": "odd_1_"}),
         (["y/odd[1].png"], {"y/odd[1].png": "odd_1_"}),
         (["y/notes.txt"], {"y/notes.txt": "notes"}),  # a file given is tried, whatever it is called
