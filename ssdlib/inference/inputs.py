@@ -191,9 +191,8 @@ def _given(given: str, out: Path | None, passed: PassedOver) -> list[tuple[Path,
         pairs = [pair for entry in met if _is_folder(entry) for pair in _images(entry, out, passed)]
         pairs += [(entry, entry.name) for entry in met if _is_image(entry) and not _is_output(entry, out)]
         # glob says nothing of folders that it cannot open
-        folders = {
-            one for above in Path(given).parents for one in glob.glob(f"{above}{os.sep}", recursive=True)
-        }  # noqa: PTH207
+        above = (glob.glob(f"{folder}{os.sep}", recursive=True) for folder in Path(given).parents)  # noqa: PTH207
+        folders = {one for some in above for one in some}
         passed.closed += sorted(one for one in folders if not os.access(one, os.R_OK | os.X_OK))
         problem = f"no image fits the pattern {given}: check it, and that no folder is misspelt"
     else:
