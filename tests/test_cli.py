@@ -361,7 +361,7 @@ def test_what_may_not_be_written_is_named_with_the_variable_that_helps(
     monkeypatch.setattr("ssdlib.common.files.write_json", refuse)
     assert main(["run", "--profile", "smoke", "--data", str(smears_root), "--run", str(tmp_path / "r")]) == 1
     said = capsys.readouterr().err
-    assert str(tmp_path / "r/config.json") in said and paths.HOME in said and "Traceback" not in said
+    assert str(tmp_path / "r/environment.json") in said and paths.HOME in said and "Traceback" not in said
 
 
 def test_python_m_ssdlib(tmp_path):

@@ -146,13 +146,18 @@ def listed_paths(lists: Sequence[str]) -> Iterator[str]:
 
 
 def _line_starts(stream: IO[AnyStr]) -> Iterator[AnyStr]:
-    """The beginning of each line. Raises DataError for a line without end, which is no path."""
+    """The beginning of each line. Raises DataError for a line without end, and for more than a few zero bytes:
+    no path has one."""
+    zeros = 0
     while line := stream.readline(_LONGEST):
         rest, size = line, len(line)
         while rest[-1:] not in (b"\n", "\n") and (rest := stream.readline(_LONGEST)):
             size += len(rest)
             if size > MAX_BYTES:
                 raise DataError("standard input is no list of images: give it one path a line (< list.txt)")
+        zeros += line.count("\0" if isinstance(line, str) else b"\0")
+        if zeros > 10:
+            raise DataError("standard input has zero bytes: give one path a line (find -print, not -print0)")
         yield line
 
 

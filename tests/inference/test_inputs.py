@@ -205,6 +205,10 @@ def test_lists_of_strangers_are_rows_not_ends(tmp_path, monkeypatch):
     with (tmp_path / "sparse.txt").open() as endless, pytest.raises(DataError, match="is no list of images"):
         monkeypatch.setattr(sys, "stdin", endless)
         list(listed_paths(["-"]))
+    for odd in (b"\0".join([b"a.jpg"] * 20), b"a\0b\n" * 20):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(odd)))
+        with pytest.raises(DataError, match="not -print0"):
+            list(listed_paths(["-"]))
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(DataError, match="standard input is closed"):
         list(listed_paths(["-"]))

@@ -22,7 +22,7 @@ from PIL import Image
 
 from ssdlib.__main__ import main
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.config import ModelConfig, Use
+from ssdlib.config import BCCD_CLASSES, ModelConfig, Use
 from ssdlib.data import source as bccd
 from ssdlib.data.images import read_image, write_image
 from ssdlib.inference.detections import Detections
@@ -540,18 +540,23 @@ def test_a_crowded_field_is_counted_whole(tmp_path):
 
 
 def test_two_that_write_into_one_journal_read_what_each_wrote(fields, tmp_path):
+    def record(task, message):
+        return {"image": task.shown, "state": "unreadable", "message": message}
+
+    def opened():
+        return Journal(tmp_path / "journal.jsonl", BCCD_CLASSES)
+
     tasks = find_images([fields])
-    with Journal(tmp_path / "journal.jsonl") as one, Journal(tmp_path / "journal.jsonl") as two:
-        for number, task in enumerate(tasks):
+    with opened() as one, opened() as two:
+        for task in tasks:
             for who, journal in (("one", one), ("two", two)):
-                journal.append(task, {"image": who * number})
-        with Journal(tmp_path / "journal.jsonl") as third:
-            one.append(tasks[0], {"image": "again"})
+                journal.append(task, record(task, who))
+        with opened() as third:
+            one.append(tasks[0], record(tasks[0], "again"))
             assert all(task in third for task in tasks)
         for who, journal in (("one", one), ("two", two)):
-            records = list(journal.read(tasks[1:]))
-            assert records == [{"image": who * number} for number in range(1, len(tasks))]
-        assert next(one.read(tasks)) == {"image": "again"}
+            assert list(journal.read(tasks[1:])) == [record(task, who) for task in tasks[1:]]
+        assert next(one.read(tasks)) == record(tasks[0], "again")
 
 
 def test_memory_stays_flat(tmp_path):

@@ -97,7 +97,7 @@ def test_each_cell_runs_twice(stage, small_profile, tmp_path, monkeypatch):
     [
         (
             {"train": [EMPTY, EMPTY], "val": [field("RBC")], "test": [field("RBC")]},
-            "2 training images of .* has",
+            "none of the 2 training images has",
         ),
         ({"train": [field("RBC")], "val": [], "test": [field("RBC")]}, "split val of .* is empty"),
     ],

@@ -17,6 +17,7 @@ A, B, C = (0, 0, 30, 30), (50, 50, 90, 90), (100, 0, 120, 20)
 @pytest.fixture(autouse=True)
 def no_windows(monkeypatch):
     mpl.use("Agg")
+    plt.close("all")  # those of other tests
     monkeypatch.setattr(plt, "show", lambda *_: pytest.fail("a plot function must not call show()"))
     yield
     plt.close("all")
