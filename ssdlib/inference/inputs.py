@@ -146,8 +146,8 @@ def listed_paths(lists: Sequence[str]) -> Iterator[str]:
 
 
 def _line_starts(stream: IO[AnyStr]) -> Iterator[AnyStr]:
-    """The beginning of each line. Raises DataError for a line without end, and for more than a few zero bytes:
-    no path has one."""
+    """The beginning of each line. Raises DataError for a line without end and for more than a few zero bytes,
+    which no path has."""
     zeros = 0
     while line := stream.readline(_LONGEST):
         rest, size = line, len(line)
