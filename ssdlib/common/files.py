@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
@@ -104,7 +105,7 @@ def _begin(path: Path, ending: str, make: Callable[[Path], Any]) -> tuple[Path, 
     It has the same name each time, so that what a kill leaves is replaced when the same is written again;
     another one only while another process writes it, too.
     """
-    for mark in ("0" * 8, *(uuid4().hex[:8] for _ in range(99)), ""):
+    for mark in chain(["0" * 8], (uuid4().hex[:8] for _ in range(99)), [""]):
         # Of a long name the beginning: with the rest it would be longer than a name may be.
         temporary = path.parent / f".{path.name[:50]}.{mark}.{ending}"
         _remove_forsaken(temporary)
