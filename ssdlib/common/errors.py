@@ -12,6 +12,11 @@ import subprocess
 class SsdError(Exception):
     """Base of every error that the user, not the programmer, can mend."""
 
+    def __str__(self) -> str:
+        """The message, or its beginning where it quotes a library that quotes a whole file."""
+        text = super().__str__()
+        return text if len(text) <= 10_000 else f"{text[:10_000]} ..."
+
 
 class ConfigError(SsdError):
     """An unknown or impossible setting."""

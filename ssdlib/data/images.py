@@ -41,11 +41,11 @@ IMAGE_SUFFIXES = (
 )
 """Files with these endings (in any case) are taken for images."""
 
-MAX_PIXELS = 178_000_000
-"""An image that unpacks to more is refused: a small file can claim any size (a decompression bomb). 178
-megapixels is a 13,000 x 13,000 field, far above any camera, and just below Pillow's own limit. It is half as
-many where a pixel needs more memory while it is decoded: with 16 bits or transparency, in WebP, JPEG 2000 and
-progressive JPEG."""
+MAX_PIXELS = 100_000_000
+"""An image that unpacks to more is refused: a small file can claim any size (a decompression bomb). 100
+megapixels, a 10,000 x 10,000 field, are more than most cameras have, and a job with such images needs less
+than 2 GB. It is half of it where a pixel needs more memory while it is decoded: with 16 bits or
+transparency, in WebP, JPEG 2000 and progressive JPEG."""
 
 MAX_SIDE = 65_535
 """Longer sides are refused, too: a line of 170 million pixels is no field, and its tiles have no end."""
@@ -356,21 +356,26 @@ def _file_named_in_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def encode_image(rgb: np.ndarray, suffix: str = ".jpg", *, quality: int = 95) -> bytes:
-    """A (H, W, 3) uint8 RGB array as the bytes of an image file. `quality` is JPEG's, 0 to 100."""
+def encode_image(rgb: np.ndarray, suffix: str = ".jpg", *, quality: int = 95, scratch: bool = False) -> bytes:
+    """A (H, W, 3) uint8 RGB array as the bytes of an image file. `quality` is JPEG's, 0 to 100.
+
+    With `scratch` the array is of no use afterwards, which saves the memory of a copy.
+    """
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3:
         raise ValueError(f"expected (H, W, 3) uint8, got {rgb.shape} {rgb.dtype}")
     options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix.lower() in (".jpg", ".jpeg") else []
-    _, encoded = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
+    bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR, dst=rgb if scratch else None)
+    _, encoded = cv2.imencode(suffix, bgr, options)
     return encoded.tobytes()
 
 
-def write_image(path: str | Path, rgb: np.ndarray, *, quality: int = 95) -> None:
-    """Atomically write a (H, W, 3) uint8 RGB array; the ending of `path` names the format."""
+def write_image(path: str | Path, rgb: np.ndarray, *, quality: int = 95, scratch: bool = False) -> None:
+    """Atomically write a (H, W, 3) uint8 RGB array as `encode_image` does; the ending of `path` names the
+    format."""
     path = Path(path)
     if path.suffix.lower() not in WRITTEN_SUFFIXES:
         raise DataError(f"cannot write {path}: end the name with one of {', '.join(WRITTEN_SUFFIXES)}")
-    write_bytes(path, encode_image(rgb, path.suffix.lower(), quality=quality))
+    write_bytes(path, encode_image(rgb, path.suffix.lower(), quality=quality, scratch=scratch))
 
 
 def copy_image(path: Path, folder: Path, stem: str, pixels: np.ndarray | None = None) -> str:

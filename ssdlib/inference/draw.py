@@ -18,14 +18,16 @@ LETTERED = 36
 """Pixels: smaller cells would vanish below their letters, which are some 60 wide."""
 
 
-def annotate(image: np.ndarray, detections: Detections, *, letters: bool = True) -> np.ndarray:
+def annotate(
+    image: np.ndarray, detections: Detections, *, letters: bool = True, scratch: bool = False
+) -> np.ndarray:
     """A copy of an (H, W, 3) uint8 RGB image with every box, its class and its score in the class's color.
 
     Lines and letters grow with the cells, as far as the image does, so they read alike in a photograph of a
     few large cells and in a field of thousands. Where cells are too small for letters, or without `letters`,
-    boxes stand alone.
+    boxes stand alone. With `scratch` they are drawn into the image itself, which saves the memory of a copy.
     """
-    canvas = np.ascontiguousarray(image).copy()
+    canvas = image if scratch else np.ascontiguousarray(image).copy()
     if not len(detections):
         return canvas
     side = float((detections.boxes[:, 2:] - detections.boxes[:, :2]).mean(dim=1).median())

@@ -325,9 +325,8 @@ def read_ahead(
         for source in sources:
             cost = pixels(source)
             while waiting and (len(waiting) >= ahead or held + cost > most_pixels):
-                done, future = waiting.popleft()
-                held -= done
-                yield future.result()
+                held -= waiting[0][0]
+                yield waiting.popleft()[1].result()  # without a name, which would keep it
             waiting.append((cost, pool.submit(attempt, source)))
             held += cost
         while waiting:

@@ -24,7 +24,7 @@ from ssdlib.config import Appearance, ModelConfig
 from ssdlib.data.images import read_image, read_um_per_pixel
 from ssdlib.inference.detections import Detections, Detector, class_thresholds
 from ssdlib.inference.fields import detect_fields
-from ssdlib.inference.inputs import ImageTask, pixels_of, read_ahead
+from ssdlib.inference.inputs import PIXELS_AHEAD, ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
 from ssdlib.inference.quality import quality_notes
 from ssdlib.inference.report import write_report
@@ -245,6 +245,7 @@ def _finish(predictor: Detector, job: DetectJob, journal: Journal, progress: boo
                 )
             journal.append(seen.task, seen.record)
             bar.update(1)
+            del seen  # a large image, while the next one is read
     return resumed
 
 
@@ -273,32 +274,44 @@ def detect_images(
     paths = (task.path for group in groups for task in group)
     images = read_ahead(_read_field, paths, ahead=2 * predictor.batch_size, pixels=pixels_of)
     for group in groups:
-        readable: list[tuple[ImageTask, np.ndarray, float | None]] = []
+        readable: list[_Field] = []
         for task in group:
             field = next(images)
             if isinstance(field, DataError):
                 record = {"image": task.shown, "state": UNREADABLE, "message": str(field)}
                 yield DetectedImage(task, record)
-            else:
-                readable.append((task, *field))
-        fields = ((image, um) for _, image, um in readable)
-        results = detect_fields(predictor, fields, job.tiling)
-        for (task, image, _), seen in zip(readable, results, strict=True):
-            quality = quality_notes(image, seen.found, seen.view, job.appearance, thresholds=job.thresholds)
-            sure = apply_border(replace(seen.found, image=task.shown).above(job.thresholds), job.border)
-            record = {
-                "state": DONE,
-                **sure.to_dict(),
-                "tiles": seen.tiles,
-                "view": list(seen.view),
-                "scale": seen.scale,
-                "um_per_pixel": seen.um_per_pixel,
-                "measured_um": seen.measured_um,
-                "border": job.border,
-                "quality": list(quality),
-                "copy": None,
-            }
-            yield DetectedImage(task, record, image, sure)
+                continue
+            readable.append((task, *field))
+            del field
+            if sum(image.size for _, image, _ in readable) >= 3 * PIXELS_AHEAD:  # more would fill the memory
+                yield from _detected(predictor, readable, job)
+                readable = []
+        yield from _detected(predictor, readable, job)
+
+
+_Field = tuple[ImageTask, np.ndarray, float | None]
+
+
+def _detected(predictor: Detector, readable: Sequence[_Field], job: DetectJob) -> Iterator[DetectedImage]:
+    """These images, each with its micrometers per pixel as far as the file says, with their detections."""
+    fields = ((image, um) for _, image, um in readable)
+    results = detect_fields(predictor, fields, job.tiling)
+    for (task, image, _), seen in zip(readable, results, strict=True):
+        quality = quality_notes(image, seen.found, seen.view, job.appearance, thresholds=job.thresholds)
+        sure = apply_border(replace(seen.found, image=task.shown).above(job.thresholds), job.border)
+        record = {
+            "state": DONE,
+            **sure.to_dict(),
+            "tiles": seen.tiles,
+            "view": list(seen.view),
+            "scale": seen.scale,
+            "um_per_pixel": seen.um_per_pixel,
+            "measured_um": seen.measured_um,
+            "border": job.border,
+            "quality": list(quality),
+            "copy": None,
+        }
+        yield DetectedImage(task, record, image, sure)
 
 
 def _read_field(path: Path) -> tuple[np.ndarray, float | None]:

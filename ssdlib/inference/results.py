@@ -75,12 +75,11 @@ def save_pictures(
 ) -> str | None:
     """Write the files of one image, of pixels (H, W, 3), that `formats` names of `OF_EACH_IMAGE`.
 
-    Boxes in voc/ have whole pixels, or with `fractions` hundredths. Returns the file name of the image's copy
-    in coco/ and voc/, None without one.
+    Boxes in voc/ have whole pixels, or with `fractions` hundredths. The cells are drawn into the pixels
+    themselves: a copy of a large image would fill the memory. Returns the file name of the image's copy in
+    coco/ and voc/, None without one.
     """
     copy = None
-    if "pictures" in formats:
-        write_image(out / picture_name(task), annotate(image, found))
     if "coco" in formats:
         copy = copy_image(task.path, out / "coco" / "data", task.image_id, image)
     if "voc" in formats:
@@ -100,6 +99,8 @@ def save_pictures(
             write(out / name / f"{task.image_id}.{suffix}", found)
             if is_turned(task.path):  # of which these programs show the raw raster
                 copy_image(task.path, out / name, task.image_id, image)
+    if "pictures" in formats:
+        write_image(out / picture_name(task), annotate(image, found, scratch=True), scratch=True)
     return copy
 
 

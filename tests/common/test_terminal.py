@@ -65,3 +65,9 @@ def test_no_cell_runs_as_a_formula(text):
     cell = to_cell(text)
     assert from_cell(cell) == text
     assert cell.lstrip("\t\r\n ")[:1] not in ("=", "+", "-", "@")
+
+
+def test_an_error_never_quotes_a_whole_file():
+    assert str(DataError("a.jpg is damaged")) == "a.jpg is damaged"
+    assert str(DataError("a.jpg: " + 10**6 * "x")).startswith("a.jpg: xxx")
+    assert len(str(DataError(10**6 * "x"))) < 11_000

@@ -115,13 +115,14 @@ def test_decisions_change_the_copy_alone(layout, verb, issues, sound):
             issues = [one for one in issues if not isinstance(one, dict) or one.get("object") is None]
         issues = [{"decision": "accept", **one} if isinstance(one, dict) else one for one in issues]
         about = open_folder(root).describe() if sound else {"fingerprint": "0"}
+        before = len(audit(open_folder(root)).errors)
         decisions, out = root.parent / "decisions.json", root.parent / "out"
         decisions.write_bytes(json_bytes({"format": "ssdlib-decisions-2", "data": about, "issues": issues}))
         with nothing_changed(root.parent):
             code, text = command("data", verb, "--quiet", "--data", root, "--apply", decisions, "--out", out)
         assert code == (0 if out.exists() else 1), text
         if not code:
-            assert not audit(open_folder(out)).errors
+            assert len(audit(open_folder(out)).errors) <= before
 
 
 RECORD = {
