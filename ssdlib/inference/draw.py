@@ -27,7 +27,7 @@ def annotate(
     few large cells and in a field of thousands. Where cells are too small for letters, or without `letters`,
     boxes stand alone. With `scratch` they are drawn into the image itself, which saves the memory of a copy.
     """
-    canvas = image if scratch else np.ascontiguousarray(image).copy()
+    canvas = image if scratch and image.flags.writeable else np.ascontiguousarray(image).copy()
     if not len(detections):
         return canvas
     side = float((detections.boxes[:, 2:] - detections.boxes[:, :2]).mean(dim=1).median())

@@ -28,6 +28,15 @@ def test_nothing_found_is_the_image_itself_as_a_copy(size):
     assert np.array_equal(drawn, image) and not np.shares_memory(drawn, image)
 
 
+@pytest.mark.parametrize("writeable", [True, False])
+def test_scratch_saves_a_copy_where_it_can(writeable):
+    image, found = field(640, 480, [[200, 200, 260, 260]])
+    expected = annotate(image, found)
+    image.flags.writeable = writeable
+    drawn = annotate(image, found, scratch=True)
+    assert np.array_equal(drawn, expected) and (drawn is image) == writeable
+
+
 def test_letters_grow_with_the_cells_not_with_the_field():
     heights = []
     for width, height, side in [(640, 480, 60), (8000, 6000, 60), (8000, 6000, 600)]:
