@@ -68,7 +68,7 @@ class Audit:
         return {**dataclasses.asdict(self), "kinds": self.kinds()}
 
     def to_text(self) -> str:
-        """The whole account as lines to print."""
+        """The account as lines to print, with the first findings of each kind."""
         names = list(self.box_sizes)
         rows = [
             [split, str(self.images[split]), *(str(counts[name]) for name in names)]
@@ -76,10 +76,20 @@ class Audit:
         ]
         lines = [Table(["split", "images", *names], rows).to_text()]
         lines += ["image sizes: " + ", ".join(f"{w} x {h} ({n})" for w, h, n in self.image_sizes), ""]
+        shown: Counter[str] = Counter()
         for finding in self.findings:
-            where = f" {finding.image_id}:" if finding.image_id else ""
-            lines.append(f"{finding.severity:<8}{finding.kind}:{where} {finding}")
+            shown[finding.kind] += 1
+            if shown[finding.kind] <= _MOST_SHOWN:
+                where = f" {finding.image_id}:" if finding.image_id else ""
+                lines.append(f"{finding.severity:<8}{finding.kind}:{where} {finding}")
+        more = [f"{n - _MOST_SHOWN:,} more of {kind}" for kind, n in shown.items() if n > _MOST_SHOWN]
+        if more:
+            lines.append(f"... and {', '.join(more)}: --json FILE has them all")
         return "\n".join(lines)
+
+
+_MOST_SHOWN = 100
+"""Findings of one kind that are printed; nobody reads more."""
 
 
 def audit(source: DataSource, *, progress: bool = False) -> Audit:

@@ -12,6 +12,7 @@ from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import duplicates
 from ssdlib.data import source as bccd
 from ssdlib.data.audit import audit
+from ssdlib.data.formats.records import Finding
 from ssdlib.data.formats.voc import write_voc
 from ssdlib.data.images import read_image, write_image
 
@@ -49,6 +50,17 @@ def test_clean_data_has_no_findings_and_the_right_numbers(smears_source):
     assert 80 < result.box_sizes["RBC"]["median_width"] < 130
     assert json.loads(json.dumps(result.to_dict()))["source"] == smears_source.describe()
     assert "RBC" in result.to_text()
+
+
+def test_the_first_findings_of_a_kind_are_printed_and_all_are_kept(smears_source):
+    result = audit(smears_source)
+    many = [Finding("odd", "warning", "", f"number {k}.") for k in range(150)]
+    result = replace(result, findings=(*many, Finding("rare", "info", "", "the last.")))
+    lines = result.to_text().splitlines()
+    assert sum("odd" in line for line in lines) == 101 and "number 99." in result.to_text()
+    assert lines[-2].endswith("the last.")
+    assert lines[-1] == "... and 50 more of odd: --json FILE has them all"
+    assert len(result.to_dict()["findings"]) == 151
 
 
 def set_split(root, split, content):
