@@ -54,7 +54,7 @@ def uninterrupted(job, tmp_path_factory) -> tuple[dict[str, object], float]:
     return found, seconds
 
 
-@pytest.mark.parametrize("number", range(1 if TIMES == 1 else 4))
+@pytest.mark.parametrize("number", range(1 if TIMES == 1 else TIMES // 2))
 def test_killed_again_and_again_at_random_moments(job, uninterrupted, tmp_path, number, fuzz_seed):
     expected, seconds = uninterrupted
     words = [*job, "--out", str(tmp_path / "out")]
