@@ -37,7 +37,8 @@ setup: .venv/.stamp
 test: .venv/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --nbval tests $(NOTEBOOKS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 tests
+	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)
 
 fuzz: .venv/.stamp
 	$(BIN)/python -m tests.fuzz $(ARGS)

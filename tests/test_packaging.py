@@ -175,7 +175,7 @@ class TestMake:
     def test_test_runs_ruff_and_every_notebook(self):
         text = self.make("-n", "test").stdout
         assert "ruff check ." in text and "ruff format --check ." in text
-        assert "--nbval tests" in text
+        assert "pytest -n 2 tests" in text and "pytest --nbval notebooks/01" in text
         for notebook in (ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"):
             assert f"notebooks/{notebook.name}" in text
 
