@@ -66,7 +66,7 @@ def put(data, path: bytes, kind: str, victim: Path) -> None:
             case "folder":
                 os.makedirs(path)  # noqa: PTH103
             case _:
-                content = CONTENT[os.path.splitext(path)[1].decode().lower()]  # noqa: PTH122
+                content = CONTENT[f".{path.rpartition(b'.')[2].decode().lower()}"]
                 content = {"damaged": lambda: data.draw(damaged(content)), "empty": bytes}.get(
                     kind, lambda: content
                 )()
