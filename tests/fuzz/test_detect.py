@@ -218,7 +218,7 @@ def test_into_what_others_left(house, done, data):
         elif kind == "journal":
             journal.write_bytes(data.draw(damaged(journal.read_bytes())))
         elif kind == "lines":
-            lines = journal.read_bytes().splitlines()
+            lines = journal.read_bytes().splitlines() or [b"{}"]
             at = data.draw(st.integers(0, len(lines) - 1))
             with suppress(ValueError):
                 lines[at] = json_bytes(data.draw(reshaped(json.loads(lines[at]))))
