@@ -424,6 +424,18 @@ def decode_text(content: bytes, path: str | Path) -> str:
     return text
 
 
+def short_name(name: str, most: int = 200) -> str:
+    """The name itself, or its beginning with a hash of the whole where it has more than `most` bytes.
+
+    File systems take 255, and an ending or the mark of an unfinished file follows.
+    """
+    encoded = name.encode()
+    if len(encoded) <= most:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:8]
+    return f"{encoded[: most - 9].decode('utf-8', 'ignore')}-{digest}"
+
+
 def is_hidden(path: str | Path) -> bool:
     """Whether a file or folder is one that systems leave beside the user's: hidden, ._a.jpg, __MACOSX."""
     name = Path(path).name

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 import stat
@@ -19,7 +18,7 @@ from typing import IO, AnyStr, TypeVar
 import torch
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import MAX_BYTES, is_hidden, require_file
+from ssdlib.common.files import MAX_BYTES, is_hidden, require_file, short_name
 from ssdlib.common.runtime import need_extra
 from ssdlib.data.images import IMAGE_SUFFIXES, fields_in, file_of, image_size
 
@@ -49,7 +48,7 @@ class ImageTask:
     @property
     def image_id(self) -> str:
         """A file name without folder or ending, for layouts that keep all images in one folder."""
-        return _short(self.name.replace("/", "--"))
+        return short_name(self.name.replace("/", "--"))
 
 
 @dataclass
@@ -278,25 +277,12 @@ def _free_name(name: str, taken: set[str]) -> str:
     """
     stem = re.sub(r"[^\w\-. ()+,=@#/]", "_", os.fsencode(name).decode("utf-8", "replace"))
     parts = (part.strip(" ") for part in stem[: len(stem) - len(Path(stem).suffix)].split("/"))
-    stem = "/".join(_short(part) if part.strip(".") else "_" for part in parts)
+    stem = "/".join(short_name(part) if part.strip(".") else "_" for part in parts)
     free, number = stem, 2
-    while _short(free.replace("/", "--")).casefold() in taken:
+    while short_name(free.replace("/", "--")).casefold() in taken:
         free, number = f"{stem}-{number}", number + 1
-    taken.add(_short(free.replace("/", "--")).casefold())
+    taken.add(short_name(free.replace("/", "--")).casefold())
     return free
-
-
-_MOST_BYTES = 200
-"""Bytes of a name at most: file systems take 255, and an ending or the mark of an unfinished file follows."""
-
-
-def _short(name: str) -> str:
-    """The name itself, or its beginning with a hash of the whole where it is too long for a file."""
-    encoded = name.encode()
-    if len(encoded) <= _MOST_BYTES:
-        return name
-    digest = hashlib.sha256(encoded).hexdigest()[:8]
-    return f"{encoded[: _MOST_BYTES - 9].decode('utf-8', 'ignore')}-{digest}"
 
 
 def read_ahead(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.files import decode_text, read_limited, shortened
+from ssdlib.common.files import decode_text, read_limited, short_name, shortened
 from ssdlib.data.images import fields_in, image_header
 
 Corners = tuple[float, float, float, float]
@@ -349,7 +348,4 @@ def image_ids(names: Sequence[tuple[str, str]]) -> list[str]:
 
 def _id(text: str) -> str:
     fit = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).strip().lstrip(".") or "_"
-    if len(fit.encode()) <= 240:
-        return fit
-    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
-    return f"{fit.encode()[:200].decode(errors='ignore')}-{digest[:12]}"
+    return short_name(fit, 240)
