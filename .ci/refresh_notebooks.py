@@ -50,13 +50,17 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     }
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
-        cell.metadata = {"tags": cell.metadata["tags"]} if cell.metadata.get("tags") else {}
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = {"tags": tags} if tags else {}
+        if "answer" in tags:  # folded in JupyterLab and on Colab
+            cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
         if cell.cell_type == "code":
             cell.outputs = merged(o for o in cell.outputs if o.get("name") != "stderr")
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET, None)  # a dead widget; its text stays
-                if "metadata" in output:
-                    output.metadata = {}
+                for kind in list(output.get("metadata", {})):
+                    if not kind.startswith("image/"):  # texts of figures
+                        del output.metadata[kind]
 
 
 def merged(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
@@ -80,6 +84,6 @@ def set_aside(run: Path) -> None:
 
 if __name__ == "__main__":
     set_aside(FOLDER.parent / "runs" / "lab-smoke-smears")
-    for name in sys.argv[1:] or sorted(map(str, FOLDER.glob("[0-9][0-9]_*.ipynb"))):
+    for name in sys.argv[1:] or sorted(map(str, FOLDER.rglob("[0-9][0-9]_*.ipynb"))):
         print(f"running {name}", flush=True)
         refresh(Path(name).resolve())

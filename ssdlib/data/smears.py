@@ -9,7 +9,7 @@ A network that does well here has learnt to find drawings; say so wherever a num
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -26,6 +26,7 @@ from ssdlib.data.images import encode_image
 from ssdlib.data.splits import PARTS
 
 SMEARS_VERSION = "1"  # raise it whenever the same seed would give other pixels or boxes
+HARD_VERSION = "1"  # the same for hard smears
 WIDTH, HEIGHT = 640, 480
 MARKER = "smears.json"
 PREFIX = "SmearImage_"
@@ -35,6 +36,10 @@ FOURTH_CLASS = "Echinocyte"
 for practice with classes that the shipped weights do not know."""
 NAMES = ("background", "WBC", "RBC", "Platelets", FOURTH_CLASS)
 WBC, RBC, PLATELETS, ECHINOCYTE = 1, 2, 3, 4
+COMPLETE = "Complete"
+"""The folder of hard smears with an XML file for each image that has every cell, labeled or not."""
+UNLABELED = {WBC: 0.02, RBC: 0.10, PLATELETS: 0.12}
+"""The share of the cells of hard smears that have no label in `Annotations`."""
 
 # BCCD's pictures are soft (upsampled by the camera), so everything is drawn at half size and enlarged:
 # four times faster, and the edges come out as wide as the real ones. Lengths below are full-size pixels.
@@ -109,24 +114,31 @@ class _Look:
     edge: float  # half width of a cell's edge
     blur: float  # extra defocus, sigma at half size
     crowding: float  # chance that a red cell is put beside another
+    rouleaux: int = 0  # stacks of red cells
+    debris: int = 0  # specks of dye that look like platelets
 
 
-def draw_smear(seed: int, *, fourth_class: bool = False) -> Smear:
+def draw_smear(seed: int, *, fourth_class: bool = False, hard: bool = False) -> Smear:
     """Draw one smear. The same seed gives the same pixels, boxes and labels, whatever the thread count.
 
-    Every white cell, red cell and platelet in the picture has its box, cut at the border of the image; dust
-    and bubbles have none. `fourth_class` turns some of the red cells of many fields into echinocytes; without
-    it the picture is what it always was. Raises ConfigError for a negative seed.
+    Every white cell, red cell and platelet in the picture has its box, cut at the border of the image; dust,
+    bubbles and debris have none. `fourth_class` turns some of the red cells of many fields into echinocytes.
+    `hard` draws fields that detectors fail on: out of focus, pale or dark, crowded, with stacks of red cells
+    (rouleaux) and debris that looks like platelets. With neither, the picture is what it always was. Raises
+    ConfigError for a negative seed.
     """
     if seed < 0:
         raise ConfigError(f"smear seed {seed} is negative: choose 0 or more.")
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     look = _choose_look(rng)
+    if hard:
+        look = _harden(np.random.default_rng(np.random.SeedSequence([seed, 0])), look)
     cells = _place_cells(rng, look)
     if fourth_class:
         cells = _crenate(np.random.default_rng(np.random.SeedSequence([seed, ECHINOCYTE])), cells)
-    boxes = np.array([cell.box for cell in cells], np.float32).reshape(-1, 4)
-    labels = np.array([cell.label for cell in cells], np.int64)
+    labeled = [cell for cell in cells if cell.label]
+    boxes = np.array([cell.box for cell in labeled], np.float32).reshape(-1, 4)
+    labels = np.array([cell.label for cell in labeled], np.int64)
     return Smear(_photograph(rng, look, _stain(rng, look, cells)), boxes, labels)
 
 
@@ -151,6 +163,21 @@ def _choose_look(rng: np.random.Generator) -> _Look:
     )
 
 
+def _harden(rng: np.random.Generator, look: _Look) -> _Look:
+    """The look of a slide that was stained, smeared or focused badly, in some of these ways or in none."""
+    stain = float(rng.choice([0.4, 0.65, 1.0, 1.5], p=[0.2, 0.2, 0.4, 0.2]))
+    lamp = float(rng.choice([1.0, rng.uniform(0.6, 0.9)], p=[0.75, 0.25]))
+    return replace(
+        look,
+        dyes=look.dyes * np.float32(stain),
+        light=tuple(lamp * channel for channel in look.light),
+        blur=float(rng.choice([0.0, 0.9, 1.8, 3.0], p=[0.4, 0.3, 0.2, 0.1])),
+        crowding=float(rng.uniform(0.3, 0.95)),
+        rouleaux=int(rng.choice(4, p=[0.4, 0.3, 0.2, 0.1])),
+        debris=int(rng.choice(6, p=[0.4, 0.2, 0.15, 0.1, 0.1, 0.05])),
+    )
+
+
 def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
     """White cells first, then red ones around them, then platelets in the gaps."""
     white: list[_Cell] = []
@@ -166,12 +193,16 @@ def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
         proposals = (_new_red(rng, beside) for _ in range(_PROPOSALS))
         apart = (cell for cell in proposals if cell.visible > 0.74 and not _crowded(cell, white, -16))
         red += islice((cell for cell in apart if not _piled(cell, red)), 1)
+    for _ in range(look.rouleaux):
+        stacks = (_new_rouleau(rng) for _ in range(_PROPOSALS))
+        apart = ([cell for cell in stack if not _crowded(cell, white, -16)] for stack in stacks)
+        red += next(islice((s for s in apart if len(s) > 2 and not any(_piled(c, red) for c in s)), 1), [])
     for _ in range(rng.choice(7, p=[0.448, 0.264, 0.189, 0.058, 0.033, 0.005, 0.003])):
         others = platelets + (white if rng.random() < 0.10 else white + red)
         proposals = (_new_platelet(rng) for _ in range(_PROPOSALS))
         fitting = (cell for cell in proposals if cell.visible > 0.75 and not _crowded(cell, others, 0))
         platelets += islice(fitting, 1)
-    return white + red + platelets
+    return white + red + platelets + [_new_debris(rng) for _ in range(look.debris)]
 
 
 def _crowded(cell: _Cell, others: list[_Cell], gap: float) -> bool:
@@ -237,6 +268,26 @@ def _new_platelet(rng: np.random.Generator) -> _Cell:
     diameter = float(np.clip(rng.normal(40, 8.0), 22, 75))
     radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.18)))), 0.06)
     return _Cell(PLATELETS, rng.uniform(8, WIDTH - 8), rng.uniform(8, HEIGHT - 8), radii)
+
+
+def _new_rouleau(rng: np.random.Generator) -> list[_Cell]:
+    """Three to six red cells that lie upon each other like coins in a row, along a slightly bent line."""
+    x, y = rng.uniform(0, WIDTH), rng.uniform(0, HEIGHT)
+    angle, bend = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.15)
+    diameter, cells = float(np.clip(rng.normal(98, 8), 76, 120)), []
+    for _ in range(int(rng.integers(3, 7))):
+        radii = _outline(rng, diameter * rng.uniform(0.94, 1.06), 1.05, 0.02)
+        cells.append(_Cell(RBC, x, y, radii))
+        far = rng.uniform(0.42, 0.58) * diameter
+        x, y, angle = x + far * np.cos(angle), y + far * np.sin(angle), angle + bend
+    return [cell for cell in cells if cell.visible > 0.74]
+
+
+def _new_debris(rng: np.random.Generator) -> _Cell:
+    """A speck of precipitated dye, about as large as a platelet, of label 0: it is no cell."""
+    diameter = float(np.clip(rng.normal(30, 8), 14, 52))
+    radii = _outline(rng, diameter, float(np.exp(abs(rng.normal(0, 0.35)))), 0.10)
+    return _Cell(0, rng.uniform(8, WIDTH - 8), rng.uniform(8, HEIGHT - 8), radii)
 
 
 def _crenate(rng: np.random.Generator, cells: list[_Cell]) -> list[_Cell]:
@@ -322,6 +373,7 @@ def _stain(rng: np.random.Generator, look: _Look, cells: list[_Cell]) -> np.ndar
     dye /= 1 + 0.75 * dye
     add((WBC,), _add_white)
     add((PLATELETS,), _add_platelet)
+    add((0,), _add_debris)
     return dye
 
 
@@ -448,6 +500,15 @@ def _add_platelet(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: 
     dye[(*window.place, 3)] += np.float32(strength * (0.80 - 0.60 * violet)) * core + 0.13 * halo
 
 
+def _add_debris(rng: np.random.Generator, look: _Look, dye: np.ndarray, cell: _Cell) -> None:
+    """A dark, grainy clump of violet dye with a clear edge, and no halo as a platelet has."""
+    window = _window(cell, 4)
+    rows, columns = window.dx.shape
+    grain = np.clip(1 + 0.4 * _texture(rng, 0.9, rows, columns), 0.1, 2)
+    strength = np.float32(rng.uniform(0.25, 0.8))
+    dye[(*window.place, 1)] += strength * _ramp((1.0 - window.share) / 0.3) * grain
+
+
 # How it is seen ------------------------------------------------------------------------------------------
 
 
@@ -517,19 +578,23 @@ def write_dataset(
     test: int = 72,
     seed: int = 0,
     fourth_class: bool = False,
+    hard: bool = False,
     progress: bool = True,
 ) -> Path:
     """The folder `root`, to which smears were written in BCCD's layout (Pascal VOC).
 
     `smears.json` beside them says what the folder holds. An interrupted run leaves nothing behind. Where
-    `root` already holds exactly this data set, nothing is written. `fourth_class` as for `draw_smear`. Raises
-    ConfigError for negative numbers, DataError if `root` holds something else or is incomplete, SsdError if
-    the disk refuses.
+    `root` already holds exactly this data set, nothing is written. `fourth_class` and `hard` as for
+    `draw_smear`; of hard smears some cells have no label, as in data labeled by hand (`UNLABELED`), and the
+    folder `Complete` has the labels of all. Raises ConfigError for negative numbers, DataError if `root`
+    holds something else or is incomplete, SsdError if the disk refuses.
     """
     root = Path(root)
     contents = {"version": SMEARS_VERSION, "seed": seed, "train": train, "val": val, "test": test}
     if fourth_class:
         contents["fourth_class"] = FOURTH_CLASS
+    if hard:
+        contents["hard"] = HARD_VERSION
     if min(seed, train, val, test) < 0:
         raise ConfigError(f"cannot write smears with {contents}: seed and counts must be 0 or more.")
     if _already_there(root, contents):
@@ -563,25 +628,31 @@ def _already_there(root: Path, contents: dict) -> bool:
 
 
 def _fill(folder: Path, contents: dict, progress: bool) -> None:
-    for part in ("Annotations", "JPEGImages"):
+    hard = "hard" in contents
+    for part in ("Annotations", "JPEGImages", *([COMPLETE] if hard else [])):
         (folder / part).mkdir()
     names = [f"{PREFIX}{k:05d}" for k in range(sum(contents[split] for split in PARTS))]
     rest = iter(names)
     splits = {split: list(islice(rest, contents[split])) for split in PARTS}
-    options = {"fourth_class": True} if "fourth_class" in contents else {}
+    options = {name: True for name in ("fourth_class", "hard") if name in contents}
     for index, name in enumerate(tqdm(names, desc="drawing smears", unit="image", disable=not progress)):
         state = np.random.SeedSequence([contents["seed"], index]).generate_state(2, np.uint64)
         smear = draw_smear(int(state[0]), **options)
         quality = 73 + int(state[1] % 6)
         image = encode_image(smear.image, quality=quality)
         (folder / "JPEGImages" / f"{name}.jpg").write_bytes(image)
-        write_voc(
-            folder / "Annotations" / f"{name}.xml",
-            width=WIDTH,
-            height=HEIGHT,
-            boxes=smear.boxes,
-            names=[NAMES[label] for label in smear.labels],
-            database=_DATABASE,
-        )
+        everything = np.ones(len(smear.labels), bool)
+        rng = np.random.default_rng(np.random.SeedSequence([contents["seed"], index, 1]))
+        shares = [UNLABELED.get(int(label), 0.0) for label in smear.labels]
+        labeled = rng.random(len(shares)) >= shares if hard else everything
+        for part, kept in (("Annotations", labeled), *([(COMPLETE, everything)] if hard else [])):
+            write_voc(
+                folder / part / f"{name}.xml",
+                width=WIDTH,
+                height=HEIGHT,
+                boxes=smear.boxes[kept],
+                names=[NAMES[label] for label in smear.labels[kept]],
+                database=_DATABASE,
+            )
     write_splits(folder, {**splits, "trainval": sorted(splits["train"] + splits["val"])})
     write_json(folder / MARKER, contents)  # last: a folder without it is not whole

@@ -427,8 +427,8 @@ _failures: dict[Path, str] = {}
 def _smears(progress: bool, reason: str) -> DataSource:
     from ssdlib.data import smears
 
-    root = paths.data_folder() / "cache" / f"smears-{smears.SMEARS_VERSION}"
-    smears.write_dataset(root, progress=progress)
+    root = paths.data_folder() / "cache" / f"smears-hard-{smears.HARD_VERSION}"
+    smears.write_dataset(root, hard=True, progress=progress)
     _say_once(f"{_SMEAR_NOTICE}\n{reason}")
     return open_folder(root)
 

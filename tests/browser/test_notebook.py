@@ -19,7 +19,7 @@ SMEAR = project_root() / "data/samples/JPEGImages/SmearImage_00002.jpg"
 
 def the_cell() -> str:
     """Notebook 6's cell with the page, switched on."""
-    notebook = nbformat.read(project_root() / "notebooks/06_visualize.ipynb", as_version=4)
+    notebook = nbformat.read(project_root() / "notebooks/07_visualize.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if cell.source.startswith("INTERACTIVE = False")]
     return cell.source.replace("INTERACTIVE = False", "INTERACTIVE = True", 1)
 

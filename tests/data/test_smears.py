@@ -1,6 +1,7 @@
 """The synthetic smears: repeatable, truthfully labeled, BCCD's figures, and never half written."""
 
 import hashlib
+import re
 import time
 from pathlib import Path
 
@@ -316,3 +317,36 @@ def test_drawing_is_not_slow():
     for seed in range(10):
         draw_smear(seed)
     assert 10 / (time.process_time() - start) > 10
+
+
+def test_hard_smears_are_other_pictures_with_the_same_promises(tmp_path):
+    plain, hard = smears.draw_smear(3), smears.draw_smear(3, hard=True)
+    assert not np.array_equal(plain.image, hard.image)
+    again = smears.draw_smear(3, hard=True)
+    assert np.array_equal(hard.image, again.image) and np.array_equal(hard.boxes, again.boxes)
+    assert set(hard.labels.tolist()) <= {1, 2, 3}  # debris has no box
+    drawn = [smears.draw_smear(k, hard=True) for k in range(30)]
+    light = [float(np.median(smear.image)) for smear in drawn]
+    assert max(light) - min(light) > 40  # some slides are underexposed
+    boxes = np.concatenate([smear.boxes for smear in drawn])
+    assert (
+        (boxes[:, :2] >= 1).all()
+        and (boxes[:, 2:] <= (640, 480)).all()
+        and (boxes[:, 2:] > boxes[:, :2]).all()
+    )
+
+
+def test_hard_smears_lack_labels_that_the_complete_ones_have(tmp_path):
+    root = smears.write_dataset(tmp_path / "hard", train=25, val=3, test=2, hard=True, progress=False)
+    labeled = {"RBC": 0, "WBC": 0, "Platelets": 0}
+    everything = dict(labeled)
+    for file in (root / "Annotations").glob("*.xml"):
+        for counts, path in ((labeled, file), (everything, root / smears.COMPLETE / file.name)):
+            for name in re.findall("<name>(.*?)</name>", path.read_text()):
+                counts[name] += 1
+    assert 0.80 < labeled["RBC"] / everything["RBC"] < 0.97
+    assert all(labeled[name] <= everything[name] for name in labeled)
+    source = open_folder(root)
+    assert source.synthetic and sum(source.dataset("train").class_counts().values()) < sum(
+        everything.values()
+    )

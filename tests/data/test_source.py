@@ -59,7 +59,7 @@ def test_offline_auto_falls_back_to_smears_and_says_so_once(no_data, tiny_smears
     source = bccd.resolve("auto", progress=False)
     assert (source.kind, source.synthetic, source.class_names) == ("smears", True, BCCD_CLASSES)
     assert "SYNTHETIC" in source.notice
-    assert source.folder == no_data / "data" / "cache" / f"smears-{smears.SMEARS_VERSION}"
+    assert source.folder == no_data / "data" / "cache" / f"smears-hard-{smears.HARD_VERSION}"
     printed = capfd.readouterr().err
     assert "!! SYNTHETIC DATA" in printed
     assert "BCCD cannot be had" in printed

@@ -104,7 +104,7 @@ def sound(tmp_path_factory, smears_root) -> dict[str, bytes]:
             "calibration": {"before": calibration, "after": calibration},
         },
     )
-    run.save("figures/06_triptych.png", PIXEL)
+    run.save("figures/07_triptych.png", PIXEL)
     for name in STAGES[:2]:
         run.save(f"notebooks/{name}.ipynb", notebook("text", "**more**"))
     found = {name: (run.path / name).read_bytes() for name, _ in run.saved_files()}
@@ -167,7 +167,7 @@ def opened(run: Path, data: Path, **options) -> RunFolder:
 @fuzzed(12)
 @given(st.data())
 def test_a_run_is_opened_and_reported_or_refused(tmp_path_factory, sound, smears_root, data):
-    names = [*JSON_FILES, *["metrics.json"] * 3, "figures/06_triptych.png"]
+    names = [*JSON_FILES, *["metrics.json"] * 3, "figures/07_triptych.png"]
     folder = tmp_path_factory.getbasetemp() / "opened"
     run = lay(folder, data.draw(changed(sound, names)))
     with nothing_changed(folder):

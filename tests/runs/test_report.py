@@ -142,7 +142,7 @@ def test_summary_tells_data_stages_results_and_files(page):
 
 def test_the_figure_of_the_last_notebook_is_on_top(tmp_path, run):
     assert not page_of(run).select("main > figure")
-    run.save("figures/06_triptych.png", b"pixels")
+    run.save("figures/07_triptych.png", b"pixels")
     picture = page_of(run).select_one("main > figure img")
     assert picture["src"] == "data:image/png;base64,cGl4ZWxz"
 
@@ -352,7 +352,7 @@ def test_notebooks_take_no_files_into_the_report(tmp_path):
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, run, special):
     data = run.config["data"]["request"]
     changed = RunFolder.open(tmp_path / "run", profile="smoke", data=data, progress=False)
-    for place in ("notebooks/01_a.ipynb", "figures/06_triptych.png"):
+    for place in ("notebooks/01_a.ipynb", "figures/07_triptych.png"):
         path = changed.path / place
         path.parent.mkdir()
         if special == "pipe":
@@ -364,5 +364,5 @@ def test_what_is_no_file_is_named_and_not_waited_for(tmp_path, run, special):
         if place.startswith("notebooks"):
             failure = page_of(changed).select_one("section.notebook .failure")
             assert "01_a.ipynb: it is a folder, a pipe or a device" in failure.get_text()
-    with pytest.raises(SsdError, match=r"06_triptych\.png: it is a folder, a pipe or a device"):
+    with pytest.raises(SsdError, match=r"07_triptych\.png: it is a folder, a pipe or a device"):
         write_report(changed)

@@ -1,0 +1,96 @@
+"""What the notebooks share: how they begin, show figures and tables, check results, use each other's code."""
+
+from __future__ import annotations
+
+import ast
+import html
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import torch
+import torch.nn.functional as F
+from IPython.display import HTML, display
+from matplotlib.figure import Figure
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+from torch import Tensor, nn
+
+from ssdlib.common import paths
+from ssdlib.common.errors import SsdError
+from ssdlib.common.terminal import say
+from ssdlib.plots.style import STYLE
+
+MINE = "mine"
+"""The tag of a cell whose functions and classes other notebooks use."""
+
+_KNOWN = {"math": math, "torch": torch, "nn": nn, "F": F, "Tensor": Tensor}
+
+
+def begin(quality: int = 90) -> None:
+    """Set the style of figures, and JPEG of this quality as their format: of photographs a fifth of a PNG."""
+    plt.rcParams.update(STYLE)
+    set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
+
+
+def show(figure: Figure, text: str) -> None:
+    """Display a figure with a description of it for those who cannot see it, and close it."""
+    display(figure, metadata={f"image/{kind}": {"alt": text} for kind in ("jpeg", "png")})
+    plt.close(figure)
+
+
+def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
+    """Display a table of HTML; the first cell of a row names it, the others are set flush right.
+
+    Cells are text or numbers already formatted. nbval does not compare HTML, so this is the place for numbers
+    of a network that was just trained, which differ from one processor to the next.
+    """
+
+    def line(tag: str, cells: Sequence[Any]) -> str:
+        first, *others = (html.escape(str(cell)) for cell in cells)
+        right = "".join(f'<{tag} style="text-align:right">{cell}</{tag}>' for cell in others)
+        scope = "row" if tag == "td" else "col"
+        return f'<tr><th scope="{scope}" style="text-align:left">{first}</th>{right}</tr>'
+
+    head, body = line("th", header), "".join(line("td", row) for row in rows)
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    display(HTML(f"<table>{title}<thead>{head}</thead><tbody>{body}</tbody></table>"))
+
+
+def check(holds: Any, text: str) -> None:
+    """Print PASS and what was shown, or NOTE where it does not hold; the notebook goes on either way."""
+    say(f"PASS: {text}" if holds else f"NOTE: not so here: {text}")
+
+
+def mine_or_answer(mine: Callable, answer: Callable) -> Callable:
+    """The function `mine`, or `answer` as long as nothing but `...` is written in `mine`."""
+    code = mine.__code__
+    named = code.co_names or code.co_nlocals > code.co_argcount + code.co_kwonlyargcount
+    return mine if named or set(code.co_consts) - {None, ..., mine.__doc__} else answer
+
+
+def pieces(notebook: str, *names: str) -> list[Any]:
+    """The functions and classes of these names as they are written in another notebook of the course.
+
+    notebook is its file name without the ending, such as "02_prior_boxes". The cells of it tagged `mine` are
+    run in order, with torch, nn, F, Tensor, math and this function at hand; so a learner's own version is
+    used once it is saved. Raises SsdError if there is no such notebook, or no such cell defines a name.
+    """
+    path = paths.project_root() / "notebooks" / f"{notebook}.ipynb"
+    try:
+        cells = nbformat.read(path, as_version=4).cells
+    except (OSError, nbformat.ValidationError, ValueError) as error:
+        raise SsdError(f"{path} cannot be read: {error}") from error
+    namespace = dict(_KNOWN, pieces=pieces, mine_or_answer=mine_or_answer, __name__=f"notebooks.{notebook}")
+    for number, cell in enumerate(cells):
+        if MINE in cell.metadata.get("tags", ()):
+            code = compile(ast.parse(cell.source), f"{path.name}, cell {number}", "exec")
+            exec(code, namespace)
+    missing = [name for name in names if name not in namespace]
+    if missing:
+        raise SsdError(
+            f"no cell of {path.name} tagged {MINE!r} defines {', '.join(missing)}: write it there and save "
+            "the notebook, or get that of the course anew."
+        )
+    return [namespace[name] for name in names]
