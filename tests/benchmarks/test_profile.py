@@ -79,6 +79,7 @@ def test_the_way_back_through_the_network_is_the_networks(bench):
     assert stopwatch.seconds[profile.NETWORK] > PAUSE > 2 * stopwatch.seconds[profile.LOSS]
 
 
+@pytest.mark.slow
 def test_the_breakdown_is_measured_and_tabulated(bench, monkeypatch):
     monkeypatch.setitem(RECIPES, "scratch", TINY)
     measured = profile.measure(bench)

@@ -101,6 +101,7 @@ def test_torchvision_stops_at_a_loss_that_is_not_finite(fake):
         fake.train_one_epoch()
 
 
+@pytest.mark.slow
 def test_torchvisions_own_network_learns_and_is_evaluated(tmp_path):
     """The real one, on one image: its loss, a step, its detections."""
     root = write_dataset(tmp_path / "one", train=1, val=1, test=1, progress=False)

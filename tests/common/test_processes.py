@@ -24,7 +24,7 @@ from ssdlib.inference.predictor import Predictor
 from ssdlib.training.checkpoints import load_state
 from tests.spawned import Process, command, pair
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="POSIX signals")]
 SETTINGS = (
     "initial_weights=scratch", "model.width=0.0625", "model.batch_norm=false", "batch_size=5",
     "warmup_steps=5",

@@ -15,7 +15,7 @@ from ssdlib.inference.detections import Detections
 from tests.fuzz.cases import TIMES
 from tests.spawned import Process, command, die_at, killed_at_random
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="POSIX signals")]
 
 MOMENTS = {
     "smears": ("half-written smears.json 1", "before out 1", "after out 1"),

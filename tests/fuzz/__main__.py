@@ -19,7 +19,18 @@ while (minutes := (time.monotonic() - began) / 60) < given.minutes:
     number += 1
     seed = time.time_ns() % 2**32
     print(f"round {number}, after {minutes:.0f} of {given.minutes:.0f} minutes, seed {seed}", flush=True)
-    words = [sys.executable, "-m", "pytest", "-x", "-n", "2", f"--hypothesis-seed={seed}", *given.pytest]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-n",
+        "2",
+        "-m",
+        "",
+        f"--hypothesis-seed={seed}",
+        *given.pytest,
+    ]
     if code := subprocess.run(words, env={**os.environ, "SSDLIB_FUZZ": str(given.times)}).returncode:
         sys.exit(code)
 print(f"{number} rounds of {given.times} times the examples of make test: no promise was broken")

@@ -18,7 +18,7 @@ from tests.fuzz.cases import TIMES
 from tests.inference.test_job import EVERYTHING
 from tests.spawned import Process, command, die_at, killed_at_random
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="POSIX signals")]
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from ssdlib.tools.cluster.parts import CELLS, IMAGES
 from tests.spawned import Process, command
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2"),
     pytest.mark.timeout(240),
 ]

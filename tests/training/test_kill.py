@@ -13,7 +13,7 @@ from ssdlib.training import checkpoints
 from tests.fuzz.cases import TIMES
 from tests.spawned import Process, command, die_at, killed_at_random
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="POSIX signals")]
 SETTINGS = (
     "initial_weights=scratch", "model.width=0.0625", "batch_size=2", "epochs=4", "warmup_steps=2",
     "evaluate_every=1",
