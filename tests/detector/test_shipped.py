@@ -47,7 +47,7 @@ def test_the_file_holds_fp16_tensors_and_what_rebuilds_the_network(weights):
 
 
 @pytest.mark.parametrize("names", [BCCD_CLASSES, ("a", "b", "c", "d")])
-@pytest.mark.parametrize("profile", ["smoke", "quick"])
+@pytest.mark.parametrize("profile", ["quick"])
 def test_the_profiles_start_from_the_benchmarks(profile, names):
     recipe = PROFILES[profile].recipe
     model = build_model(recipe.model.replace(class_names=names), recipe.initial_weights)
