@@ -236,7 +236,8 @@ def _without_html(text: str) -> str:
 def _data_line(source: DataSource) -> str:
     counts = {split: len(ids) for split, ids in source.labels.splits.items()}
     sizes = ", ".join(f"{split} {counts.get(split, 0)}" for split in ("train", "val", "test"))
-    use = "drawn by `ssdlib data smears --hard`" if source.synthetic else "only train was trained on, val chose"
+    trained = "only train was trained on, val chose"
+    use = "drawn by `ssdlib data smears --hard`" if source.synthetic else trained
     return f"{_name_of(source)}: {sizes} images; {use}. Fingerprint `{source.fingerprint}`."
 
 
