@@ -258,7 +258,7 @@ def test_missing_shipped_weights_are_said(smears, tmp_path, monkeypatch, capsys)
 
 
 def test_fine_tuning_another_width_names_the_setting(smears, tmp_path, capsys):
-    run = ["train", "--profile", "smoke", "--data", str(smears), "--run", str(tmp_path / "run")]
+    run = ["train", "--profile", "quick", "--data", str(smears), "--run", str(tmp_path / "run")]
     assert main([*run, "--set", "recipe.model.width=0.1"]) == 1
     printed = capsys.readouterr().err
     assert "width=0.1. " in printed and "--set recipe.initial_weights=scratch" in printed
