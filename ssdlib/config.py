@@ -145,7 +145,7 @@ class PriorConfig(Settings):
 
     @property
     def per_location(self) -> tuple[int, ...]:
-        """Priors at each cell of each map: (4, 6, 6, 6, 4, 4) in the paper."""
+        """Priors at each location of each map: (4, 6, 6, 6, 4, 4) in the paper."""
         return tuple(2 + 2 * len(ratios) for ratios in self.aspect_ratios)
 
     @property

@@ -11,7 +11,7 @@ from ssdlib.config import PriorConfig
 
 
 def sizes_of_map(config: PriorConfig, level: int) -> list[tuple[float, float]]:
-    """Fractional (width, height) of the priors at each cell of one map.
+    """Fractional (width, height) of the priors at each location of one map.
 
     First the square of the map's scale, then the one between this scale and the next, then for each
     aspect ratio a wide and a tall one of the scale's area: torchvision's order, so that its weights fit.
@@ -33,10 +33,10 @@ def make_priors(config: PriorConfig, image_size: int = 300) -> Tensor:
     matters to configurations that count their strides in pixels.
     """
     levels = []
-    for level, cells in enumerate(config.feature_maps):
-        # Fractional spacing: f cells share the image evenly, unless the config counts pixels.
-        spacing = 1 / cells if config.strides is None else config.strides[level] / image_size
-        centers = (torch.arange(cells, dtype=torch.float32) + 0.5) * spacing  # (f,)
+    for level, side in enumerate(config.feature_maps):
+        # Fractional spacing: f locations of a row share the image evenly, unless the config counts pixels.
+        spacing = 1 / side if config.strides is None else config.strides[level] / image_size
+        centers = (torch.arange(side, dtype=torch.float32) + 0.5) * spacing  # (f,)
         center_y, center_x = torch.meshgrid(centers, centers, indexing="ij")  # (f, f) each
         centers_xy = torch.stack([center_x, center_y], dim=-1).reshape(-1, 1, 2)  # (f*f, 1, 2)
         sizes = torch.tensor(sizes_of_map(config, level)).reshape(1, -1, 2)  # (1, n, 2)
