@@ -20,10 +20,14 @@ if TYPE_CHECKING:
     from ssdlib.evaluation.tide import TideErrors, WorstError
     from ssdlib.inference.detections import Detections
 
-TRUE_POSITIVE: Line = {"color": "#15803d", "lw": 1.3}
+# Also told apart by width, dashes and marks: to a red-green blind eye, green and orange are two browns.
+TRUE_POSITIVE: Line = {"color": "#065f46", "lw": 1.3}
 FALSE_POSITIVE: Line = {"color": "#ea580c", "lw": 2.2}
 MISSED: Line = {"color": "#1d4ed8", "lw": 2.2, "ls": (0, (2.5, 1.5))}
-MATCH_LINES = {"true positive": TRUE_POSITIVE, "false positive": FALSE_POSITIVE, "missed": MISSED}
+_CROSS: Line = {"marker": "X", "ms": 7, "mec": "white", "mew": 0.7}
+MATCH_LINES = {
+    "true positive": TRUE_POSITIVE, "false positive": {**FALSE_POSITIVE, **_CROSS}, "missed": MISSED,
+}  # fmt: skip
 """How boxes are outlined, by name: `legend_above(figure, MATCH_LINES)` says so."""
 
 
@@ -35,25 +39,33 @@ def matched_image(
     matches: Matches,
     title: str = "",
 ) -> Axes:
-    """The Axes with an image (H, W, 3), its true and false positives, and the objects that were missed."""
+    """The Axes with an image (H, W, 3), its true and false positives, and the objects that were missed.
+
+    A false positive has a cross at its upper left corner.
+    """
     show_image(ax, image, title)
     boxes = detections.boxes.numpy()
     draw_boxes(ax, boxes[matches.true_positive], **TRUE_POSITIVE)
     draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[matches.missed], **MISSED)
-    return draw_boxes(ax, boxes[~matches.true_positive], **FALSE_POSITIVE)
+    wrong = boxes[~matches.true_positive]
+    ax.autoscale(False)  # the image alone says how far the Axes go
+    ax.plot(wrong[:, 0], wrong[:, 1], ls="", color=FALSE_POSITIVE["color"], **_CROSS)
+    return draw_boxes(ax, wrong, **FALSE_POSITIVE)
 
 
 def matched_board(
     ax: Axes, objects_xyxy: Any, boxes_xyxy: Any, right: Sequence[bool], *, size: float
 ) -> Axes:
-    """A board with objects (G, 4) named A, B, ... and boxes (D, 4) numbered from 1, true positives green."""
+    """A board with objects (G, 4) named A, B, ... and boxes (D, 4) numbered from 1, each right or wrong.
+
+    A true positive is green, its number has a tick; a false positive is orange and has a cross.
+    """
     ax = board(ax, size, objects_xyxy)
     lines = [TRUE_POSITIVE if one else FALSE_POSITIVE for one in right]
     for box, line in zip(boxes_xyxy, lines, strict=True):
         draw_boxes(ax, box, **{**line, "lw": 2.2})
-    return tag_boxes(
-        ax, boxes_xyxy, [str(k + 1) for k in range(len(lines))], [line["color"] for line in lines]
-    )
+    tags = [f"{k} {'✓' if one else '✗'}" for k, one in enumerate(right, start=1)]
+    return tag_boxes(ax, boxes_xyxy, tags, [line["color"] for line in lines])
 
 
 def delta_ap_bars(ax: Axes, errors: TideErrors) -> Axes:

@@ -172,15 +172,16 @@ def confusion(ax: Axes, matrix: Any, class_names: Sequence[str]) -> Axes:
 
 
 def score_histogram(ax: Axes, curve: PrecisionRecall, title: str, threshold: float) -> Axes:
-    """The Axes with histograms of the scores of one class's true and false positives, counts logarithmic."""
+    """The Axes with histograms of the scores of one class's true and false positives, counts logarithmic.
+
+    True positives are filled, false positives a dashed line.
+    """
     edges = np.linspace(0, 1, 26)
-    for mask, color, name in (
-        (curve.true_positive, GREEN, "true positive"),
-        (~curve.true_positive, ORANGE, "false positive"),
-    ):
-        counts, _ = np.histogram(curve.scores[mask], edges)
-        ax.stairs(counts, edges, color=color, lw=1.8, fill=False, label=name)
-        ax.stairs(counts, edges, color=color, alpha=0.2, fill=True, baseline=0.5)
+    right, _ = np.histogram(curve.scores[curve.true_positive], edges)
+    wrong, _ = np.histogram(curve.scores[~curve.true_positive], edges)
+    ax.stairs(right, edges, color=GREEN, alpha=0.25, fill=True, baseline=0.5)
+    ax.stairs(right, edges, color=GREEN, lw=1.8, label="true positive")
+    ax.stairs(wrong, edges, color=ORANGE, lw=1.8, ls=(0, (3, 1.2)), label="false positive")
     ax.axvline(threshold, color=MUTED, lw=1.2)
     ax.set(yscale="log", xlim=(0, 1), xlabel="score", title=title)
     ax.set_ylim(0.5, max(ax.get_ylim()[1], 20))

@@ -23,6 +23,7 @@ def colors(ax):
 )
 def test_matched_image(ax, case, expected):
     assert tuple(colors(plots.matched_image(ax, PICTURE, *case, match_image(*case)))) == expected
+    assert len(ax.get_lines()[0].get_xdata()) == expected.count(WRONG), "a cross at each false positive"
 
 
 @pytest.mark.parametrize("right", [[], [True], [False, True, True]])
@@ -30,7 +31,7 @@ def test_matched_board(ax, right):
     boxes = np.tile([10.0, 10, 30, 30], (len(right), 1))
     plots.matched_board(ax, boxes[:1], boxes, right, size=100)
     assert [one for one in colors(ax) if one in (RIGHT, WRONG)] == [RIGHT if one else WRONG for one in right]
-    assert texts(ax) == [*"A"[: len(right)], *map(str, range(1, len(right) + 1))]
+    assert texts(ax) == [*"A"[: len(right)], *(f"{k} {'✗✓'[one]}" for k, one in enumerate(right, 1))]
 
 
 @pytest.mark.parametrize("images", [[], [NOTHING], [MISSED], [EVERY_ERROR]])

@@ -36,7 +36,7 @@ def test_curves_of_one_class(right, truth):
     assert texts(ax) == [*([] if truth else ["no object of this class, so no recall"]), "0.40"]
     ax = plots.score_histogram(axes(), one, "RBC", 0.4)
     counts = [patch.get_data().values.sum() for patch in ax.patches]
-    assert counts == [sum(right)] * 2 + [len(right) - sum(right)] * 2
+    assert counts == [sum(right), sum(right), len(right) - sum(right)]
 
 
 @pytest.mark.parametrize("images", [[], [EVERY_ERROR]])

@@ -321,13 +321,13 @@ def test_errors_counts_and_calibration_stand_in_the_report(run):
     judged = ([found], [{"boxes": [[0, 0, 9, 9]], "labels": [1]}])
     before = page_of(run).get_text()
     run.update_metrics("analysis", analysis_section(judged, judged, ("WBC", "<b>"), samples=5))
-    run.save("figures/05_errors.png", base64.b64decode(PIXEL))
+    run.save("figures/06_errors.png", base64.b64decode(PIXEL))
     page = page_of(run)
     assert "What it gets wrong" not in before
     titles = [title.get_text() for title in page.find_all("h3")]
     place = titles.index("What it gets wrong")
     assert titles[place : place + 3] == [
-        "What it gets wrong", "How well it counts", "Can its scores be believed?",
+        "What it gets wrong", "How well it counts", "Can its scores be trusted?",
     ]  # fmt: skip
     rows = {row.td.get_text(): [cell.get_text() for cell in row.find_all("td")[1:]]
             for row in page.find_all("tr") if row.td}  # fmt: skip
