@@ -3,7 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from matplotlib.patches import Rectangle
+from PIL import Image
 
+from ssdlib.config import ModelConfig, PriorConfig
 from ssdlib.plots import model as plots
 from tests.plots.conftest import texts
 
@@ -52,3 +55,39 @@ def test_negatives_and_their_ranking(ax, losses):
     left = [path.vertices[:, 0].min() for path in ax.collections[0].get_paths()]
     assert left == np.argsort(losses, kind="stable").tolist()  # the hardest on top
     assert list(plots.loss_ranking(ax, losses, 1).get_lines()[0].get_ydata()) == sorted(losses, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "head", "rows"),
+    [
+        (ModelConfig(), (512, 38, 38), (4, 4), 8732),
+        (
+            ModelConfig(class_names=("cell",), width=0.125, priors=PriorConfig(aspect_ratios=((2.0,),) * 6)),
+            (64, 38, 38),
+            (4, 2),
+            7760,
+        ),
+    ],
+)
+def test_the_drawing_says_what_the_network_is(config, shape, head, rows):
+    (ax,) = plots.ssd_drawing(config).axes
+    said = texts(ax)
+    assert plots._by(*shape) in said and f"{head[0]} {plots.TIMES} (4 + {head[1]})" in said
+    assert any(text.startswith(f"{rows:,} rows") for text in said)
+    boxes = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    bars = [box.get_width() for box in boxes if box.get_y() == 63.4]
+    assert len(bars) == 6 and bars[0] == pytest.approx(107 * 38**2 * head[0] / rows)
+
+
+def test_the_drawing_as_a_picture_of_few_bytes(tmp_path):
+    path = tmp_path / "ssd300.png"
+    plots.save_ssd_drawing(path)
+    assert Image.open(path).width == 2200 and path.stat().st_size < 150_000
+
+
+def test_maps_of_the_drawing_have_all_priors():
+    with torch.device("meta"):
+        network = plots.SSD300(ModelConfig())
+    maps = plots.maps_of(network)
+    assert [one.name for one in maps][::5] == ["conv4_3", "conv11_2"]
+    assert [one.rows for one in maps] == [5776, 2166, 600, 150, 36, 4]
