@@ -37,7 +37,7 @@ def share_bars(ax: Axes, values: Mapping[str, float], unit: str) -> Axes:
 
 
 def receptive_fields(ax: Axes, image: Any, fields: Mapping[str, int]) -> Axes:
-    """The Axes with a (3, S, S) image and the receptive field of one cell of each {map: side in pixels}.
+    """The Axes with a (3, S, S) image and the receptive field of one location of each {map: side in pixels}.
 
     A field larger than the image is drawn whole.
     """
@@ -52,13 +52,16 @@ def receptive_fields(ax: Axes, image: Any, fields: Mapping[str, int]) -> Axes:
     return ax
 
 
-def influence(ax: Axes, gradient: Any, side: int) -> Axes:
-    """The Axes with |gradient| (S, S) of one cell by each pixel, and the cell's receptive field framed."""
+def influence(ax: Axes, gradient: Any, side: float, center: float) -> Axes:
+    """The Axes with |gradient| (S, S) of one location by each pixel, and its receptive field framed.
+
+    side and center, the same in x and y, are the field's in pixels.
+    """
     strength = np.abs(np.asarray(gradient, dtype=float))
     top = np.quantile(strength[strength > 0], 0.995) if (strength > 0).any() else 1.0
     ax.imshow(strength, cmap="magma", vmin=0, vmax=top)
-    low = (strength.shape[0] - side) / 2
-    draw_boxes(ax, (low, low, low + side, low + side), color="white", lw=1.4, ls="--")
+    low, high = center - side / 2 - 0.5, center + side / 2 - 0.5  # pixel 0 is drawn from -0.5 to 0.5
+    draw_boxes(ax, (low, low, high, high), color="white", lw=1.4, ls="--")
     ax.set_axis_off()
     return ax
 
@@ -94,29 +97,37 @@ def channels(ax: Axes, features: Any, *, rows: int = 3, columns: int = 4) -> Axe
     return ax
 
 
-def negatives(ax: Axes, image: Any, priors_xyxy: Any, losses: Any) -> Axes:
-    """The Axes with priors (K, 4) in the image's pixels, the darker the larger their (K,) confidence loss."""
+def negatives(ax: Axes, image: Any, priors_xyxy: Any, losses: Any, most: int = 40) -> Axes:
+    """The Axes with the hardest of the priors (K, 4) in the image's pixels, colored by their (K,) losses.
+
+    At most `most` are drawn, since hundreds would hide the image; a color bar tells their losses.
+    """
     show_image(ax, image)
     corners, losses = as_boxes(priors_xyxy), np.asarray(losses, dtype=float)
-    order = np.argsort(losses, kind="stable")  # the hardest on top
+    order = np.argsort(losses, kind="stable")[-most:]  # the hardest on top
     squares = [Rectangle((a, b), c - a, d - b) for a, b, c, d in corners[order]]
-    scale = plt.Normalize(min(losses.min(initial=0), 0), max(losses.max(initial=0), 1e-12))
-    colors = plt.get_cmap("viridis_r")(scale(losses[order]))
-    colors[:, 3] = 0.12 + 0.88 * scale(losses[order])  # the easy ones would hide the image
-    ax.add_collection(PatchCollection(squares, facecolor="none", edgecolor=colors, lw=1.3), autolim=False)
+    drawn = PatchCollection(squares, facecolor="none", lw=1.6, cmap="plasma_r")
+    drawn.set_array(losses[order])
+    ax.add_collection(drawn, autolim=False)
+    if len(order):
+        ax.figure.colorbar(drawn, ax=ax, shrink=0.8, label="confidence loss")
     return ax
 
 
 def loss_ranking(ax: Axes, losses: Sequence[float], picked: int) -> Axes:
-    """The Axes with the negatives' confidence losses, largest first, the `picked` hardest ones shaded."""
+    """The Axes with the negatives' confidence losses, largest first, the `picked` hardest ones shaded.
+
+    Both axes are linear: areas are sums of losses, and the share of the shaded one is written beside it.
+    """
     ranked = -np.sort(-np.asarray(losses, dtype=float))
     ranks = np.arange(1, len(ranked) + 1)
-    ax.fill_between(ranks[:picked], ranked[:picked], color=LINE_COLORS[1], alpha=0.35, label="learned from")
+    share = ranked[:picked].sum() / max(ranked.sum(), 1e-12)
+    label = f"learned from: {picked:,} of {len(ranked):,}\nwith {share:.0%} of all their loss"
+    ax.fill_between(ranks[:picked], ranked[:picked], color=LINE_COLORS[1], alpha=0.45, label=label)
     ax.plot(ranks, ranked, color=INK, label="all negatives")
     ax.axvline(picked + 0.5, color=MUTED, ls="--", lw=1.2)
-    ax.set_xscale("log")
-    ax.set(xlim=(0.8, max(len(ranked), 2)), ylim=(0, None), xlabel="rank", ylabel="confidence loss")
-    ax.legend()
+    ax.set(xlim=(0, max(4 * picked, 2)), ylim=(0, None), xlabel="rank", ylabel="confidence loss")
+    ax.legend(fontsize=9)
     return ax
 
 
