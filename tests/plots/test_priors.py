@@ -10,16 +10,15 @@ from ssdlib.detector.boxes import cxcywh_to_xyxy
 from ssdlib.detector.priors import make_priors
 from ssdlib.inference.draw import CLASS_COLORS
 from ssdlib.plots import priors as plots
-from tests.plots.conftest import texts
 
 PICTURE = torch.full((3, 300, 300), 200, dtype=torch.uint8)
 BOXES = torch.tensor([[10.0, 20, 60, 90], [200, 200, 240, 230]])
 
 
-def test_priors_of_all_cells_are_all_priors():
+def test_priors_of_all_locations_are_all_priors():
     config = PriorConfig(feature_maps=(3, 2), scales=(0.3, 0.6), aspect_ratios=((2.0,), (2.0, 3.0)))
-    cells = [(k, i, j) for k, f in enumerate(config.feature_maps) for i in range(f) for j in range(f)]
-    together = torch.cat([plots.priors_of_cell(config, *cell) for cell in cells])
+    places = [(k, i, j) for k, f in enumerate(config.feature_maps) for i in range(f) for j in range(f)]
+    together = torch.cat([plots.priors_of_location(config, *place) for place in places])
     assert torch.equal(together, cxcywh_to_xyxy(make_priors(config)))
 
 
@@ -29,14 +28,6 @@ def test_map_priors(ax, labels):
     assert len(ax.collections[0].get_offsets()) == 100
     outlines = [to_hex(patch.get_edgecolor()) for patch in ax.patches if not patch.get_fill()]
     assert outlines == [CLASS_COLORS[label] for label in labels for _ in range(6)]
-
-
-@pytest.mark.parametrize(
-    ("overlap", "rows", "own"), [(np.zeros((0, 2)), [], []), ([[0.25, 0.8]], ["A"], [(0, 1)])]
-)
-def test_overlap_table(ax, overlap, rows, own):
-    plots.overlap_table(ax, overlap, rows, ["p", "q"], own=own, extra=own)
-    assert texts(ax) == [f"{v:.2f}" for v in np.ravel(overlap)] and len(ax.patches) == 2 * len(own)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +50,11 @@ def test_decoded_moves(ax, count):
     prior = torch.tensor([[0.4, 0.4, 0.6, 0.6]])
     plots.decoded_moves(ax, prior, prior.expand(count, 4) + 0.1, ["a", "b"][:count])
     assert len(ax.patches) == 1 + count and ax.get_legend_handles_labels()[1] == ["a", "b"][:count]
+
+
+@pytest.mark.parametrize("names", ["", "xywh"])
+def test_offset_histograms_differ_without_color(ax, names):
+    plots.offset_histograms(ax, {name: torch.linspace(-1, 1, 9) for name in names}, limit=4)
+    assert len({patch.get_linestyle() for patch in ax.patches}) == len(ax.patches) == len(names)
+    shown = ax.get_legend().legend_handles if names else []
+    assert [line.get_linestyle() for line in shown] == [patch.get_linestyle() for patch in ax.patches]
