@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.boxes import Line, as_boxes, draw_boxes, show_image, tag_boxes
@@ -39,6 +40,15 @@ def triptych(
     counts = {name: int((labels == k).sum()) for k, name in enumerate(detections.class_names, start=1)}
     ground_truth(truth, image, target, counts_text(counts))
     return axes
+
+
+def mark_boxes(ax: Axes, boxes_xyxy: Any, symbol: str) -> Axes:
+    """The Axes with a symbol in the middle of each of the (K, 4) boxes, black with a white rim."""
+    rim = [withStroke(linewidth=2.5, foreground="white")]
+    for xmin, ymin, xmax, ymax in as_boxes(boxes_xyxy):
+        x, y = (xmin + xmax) / 2, (ymin + ymax) / 2
+        ax.text(x, y, symbol, color=INK, size=13, weight="bold", ha="center", va="center", path_effects=rim)
+    return ax
 
 
 SUPPRESSION_LINES: dict[str, Line] = {

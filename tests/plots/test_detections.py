@@ -25,6 +25,13 @@ def test_triptych(labels):
     assert [ax.get_title(loc="left") for ax in axes] == ["x", counted, "0 WBC, 0 RBC, 1 Platelets"]
 
 
+@pytest.mark.parametrize("boxes", [[], [[0, 0, 10, 20]], [[0, 0, 10, 20], [5, 5, 9, 9]]])
+def test_mark_boxes_puts_a_symbol_into_each(ax, boxes):
+    plots.mark_boxes(ax, torch.tensor(boxes), "?")
+    assert texts(ax) == ["?"] * len(boxes)
+    assert [one.get_position() for one in ax.texts] == [((a + c) / 2, (b + d) / 2) for a, b, c, d in boxes]
+
+
 @pytest.mark.parametrize(
     ("count", "kept", "suppressed"), [(0, [], []), (3, [], []), (4, [0], [2]), (2, [0, 1], [])]
 )
