@@ -99,7 +99,8 @@ class Tiling:
         if self.mode == "off" or self._near_enough(width / tile[0], height / tile[1]):
             return [(0, 0, width, height)]
         lefts, tops = (
-            _starts(length, side, math.ceil(tile[0] * OVERLAP))
+            # As much both ways, for cells are as tall as wide; a tile as low as a strip overlaps by half.
+            _starts(length, side, min(math.ceil(tile[0] * OVERLAP), side // 2))
             for length, side in zip((width, height), tile, strict=True)
         )
         return [(left, top, left + tile[0], top + tile[1]) for top in tops for left in lefts]

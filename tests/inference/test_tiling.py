@@ -47,6 +47,7 @@ UM = Use().um_per_pixel
         (Tiling(use=Use(view=(1280, 960))), (1280, 960), 1),  # trained on such fields
         (Tiling(use=Use(view=(320, 240))), (640, 480), 9),
         (Tiling(enlarge=2.0), (1280, 960), 1),
+        (Tiling(use=Use(view=(1600, 60))), (3200, 120), 9),  # strips, lower than a quarter of their width
     ],
 )
 def test_how_many_views(tiling, size, count):
