@@ -76,6 +76,11 @@ def mark_synthetic(figure: Figure) -> None:
     figure.supxlabel("synthetic smears, not BCCD", fontsize=9, color="#9a3412", style="italic")
 
 
+def described(text: str) -> dict[str, dict[str, str]]:
+    """The metadata that gives a figure a text, by which those who cannot see it know what it shows."""
+    return {f"image/{kind}": {"alt": text} for kind in ("jpeg", "png")}
+
+
 def say_missing(ax: Axes, what: str) -> Axes:
     """The Axes with a few words in its middle, where a curve would be if there were anything to draw."""
     ax.text(0.5, 0.5, what, transform=ax.transAxes, color=MUTED, ha="center", va="center", fontsize=9)

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ssdlib.plots.style import INK, LINE_COLORS, MUTED, mark_synthetic, new_figure, say_missing
+from ssdlib.plots.style import INK, LINE_COLORS, MUTED, described, mark_synthetic, new_figure, say_missing
 
 if TYPE_CHECKING:
     from ssdlib.training.history import History
@@ -138,17 +138,18 @@ class LiveFigure:
         with live.redrawn() as (left, right):  # emptied; shown again at the end of the block
             loss_curves(left, history)
 
-    The arguments are those of `new_figure`.
+    `text` describes it for those who cannot see it; the other arguments are those of `new_figure`.
     """
 
-    def __init__(self, *shape: int, **options: Any) -> None:
+    def __init__(self, *shape: int, text: str = "", **options: Any) -> None:
         from IPython.display import display  # not needed by any other figure
         from matplotlib import pyplot as plt
 
         self.figure, axes = new_figure(*shape, **options)
         self.axes = np.atleast_1d(axes)
         plt.close(self.figure)  # else the notebook would show it once more at the end of the cell
-        self._shown = display(self.figure, display_id=True)
+        self._metadata = described(text) if text else None
+        self._shown = display(self.figure, display_id=True, metadata=self._metadata)
 
     @contextmanager
     def redrawn(self) -> Iterator[Sequence[Axes]]:
@@ -157,7 +158,7 @@ class LiveFigure:
             ax.clear()
         yield self.axes
         if self._shown is not None:  # None outside a notebook
-            self._shown.update(self.figure)
+            self._shown.update(self.figure, metadata=self._metadata)
 
 
 def accuracy_against(ax: Axes, results: Mapping[str, Any], across: str) -> Axes:
