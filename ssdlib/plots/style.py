@@ -19,6 +19,11 @@ INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 LINE_COLORS = ("#1d4ed8", "#c2410c", "#047857", "#a21caf", "#b08900", "#0e7490", "#be123c", "#6d28d9")
 """For runs, quantities and feature maps; those of the classes are `ssdlib.inference.draw.CLASS_COLORS`."""
 
+LINES = tuple(
+    {"color": color, "ls": style}
+    for color, style in zip(LINE_COLORS, ("-", "--", "-.", "--", ":", ":", "-", "-."), strict=True)
+)
+"""For curves: colors that are alike to a red-green blind eye differ in style."""
 
 STYLE = {
     "figure.dpi": 100,
