@@ -140,7 +140,8 @@ def test_the_chain_refuses_data_of_no_use_before_it_begins(splits, message, tmp_
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [(0.9, 0.2, "NOTE: the training made the network worse: mAP@0.5 on val was 0.900, now 0.200"),
-     (0.9, 0.9, "PASS: on val"), (None, 0.1, "PASS: on val"), (None, None, "NOTE: no val image has an object")],
+     (0.9, 0.9, "PASS: on val"), (None, 0.1, "PASS: on val"),
+     (None, None, "NOTE: no val image has an object")],
 )  # fmt: skip
 def test_a_training_that_made_the_network_worse_is_said(before, after, said, capsys):
     cell = next(cell for cell in cells_of(STAGES[3]) if "made the network worse" in cell.source)
