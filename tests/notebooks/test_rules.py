@@ -231,14 +231,31 @@ def test_cells_that_others_use_need_nothing_else(path):
     assert mine_of(path)[1] <= known
 
 
+def pieces_asked_for(source: str) -> Iterator[tuple[str, list[str]]]:
+    """(notebook, names) of each call of `pieces`; the names may stand in a tuple of their own."""
+    tree = ast.parse(source)
+    tuples = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "pieces":
+            given: list[str] = []
+            for one in node.args:
+                if isinstance(one, ast.Starred):
+                    given += ast.literal_eval(tuples[one.value.id])
+                else:
+                    given.append(ast.literal_eval(one))
+            yield given[0], given[1:]
+
+
 @notebooks
 def test_pieces_asked_for_are_written(path):
     for number, source in code_of(path):
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "pieces":
-                notebook, *names = [ast.literal_eval(argument) for argument in node.args]
-                written = mine_of(FOLDER / f"{notebook}.ipynb")[0]
-                assert names and written.issuperset(names), (number, set(names) - written)
+        for notebook, names in pieces_asked_for(source):
+            written = mine_of(FOLDER / f"{notebook}.ipynb")[0]
+            assert names and written.issuperset(names), (number, set(names) - written)
 
 
 @notebooks
