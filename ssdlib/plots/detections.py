@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.boxes import Line, as_boxes, draw_boxes, show_image, tag_boxes
 from ssdlib.plots.data import ground_truth
-from ssdlib.plots.style import INK, MUTED, table
+from ssdlib.plots.style import INK, MUTED
 
 if TYPE_CHECKING:
     from ssdlib.inference.detections import Detections
@@ -41,13 +42,21 @@ def triptych(
     return axes
 
 
-def suppression_lines(color: str = INK) -> dict[str, Line]:
-    """How boxes are outlined in each state of NMS: {"waiting", "kept", "suppressed"}."""
-    return {
-        "waiting": {"color": color, "lw": 1.0},
-        "kept": {"color": "#15803d", "lw": 2.5},
-        "suppressed": {"color": MUTED, "lw": 1.2, "ls": (0, (1.5, 1.5))},
-    }
+def mark_boxes(ax: Axes, boxes_xyxy: Any, symbol: str) -> Axes:
+    """The Axes with a symbol in the middle of each of the (K, 4) boxes, black with a white rim."""
+    rim = [withStroke(linewidth=2.5, foreground="white")]
+    for xmin, ymin, xmax, ymax in as_boxes(boxes_xyxy):
+        x, y = (xmin + xmax) / 2, (ymin + ymax) / 2
+        ax.text(x, y, symbol, color=INK, size=13, weight="bold", ha="center", va="center", path_effects=rim)
+    return ax
+
+
+SUPPRESSION_LINES: dict[str, Line] = {
+    "waiting": {"color": INK, "lw": 0.9},
+    "kept": {"color": "#1d4ed8", "lw": 2.8},
+    "suppressed": {"color": MUTED, "lw": 1.2, "ls": (0, (2.5, 2))},
+}
+"""How boxes are outlined in each state of NMS, told apart without color, too, by width and dashes."""
 
 
 def suppression(
@@ -57,20 +66,19 @@ def suppression(
     kept: Iterable[int] = (),
     suppressed: Iterable[int] = (),
     scores: Sequence[float] | None = None,
-    color: str = INK,
 ) -> Axes:
     """The Axes, which hold an image or a board, with a state of NMS: the candidates (K, 4), kept ones on top.
 
     With `scores` each box is tagged by its number, from 1, and its score.
     """
-    boxes, lines = as_boxes(boxes_xyxy), suppression_lines(color)
+    boxes = as_boxes(boxes_xyxy)
     state_of = {**dict.fromkeys(suppressed, "suppressed"), **dict.fromkeys(kept, "kept")}
     states = [state_of.get(k, "waiting") for k in range(len(boxes))]
     for state in ("suppressed", "waiting", "kept"):
-        draw_boxes(ax, boxes[[one == state for one in states]], **lines[state])
+        draw_boxes(ax, boxes[[one == state for one in states]], **SUPPRESSION_LINES[state])
     if scores is not None:
         tags = [f"{number}  {score:.1f}" for number, score in enumerate(scores, 1)]
-        tag_boxes(ax, boxes, tags, [lines[state]["color"] for state in states])
+        tag_boxes(ax, boxes, tags, [SUPPRESSION_LINES[state]["color"] for state in states])
     return ax
 
 
@@ -102,33 +110,3 @@ def counts_by_threshold(
     if names:
         ax.legend(loc="upper right", fontsize=9)
     return ax
-
-
-def counts_table(ax: Axes, rows: Mapping[str, Sequence[tuple[int, int]]], names: Sequence[str]) -> Axes:
-    """The Axes with {image: (counted, true) for each class} as a table, in color where the two differ."""
-    if not rows:
-        ax.set_axis_off()
-        return ax
-    texts = {image: [f"{c} / {t}" for c, t in pairs] for image, pairs in rows.items()}
-    table(ax, [f"{name}\ncounted / true" for name in names], texts)
-    drawn = ax.tables[0]
-    for j in range(len(names)):
-        drawn[0, j].set_height(drawn[0, j].get_height() * 1.6)
-    for i, pairs in enumerate(rows.values(), start=1):
-        for j, (counted, true) in enumerate(pairs):
-            if counted != true:
-                drawn[i, j].get_text().set_color("#c2410c")
-                drawn[i, j].get_text().set_weight("bold")
-    return ax
-
-
-def scores_table(ax: Axes, detections: Sequence[Detections], names: Sequence[str]) -> Axes:
-    """The Axes with a table of each class's number and mean score, by image and together."""
-    images = {one.image: [one] for one in detections}
-    rows = {}
-    for image, group in {**images, "together": detections}.items():
-        scores = np.concatenate([[], *(one.scores.numpy() for one in group)])
-        labels = np.concatenate([[], *(one.labels.numpy() for one in group)])
-        own = [scores[labels == k] for k in range(1, len(names) + 1)]
-        rows[image] = [f"{len(s)}" + (f"  ({s.mean():.2f})" if len(s) else "") for s in own]
-    return table(ax, [f"{name} (mean score)" for name in names], rows)

@@ -13,12 +13,12 @@ from matplotlib.ticker import MaxNLocator
 from ssdlib.common.tables import number
 from ssdlib.inference.draw import color_of
 from ssdlib.plots.errors import FALSE_POSITIVE, TRUE_POSITIVE
-from ssdlib.plots.style import INK, MUTED, say_missing, table
+from ssdlib.plots.style import INK, MUTED, say_missing
 
 if TYPE_CHECKING:
     from ssdlib.evaluation.calibration import Reliability
     from ssdlib.evaluation.counting import ClassCounts, CountCurve
-    from ssdlib.evaluation.metrics import Metrics, PrecisionRecall
+    from ssdlib.evaluation.metrics import PrecisionRecall
 
 GREEN, ORANGE = TRUE_POSITIVE["color"], FALSE_POSITIVE["color"]
 
@@ -68,21 +68,6 @@ def precision_recall_curves(
 def _precision_recall_axes(ax: Axes) -> Axes:
     ax.set(xlim=(-0.02, 1.04), ylim=(0, 1.06), xlabel="recall", ylabel="precision")
     return ax
-
-
-def metrics_table(ax: Axes, metrics: Metrics) -> Axes:
-    """The Axes with a table of average precisions, and precision and recall at the threshold."""
-    columns = ["objects", "VOC07 AP", "VOC12 AP", "AP at 0.5", "AP (COCO)", "precision", "recall"]
-    rows = {
-        name: [
-            str(c.ground_truth),
-            *map(number, (c.voc07_ap, c.voc12_ap, c.ap_50, c.ap, c.precision, c.recall)),
-        ]
-        for name, c in metrics.per_class.items()
-    }
-    means = (metrics.voc07_map, metrics.voc12_map, metrics.map_50, metrics.map)
-    objects = sum(c.ground_truth for c in metrics.per_class.values())
-    return table(ax, columns, {**rows, "mean": [str(objects), *map(number, means), "", ""]})
 
 
 def ap_by_iou(ax: Axes, ious: Sequence[float], values: Mapping[str, Sequence[float | None]]) -> Axes:

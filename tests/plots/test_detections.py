@@ -25,6 +25,13 @@ def test_triptych(labels):
     assert [ax.get_title(loc="left") for ax in axes] == ["x", counted, "0 WBC, 0 RBC, 1 Platelets"]
 
 
+@pytest.mark.parametrize("boxes", [[], [[0, 0, 10, 20]], [[0, 0, 10, 20], [5, 5, 9, 9]]])
+def test_mark_boxes_puts_a_symbol_into_each(ax, boxes):
+    plots.mark_boxes(ax, torch.tensor(boxes), "?")
+    assert texts(ax) == ["?"] * len(boxes)
+    assert [one.get_position() for one in ax.texts] == [((a + c) / 2, (b + d) / 2) for a, b, c, d in boxes]
+
+
 @pytest.mark.parametrize(
     ("count", "kept", "suppressed"), [(0, [], []), (3, [], []), (4, [0], [2]), (2, [0, 1], [])]
 )
@@ -34,13 +41,13 @@ def test_suppression_colors_each_box_by_its_state(ax, count, kept, suppressed):
     numbers = {"waiting": count - len(kept + suppressed), "kept": len(kept), "suppressed": len(suppressed)}
     drawn = [to_hex(patch.get_edgecolor()) for patch in ax.patches]
     tags = [to_hex(one.get_bbox_patch().get_facecolor()) for one in ax.texts]
-    for state, line in plots.suppression_lines().items():
+    for state, line in plots.SUPPRESSION_LINES.items():
         assert drawn.count(line["color"]) == tags.count(line["color"]) == numbers[state]
     assert texts(ax) == [f"{k}  0.5" for k in range(1, count + 1)]
 
 
 @pytest.mark.parametrize("labels", [[], [[]], [[1, 2], [2, 3]]])
-def test_counts_by_threshold_and_scores_add_up(ax, labels):
+def test_counts_by_threshold_adds_up(ax, labels):
     found = [detections(each, 0.5, f"image {i}") for i, each in enumerate(labels)]
     totals = [sum(each.count(k) for each in labels) for k in (1, 2, 3)]
     true = dict(zip(NAMES, (1, 2, 0), strict=True))  # of the last class there is no object
@@ -48,16 +55,3 @@ def test_counts_by_threshold_and_scores_add_up(ax, labels):
     assert [np.nan_to_num(drawn[name][1]).max() for name in NAMES] == totals
     dashed = [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() == "--"]
     assert dashed == [1, 2]
-    cells = plots.scores_table(ax, found, NAMES).tables[0]
-    last = [cells[len(labels) + 1, j].get_text().get_text() for j in range(3)]
-    assert last == [f"{n}  (0.50)" if n else "0" for n in totals]
-
-
-@pytest.mark.parametrize(
-    "rows", [{}, {"a": [(1, 1), (2, 3)]}, {"a": [(0, 0), (5, 5)], "b": [(1, 2), (3, 4)]}]
-)
-def test_counts_table_marks_differences(ax, rows):
-    plots.counts_table(ax, rows, ["WBC", "RBC"])
-    cells = ax.tables[0].get_celld().values() if rows else []
-    bold = [cell.get_text().get_text() for cell in cells if cell.get_text().get_weight() == "bold"]
-    assert sorted(bold) == sorted(f"{c} / {t}" for pairs in rows.values() for c, t in pairs if c != t)

@@ -7,10 +7,10 @@ import torch
 from ssdlib.common.tables import number
 from ssdlib.evaluation.calibration import reliability
 from ssdlib.evaluation.counting import count_curve, count_report
-from ssdlib.evaluation.metrics import PrecisionRecall, evaluate_detections
+from ssdlib.evaluation.metrics import PrecisionRecall
 from ssdlib.inference.detections import Detections
 from ssdlib.plots import evaluation as plots
-from tests.plots.conftest import EVERY_ERROR, NAMES, axes, curves, texts
+from tests.plots.conftest import NAMES, axes, curves, texts
 
 
 def curve(right=(), ground_truth=0):
@@ -37,14 +37,6 @@ def test_curves_of_one_class(right, truth):
     ax = plots.score_histogram(axes(), one, "RBC", 0.4)
     counts = [patch.get_data().values.sum() for patch in ax.patches]
     assert counts == [sum(right)] * 2 + [len(right) - sum(right)] * 2
-
-
-@pytest.mark.parametrize("images", [[], [EVERY_ERROR]])
-def test_metrics_table_has_a_row_a_class_and_the_means(ax, images):
-    metrics = evaluate_detections([found for found, _ in images], [target for _, target in images], NAMES)
-    cells = plots.metrics_table(ax, metrics).tables[0].get_celld()
-    assert [cells[row, -1].get_text().get_text() for row in range(1, 5)] == [*NAMES, "mean"]
-    assert cells[4, 3].get_text().get_text() == number(metrics.map_50)
 
 
 def test_ap_by_iou(ax):
