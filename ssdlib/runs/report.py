@@ -287,7 +287,7 @@ def _tidy_outputs(notebook: NotebookNode) -> None:
 
 
 def _code_title(source: str) -> str:
-    """What a folded code cell is called: the comment or the definition that it begins with, if it does.
+    """What a folded code cell is called: the comment that it begins with, else the first thing it defines.
 
     A title of Colab's (`# @title Answer: IoU`) stands for itself.
     """
@@ -295,7 +295,7 @@ def _code_title(source: str) -> str:
     if title := re.match(r"#\s*@title\s+(.+?)\s*(\{.*\})?$", first):
         return title[1][:100]
     comment = re.match(r"#+(?![@%])\s*(.+)", first)
-    named = comment or re.match(r"((?:def|class) \w+)", first)
+    named = comment or re.search(r"^((?:def|class) \w+)", source, re.MULTILINE)
     return f"code: {named[1][:70]}" if named else "code"
 
 
