@@ -25,7 +25,7 @@ from ssdlib.data.source import open_folder
 from ssdlib.runs import lesson
 from ssdlib.runs.folder import read_stages
 from ssdlib.runs.pipeline import find_stages, run_chain
-from tests.notebooks.cases import EMPTY, ODD, draw, field
+from tests.notebooks.cases import EMPTY, ODD, SMALL, draw, field
 
 STAGES = find_stages()
 SOLUTIONS = sorted(STAGES[0].parent.glob("solutions/*.ipynb"))
@@ -114,8 +114,8 @@ def test_each_cell_runs_twice(stage, small_profile, shown, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("stage", SOLUTIONS, ids=lambda stage: stage.stem)
-def test_solutions_run_on_odd_data(stage, small_profile, shown, tmp_path, monkeypatch):
-    data = draw(tmp_path / "data", next(iter(ODD.values())))
+def test_solutions_run_on_a_small_data_set(stage, small_profile, shown, tmp_path, monkeypatch):
+    data = draw(tmp_path / "data", SMALL)
     parameters = {"PROFILE": "smoke", "DATA": str(data), "RUN_DIR": str(tmp_path / "run")}
     run_notebook(stage, parameters, monkeypatch, shown)
 
