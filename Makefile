@@ -1,7 +1,7 @@
-# make run                      the six notebooks on BCCD (or synthetic smears), then a report
+# make run                      the seven notebooks on BCCD (or synthetic smears), then a report
 # make run PROFILE=smoke        smoke | quick | full
-# make run DATA=smears          auto | bccd | smears | a folder in Pascal VOC layout
-# make test                     ruff, the unit tests and every notebook
+# make run DATA=smears          auto | bccd | smears | a folder of yours
+# make test                     ruff, the unit tests, every notebook and the solutions
 # make fuzz                     damaged files and kills for an hour, new ones each time (ARGS="--minutes 5")
 # make test-browser             the page (ssdlib app) in Chromium
 # make bench                    speed: ours, a naive SSD300 and torchvision's
@@ -14,7 +14,7 @@ RUN     ?=
 ARGS    ?=
 
 BIN       := .venv/bin
-NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb)
+NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb notebooks/solutions/[0-9][0-9]_*.ipynb)
 
 .PHONY: run setup test fuzz test-browser bench bench-training notebooks clean
 .DEFAULT_GOAL := run

@@ -1,4 +1,4 @@
-"""SSD300 for blood cells: the package behind the course's six notebooks.
+"""SSD300 for blood cells: the package behind the course's seven notebooks.
 
 >>> import ssdlib
 >>> ssdlib.Predictor.from_checkpoint().detect("data/samples/JPEGImages/SmearImage_00000.jpg")

@@ -139,7 +139,7 @@ def _sweep(
     overrides: dict[str, Any] | None,
     **options: Any,
 ) -> None:
-    """Run a sweep and say how it went. Ends with 1 if some combination did not come to its end."""
+    """Run a sweep and say how it went. Ends with 1 if some combination did not finish."""
     from ssdlib.common.errors import shell
     from ssdlib.runs.sweep import plan_sweep, run_sweep
 
@@ -175,7 +175,7 @@ def train(
         bool, typer.Option("--resume", help="Go on where the run stopped; begin where it has not.")
     ] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew in the place of a run that is there.")
+        bool, typer.Option("--restart", help="Begin again, in place of the run that is there.")
     ] = False,
     settings: Settings = None,
     force: Force = False,
@@ -291,7 +291,9 @@ def evaluate(
 @app.command(epilog="Example: python -m ssdlib compare first shipped --data bccd --split val")
 def compare(
     a: Annotated[str, typer.Argument(metavar="RUN_A", help=WEIGHTS_HELP, show_default=False)],
-    b: Annotated[str, typer.Argument(metavar="RUN_B", help="The other, likewise.", show_default=False)],
+    b: Annotated[
+        str, typer.Argument(metavar="RUN_B", help="The other one, named alike.", show_default=False)
+    ],
     data: Data = "auto",
     split: Split = "val",
     samples: Annotated[int, typer.Option(help="Bootstrap resamples of the images.", min=1)] = 1000,
@@ -541,7 +543,7 @@ def app_page(
             "--share", help="Make a public link through Gradio's servers: anyone who has it can use the page."
         ),
     ] = False,
-    browser: Annotated[bool, typer.Option("--open", help="Open a browser, too.")] = False,
+    browser: Annotated[bool, typer.Option("--open", help="Also open a browser.")] = False,
     max_megabytes: Annotated[float, typer.Option(help="Largest upload, in MB.", min=0.1)] = 20,
     max_megapixels: Annotated[
         float, typer.Option(help="Largest image, in megapixels.", min=0.1, max=170)
@@ -609,7 +611,7 @@ def data_check(
     say(f"{len(result.findings)} findings, {len(result.errors)} of them errors")
     if result.findings:
         say(
-            "errors stop training until mended; warnings distort what is learnt or measured; infos do neither"
+            "errors stop training until fixed; warnings distort what is learned or measured; infos do neither"
         )
     _write_json(json_file, result.to_dict())
     if result.errors:
@@ -633,7 +635,7 @@ def data_label_errors(
         typer.Option(help="Folder of `detect --json` files to use; their detector must not know the labels."),
     ] = None,
     min_score: Annotated[
-        float | None, typer.Option(help="Least score of unlabeled objects; default 0.5.", min=0, max=1)
+        float | None, typer.Option(help="Lowest score of unlabeled objects; default 0.5.", min=0, max=1)
     ] = None,
     apply: Annotated[
         Path | None,
@@ -753,7 +755,7 @@ def data_smears(
     test: Annotated[int, typer.Option(min=0)] = 72,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     fourth_class: Annotated[
-        bool, typer.Option("--fourth-class", help="Echinocytes (burr cells) among the red cells, too.")
+        bool, typer.Option("--fourth-class", help="Also draw echinocytes (burr cells) among the red cells.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -788,9 +790,9 @@ def data_convert(
 def model_card(
     weights: Weights = "shipped",
     data: Data = "bccd",
-    smears: Annotated[bool, typer.Option("--smears", help="Measure on the drawn smears' val too.")] = False,
+    smears: Annotated[bool, typer.Option("--smears", help="Also measure on the drawn smears' val.")] = False,
     ship: Annotated[
-        str, typer.Option(help="First put these weights, in fp16, in the place of the shipped ones.")
+        str, typer.Option(help="First put these weights, in fp16, in place of the shipped ones.")
     ] = "",
     place: Annotated[str, typer.Option(help="With --ship: blood or bccd.")] = "blood",
     count_on: Annotated[

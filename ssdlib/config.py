@@ -363,7 +363,7 @@ _SCRATCH = Recipe(
     smears=100,
 )
 _ORIGINAL = Recipe(
-    # The notebook this course grew from, with its network mended: VGG16 without BatchNorm from
+    # The notebook this course grew from, with its network fixed: VGG16 without BatchNorm from
     # ImageNet weights, SGD in steps, nothing augmented.
     #
     #     python -m ssdlib train --profile full --set recipe=original --data bccd

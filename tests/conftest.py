@@ -32,7 +32,7 @@ def smears_copy(smears_root, tmp_path) -> Path:
 
 @pytest.fixture
 def no_data(monkeypatch, tmp_path) -> Path:
-    """A machine without BCCD and without a network: an empty folder to work in."""
+    """A machine without BCCD and without the internet: an empty folder to work in."""
     for variable in ("BCCD_ROOT", "TXL_PBC_ROOT"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("SSDLIB_OFFLINE", "1")

@@ -10,7 +10,7 @@ import subprocess
 
 
 class SsdError(Exception):
-    """Base of every error that the user, not the programmer, can mend."""
+    """Base of every error that the user, not the programmer, can fix."""
 
     def __str__(self) -> str:
         """The message, or its beginning where it quotes a library that quotes a whole file."""

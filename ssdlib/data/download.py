@@ -62,9 +62,9 @@ class Published:
     def download(self, target: str | Path, *, progress: bool = True) -> Path:
         """Fetch the files of the manifest, and no others, into the new folder `target` and return it.
 
-        The folder appears only when it is complete. Raises DataError if there is no network, if the archive
-        is cut short or its files are not the published ones, or if `target` holds something, which then
-        stays.
+        The folder appears only when it is complete. Raises DataError if there is no internet connection, if
+        the archive is cut short or its files are not the published ones, or if `target` holds something,
+        which then stays.
         """
         with new_folder(target, already=lambda: not self.differences(target)) as folder:
             self._unpack(self._fetch(target, progress), folder)

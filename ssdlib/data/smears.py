@@ -3,7 +3,7 @@
 Each image is drawn by the Beer-Lambert law: cells add amounts of four dyes to a map, the dyes absorb red,
 green and blue light by their own coefficients, and overlapping red cells come out darker by themselves.
 Counts, sizes, colors and sharpness follow what was measured on BCCD (github.com/Shenggan/BCCD_Dataset).
-A network that does well here has learnt to find drawings; say so wherever a number from them is shown.
+A network that does well here has learned to find drawings; say so wherever a number from them is shown.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def resolve(data: str | Path = "auto", *, progress: bool = True, download: bool 
     - several of these but "auto", with commas between: joined, see `join`.
     - anything else: a folder with any classes, as for `open_folder`.
 
-    SSDLIB_OFFLINE=1 or `download=False` keeps off the network. Raises DataError saying what to do.
+    SSDLIB_OFFLINE=1 or `download=False` keeps off the internet. Raises DataError saying what to do.
     """
     requests = split_request(data)
     if len(requests) > 1:

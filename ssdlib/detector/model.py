@@ -18,7 +18,7 @@ FEATURE_MAPS = (38, 19, 10, 5, 3, 1)
 
 
 class Heads(nn.Module):
-    """One 3x3 convolution a map, `values` outputs for each prior of a cell."""
+    """One 3x3 convolution a map, `values` outputs for each prior of a location."""
 
     def __init__(self, channels: Sequence[int], per_location: Sequence[int], values: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class SSD300(nn.Module):
         return (images - self.mean) / self.std
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """The six maps that the heads look at, finest first: 38, 19, 10, 5, 3 and 1 cells a side."""
+        """The six maps that the heads look at, finest first: 38, 19, 10, 5, 3 and 1 locations a side."""
         conv4_3, conv7 = self.backbone(self.normalize(images))
         return [self.norm4_3(conv4_3), conv7, *self.extras(conv7)]
 

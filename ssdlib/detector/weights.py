@@ -135,7 +135,7 @@ def _but_class_heads(state: StateDict) -> StateDict:
 def remake_class_heads(state: StateDict, stored: ModelConfig, model: SSD300) -> dict[str, Tensor]:
     """The class heads of `state`, a network of the config `stored`, remade for the classes of `model`.
 
-    A head has one output for each prior of a cell and each class: filters (in, 3, 3) and a bias. Those of the
+    A head has one output for each prior of a location and each class: filters (in, 3, 3) and a bias. Those of
     background and of classes that bear the same name are taken over, wherever the class stands in the list;
     a class without a namesake keeps what `model` has for it, which says next to nothing about it. So old
     classes are known from the first step on, and a new one starts as rare. Heads for other priors are left
@@ -146,7 +146,7 @@ def remake_class_heads(state: StateDict, stored: ModelConfig, model: SSD300) -> 
     rows[0] = 0  # background
     own, remade = model.state_dict(), {}
     for name in (n for n in state if n.startswith("class_heads.")):
-        # (priors of a cell * classes, ...) -> (priors, classes, ...)
+        # (priors of a location * classes, ...) -> (priors, classes, ...)
         theirs = state[name].unflatten(0, (-1, stored.num_classes))
         ours = own[name].clone().unflatten(0, (-1, model.config.num_classes))
         if theirs.shape[0] == ours.shape[0] and theirs.shape[2:] == ours.shape[2:]:

@@ -145,7 +145,7 @@ def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[
 
     Three steps. A box is left to the tile that sees it best: it goes if another tile has it at least `MARGIN`
     further inside, so what a tile cuts is reported by the neighbor that has the whole. Parts of a cell too
-    large for any overlap are joined. What two tiles see equally well is found twice, which NMS mends.
+    large for any overlap are joined. What two tiles see equally well is found twice, which NMS removes.
     """
     width, height = image_size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)

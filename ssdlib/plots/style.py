@@ -5,7 +5,6 @@ Plot functions take an Axes and return it; none calls `show()`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import matplotlib as mpl
@@ -19,6 +18,11 @@ INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 LINE_COLORS = ("#1d4ed8", "#c2410c", "#047857", "#a21caf", "#b08900", "#0e7490", "#be123c", "#6d28d9")
 """For runs, quantities and feature maps; those of the classes are `ssdlib.inference.draw.CLASS_COLORS`."""
 
+LINES = tuple(
+    {"color": color, "ls": style}
+    for color, style in zip(LINE_COLORS, ("-", "--", "-.", "--", ":", ":", "-", "-."), strict=True)
+)
+"""For curves: colors that are alike to a red-green blind eye differ in style."""
 
 STYLE = {
     "figure.dpi": 100,
@@ -76,30 +80,12 @@ def mark_synthetic(figure: Figure) -> None:
     figure.supxlabel("synthetic smears, not BCCD", fontsize=9, color="#9a3412", style="italic")
 
 
+def described(text: str) -> dict[str, dict[str, str]]:
+    """The metadata that gives a figure a text, by which those who cannot see it know what it shows."""
+    return {f"image/{kind}": {"alt": text} for kind in ("jpeg", "png")}
+
+
 def say_missing(ax: Axes, what: str) -> Axes:
     """The Axes with a few words in its middle, where a curve would be if there were anything to draw."""
     ax.text(0.5, 0.5, what, transform=ax.transAxes, color=MUTED, ha="center", va="center", fontsize=9)
-    return ax
-
-
-def table(ax: Axes, columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> Axes:
-    """The Axes with a plain table: a row for each {name: formatted values}.
-
-    For numbers of a network that was just trained: their last digits differ from one processor to the next,
-    so in a notebook they are better drawn than printed, since printed outputs are compared to the letter.
-    """
-    ax.set_axis_off()
-    drawn = ax.table(
-        [list(values) for values in rows.values()],
-        rowLabels=list(rows),
-        colLabels=list(columns),
-        loc="center",
-        cellLoc="right",
-        edges="horizontal",
-    )
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(10)
-    drawn.scale(1, 1.5)
-    for cell in drawn.get_celld().values():
-        cell.set_edgecolor(GRID)
     return ax

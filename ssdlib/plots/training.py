@@ -12,7 +12,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 
-from ssdlib.plots.style import INK, LINE_COLORS, MUTED, mark_synthetic, new_figure, say_missing
+from ssdlib.plots.style import (
+    INK,
+    LINE_COLORS,
+    LINES,
+    MUTED,
+    described,
+    mark_synthetic,
+    new_figure,
+    say_missing,
+)
 
 if TYPE_CHECKING:
     from ssdlib.training.history import History
@@ -29,7 +38,7 @@ def step_curves(
     for name, numbers in (noisy or {}).items():
         ax.plot(np.arange(1, len(numbers) + 1), numbers, color=MUTED, alpha=0.55, lw=0.9, label=name)
     for i, (name, numbers) in enumerate(values.items()):
-        ax.plot(np.arange(1, len(numbers) + 1), numbers, color=LINE_COLORS[i % len(LINE_COLORS)], label=name)
+        ax.plot(np.arange(1, len(numbers) + 1), numbers, **LINES[i % len(LINES)], label=name)
     ax.set(xlabel="step", ylabel=ylabel)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(ax.lines) > 1:
@@ -54,15 +63,15 @@ Points = Mapping[int, float]
 
 
 def epoch_curves(ax: Axes, groups: Mapping[str, Sequence[Points]]) -> Axes:
-    """The Axes with the curves of {group: {epoch: value} of each of its runs}, a color a group.
+    """The Axes with the curves of {group: {epoch: value} of each of its runs}, each group in its own line.
 
     Several runs of a group are thin lines, and a thick one is the mean of those that went furthest, at the
     epochs that all of these have. The first group is on top; groups beyond the eighth are gray.
     """
     last = 1
     for rank, (name, runs) in enumerate(groups.items()):
-        color = LINE_COLORS[rank] if rank < len(LINE_COLORS) else MUTED
-        style = {"color": color, "zorder": 3 - rank / max(len(groups), 1)}
+        line = LINES[rank] if rank < len(LINES) else {"color": MUTED}
+        style = {**line, "zorder": 3 - rank / max(len(groups), 1)}
         runs = [points for points in runs if points]
         last = max([last, *(max(points) for points in runs)])
         if len(runs) > 1:
@@ -138,17 +147,18 @@ class LiveFigure:
         with live.redrawn() as (left, right):  # emptied; shown again at the end of the block
             loss_curves(left, history)
 
-    The arguments are those of `new_figure`.
+    `text` describes it for those who cannot see it; the other arguments are those of `new_figure`.
     """
 
-    def __init__(self, *shape: int, **options: Any) -> None:
+    def __init__(self, *shape: int, text: str = "", **options: Any) -> None:
         from IPython.display import display  # not needed by any other figure
         from matplotlib import pyplot as plt
 
         self.figure, axes = new_figure(*shape, **options)
         self.axes = np.atleast_1d(axes)
         plt.close(self.figure)  # else the notebook would show it once more at the end of the cell
-        self._shown = display(self.figure, display_id=True)
+        self._metadata = described(text) if text else None
+        self._shown = display(self.figure, display_id=True, metadata=self._metadata)
 
     @contextmanager
     def redrawn(self) -> Iterator[Sequence[Axes]]:
@@ -157,7 +167,7 @@ class LiveFigure:
             ax.clear()
         yield self.axes
         if self._shown is not None:  # None outside a notebook
-            self._shown.update(self.figure)
+            self._shown.update(self.figure, metadata=self._metadata)
 
 
 def accuracy_against(ax: Axes, results: Mapping[str, Any], across: str) -> Axes:
@@ -166,14 +176,14 @@ def accuracy_against(ax: Axes, results: Mapping[str, Any], across: str) -> Axes:
     `across` is "minutes" or "images". The legend has the last values. A cross ends the curve of a training
     that stopped because its loss was no longer finite; one without any evaluation is left out.
     """
-    for row, color in zip(results["rows"], LINE_COLORS, strict=False):
+    for row, color, marker in zip(results["rows"], LINE_COLORS, "osD^vP*X", strict=False):
         points = [point for point in row["points"] if point["map_50"] is not None]
         if not points:
             continue
         x = [p["seconds"] / 60 if across == "minutes" else p["images"] for p in points]
         y = [p["map_50"] for p in points]
         label = f"{row['name']}: {y[-1]:.2f}" + (" (stopped)" if row["stopped"] else "")
-        ax.plot(x, y, "o-", ms=4, lw=2.2, color=color, label=label, clip_on=False)
+        ax.plot(x, y, marker=marker, ms=5, lw=2.2, color=color, label=label, clip_on=False)
         if row["stopped"]:
             ax.plot(x[-1], y[-1], "x", ms=10, mew=2.2, color=color, clip_on=False)
     ax.set(xlim=(0, None), ylim=(0, 1), ylabel="mAP@0.5 on val")

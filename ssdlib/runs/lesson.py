@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssdlib.common import paths
 from ssdlib.common.errors import SsdError
 from ssdlib.common.terminal import say
-from ssdlib.plots.style import STYLE
+from ssdlib.plots.style import STYLE, described
 
 MINE = "mine"
 """The tag of a cell whose functions and classes other notebooks use."""
@@ -36,12 +36,14 @@ def begin(quality: int = 90) -> None:
 
 def show(figure: Figure, text: str) -> None:
     """Display a figure with a description of it for those who cannot see it, and close it."""
-    display(figure, metadata={f"image/{kind}": {"alt": text} for kind in ("jpeg", "png")})
+    display(figure, metadata=described(text))
     plt.close(figure)
 
 
 def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> None:
     """Display a table of HTML; the first cell of a row names it, the others are set flush right.
+
+    GitHub drops styles, and Jupyter has its own for what has none: hence `align` and `style` both.
 
     Cells are text or numbers already formatted. nbval does not compare HTML, so this is the place for numbers
     of a network that was just trained, which differ from one processor to the next.
@@ -49,9 +51,9 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: st
 
     def line(tag: str, cells: Sequence[Any]) -> str:
         first, *others = (html.escape(str(cell)) for cell in cells)
-        right = "".join(f'<{tag} style="text-align:right">{cell}</{tag}>' for cell in others)
+        right = "".join(f'<{tag} align="right" style="text-align:right">{cell}</{tag}>' for cell in others)
         scope = "row" if tag == "td" else "col"
-        return f'<tr><th scope="{scope}" style="text-align:left">{first}</th>{right}</tr>'
+        return f'<tr><th scope="{scope}" align="left" style="text-align:left">{first}</th>{right}</tr>'
 
     head, body = line("th", header), "".join(line("td", row) for row in rows)
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""

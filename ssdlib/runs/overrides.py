@@ -14,7 +14,7 @@ from ssdlib.config import BCCD_CLASSES, RECIPES, SHIPPED_MODEL, ModelConfig, Pro
 from ssdlib.runs.lookup import find_weights
 
 NEW_CLASSES_LEARNING_RATE = 5e-4
-"""Five times the recipe's: a new class has to be learnt, not only kept (docs/own_data.md has the figures)."""
+"""Five times the recipe's: a new class has to be learned, not only kept (figures: docs/own_data.md)."""
 
 
 def apply_overrides(profile: Profile, overrides: Mapping[str, Any]) -> Profile:

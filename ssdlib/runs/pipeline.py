@@ -1,7 +1,7 @@
-"""The chain: six notebooks run by papermill, one after the other, into one run folder, and a report.
+"""The chain: the notebooks run by papermill, one after the other, into one run folder, and a report.
 
 A failing cell stops the chain and is named; what ran before, the executed notebook and the report are kept.
-A chain that did not come to its end can go on where it stopped, even after a `kill -9`.
+A chain that did not finish can go on where it stopped, even after a `kill -9`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def run_chain(
     """Run the notebooks, or only `stages`, into `run_dir`, write its report.html and return the run.
 
     With `go_on` those before the first that is not done are passed over; where all are done, all are run, but
-    none if only the report is missing. A training that came to its end is repeated only if its stage and all
+    none if only the report is missing. A finished training is repeated only if its stage and all
     else that was begun is done.
 
     Raises StageError that names the notebook, the cell and the error when a cell fails, ConfigError when

@@ -1,4 +1,4 @@
-"""report.html of a run: one file with a summary and the executed notebooks, readable with no network at all.
+"""report.html of a run: one file with a summary and the executed notebooks, readable without the internet.
 
 Figures are embedded, formulas become MathML when the report is written, and nothing is loaded from elsewhere.
 Whatever a run folder holds, no script of it is run: of notebooks only harmless elements are kept.
@@ -6,12 +6,14 @@ Whatever a run folder holds, no script of it is run: of notebooks only harmless 
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -76,7 +78,11 @@ def _page(run: RunFolder) -> str:
         created=str(run.config.get("created", "")),
         notice=metrics["data"].get("notice"),
         tiles=_tiles(sections),
-        figures={path.name: files.read_limited(path) for path in (run.path / "figures").glob("*.png")},
+        # By name without the notebook's number in front.
+        figures={
+            re.sub(r"^\d+_", "", path.name): files.read_limited(path)
+            for path in sorted((run.path / "figures").glob("*.png"))
+        },
         results={name: _result(section) for name, section in sections.items()},
         measurements={name: _facts({name: values}) for name, values in others.items()},
         analysis=analysis
@@ -153,6 +159,7 @@ def notebook_section(path: Path) -> NotebookSection:
     import bleach
     import nbformat
     from bs4 import BeautifulSoup
+    from bs4.formatter import HTMLFormatter
 
     try:
         text = files.decode_text(files.read_limited(path, MAX_NOTEBOOK_BYTES), path)
@@ -162,10 +169,12 @@ def notebook_section(path: Path) -> NotebookSection:
         converted, _ = _exporter().from_notebook_node(notebook, resources=resources)
         page = BeautifulSoup(converted, "html.parser")
         _keep_offline(page)
+        _describe_figures(page)
         title, headings = _number_headings(page, path.stem)
         # Last of all, so that it sees the page as a browser will.
         body = bleach.clean(
-            str(page),
+            # Quotes escaped, too: bleach would escape the rest of a text with bare ones twice.
+            page.decode(formatter=HTMLFormatter(entity_substitution=html.escape)),
             tags=set(_ELEMENTS.split()),
             attributes=_is_harmless,
             protocols=["http", "https", "mailto", "data"],
@@ -184,7 +193,7 @@ mtd mtext mtr munder munderover
 """
 """What is kept of a notebook; the second half are formulas."""
 _ATTRIBUTES = """
-align alt class colspan height open rowspan start title width
+align alt class colspan height open rowspan scope start title width
 accent columnalign columnlines columnspacing depth display displaystyle fence form linethickness lspace
 mathbackground mathcolor mathsize mathvariant maxsize minsize movablelimits notation rowlines rowspacing
 rspace scriptlevel separator stretchy voffset xmlns
@@ -226,6 +235,10 @@ def _exporter() -> HTMLExporter:
                 return self.codespan(latex.strip())
 
     class Exporter(HTMLExporter):
+        def default_filters(self) -> Any:
+            yield from super().default_filters()
+            yield "code_title", _code_title
+
         @property
         def default_config(self) -> Any:
             config = super().default_config
@@ -262,7 +275,10 @@ def _tidy_outputs(notebook: NotebookNode) -> None:
     for cell in notebook.cells:
         for output in cell.get("outputs", ()):
             if drawing := output.get("data", {}).pop("image/svg+xml", None):
-                output.data["text/html"] = f'<img src="{pages.data_uri(drawing.encode(), ".svg")}" alt="">'
+                known = output.get("metadata", {}).get("image/svg+xml")
+                alt = known.get("alt") if isinstance(known, dict) else None
+                text = f' alt="{html.escape(alt)}"' if isinstance(alt, str) else ""
+                output.data["text/html"] = f'<img src="{pages.data_uri(drawing.encode(), ".svg")}"{text}>'
             if output.get("name") == "stderr":
                 lines = output.text.splitlines(keepends=True)
                 output.text = "".join(line for line in lines if not _PROGRESS_BAR.search(line))
@@ -270,14 +286,44 @@ def _tidy_outputs(notebook: NotebookNode) -> None:
             cell.outputs = [one for one in cell.outputs if one.output_type != "stream" or one.text.strip()]
 
 
+def _code_title(source: str) -> str:
+    """What a folded code cell is called: the comment that it begins with, else the first thing it defines.
+
+    A title of Colab's (`# @title Answer: IoU`) stands for itself.
+    """
+    first = source.strip().partition("\n")[0].strip()
+    if title := re.match(r"#\s*@title\s+(.+?)\s*(\{.*\})?$", first):
+        return title[1][:100]
+    comment = re.match(r"#+(?![@%])\s*(.+)", first)
+    named = comment or re.search(r"^((?:def|class) \w+)", source, re.MULTILINE)
+    return f"code: {named[1][:70]}" if named else "code"
+
+
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d\d:\d\d")
 """A line of tqdm's: `50%|####    | 1/2`, or without a known end `12it [00:03`."""
 
 
-def _keep_offline(page: BeautifulSoup) -> None:
-    """Remove what needs the network: pictures give way to their text, links to notebooks lead to sections.
+_UNDESCRIBED = "No description has been provided for this image"
+"""What nbconvert writes for the text of a figure that has none."""
 
-    Also what has text that is not to be read, such as scripts and styles.
+
+def _describe_figures(page: BeautifulSoup) -> None:
+    """Give figures without a text of their own the first line of the Markdown above. In place."""
+    for image in page.find_all("img", alt=_UNDESCRIBED):
+        above = image.find_previous("div", class_="text")
+        first = above and above.find(["h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "td"])
+        line = shorten(first.get_text(), 200, placeholder=" …") if first else ""
+        image["alt"] = f"Figure: {line}" if line else "Figure"
+
+
+_ALIGNED = re.compile(r"text-align:\s*(left|center|right)")
+
+
+def _keep_offline(page: BeautifulSoup) -> None:
+    """Remove what is not in the file: pictures give way to their text, links to notebooks lead to sections.
+
+    Links to the solutions and to other files of the course give way to their text. Also removed is what has
+    text that is not to be read, such as scripts and styles.
     """
     for element in page.find_all(
         ["script", "style", "link", "iframe", "object", "template", "noscript", "title"]
@@ -292,6 +338,10 @@ def _keep_offline(page: BeautifulSoup) -> None:
             element.replace_with(element.get("alt", ""))
     for link in page.find_all("a", href=re.compile(r"^(\./)?\d\d_\w+\.ipynb(#.*)?$")):
         link["href"] = f"#{_slug(Path(link['href'].partition('#')[0]).stem)}"
+    for link in page.find_all("a", href=re.compile(r"^[\w./-]+\.(ipynb|md|py)(#.*)?$")):
+        link.unwrap()
+    for cell in page.find_all(["td", "th"], style=_ALIGNED):  # styles are not kept
+        cell["align"] = _ALIGNED.search(cell["style"])[1]
 
 
 def _number_headings(page: BeautifulSoup, name: str) -> tuple[str, dict[str, str]]:

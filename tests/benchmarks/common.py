@@ -26,7 +26,7 @@ from ssdlib.config import flatten
 
 
 def run_command(main: Callable[..., None]) -> None:
-    """Run a benchmark's command line; an error that the user can mend is told in one line."""
+    """Run a benchmark's command line; an error that the user can fix is told in one line."""
     try:
         typer.run(main)
     except SsdError as error:

@@ -1,6 +1,6 @@
 """SSD300 as one would write it first: the yardstick of the benchmark, and nothing else.
 
-After the description of the notebook that this course grew from, with its pooling mended: float32, images
+After the description of the notebook that this course grew from, with its pooling fixed: float32, images
 decoded at every access, loops over images and objects in matching and loss, and over images, classes and
 boxes in NMS. It learns and detects much as ours does, only slowly. Use `ssdlib` for anything but timing.
 """
@@ -71,7 +71,7 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, **options: int) -> nn.Sequ
 
 
 class NaiveSSD300(nn.Module):
-    """torchvision's VGG16 with pool3 and pool5 mended, the extra layers and the heads."""
+    """torchvision's VGG16 with pool3 and pool5 fixed, the extra layers and the heads."""
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The page below a cell of notebook 7, as its reader opens it."""
+"""The page below a code cell of notebook 7, as its reader opens it."""
 
 import re
 import sys
@@ -18,7 +18,7 @@ SMEAR = project_root() / "data/samples/JPEGImages/SmearImage_00002.jpg"
 
 
 def the_cell() -> str:
-    """Notebook 7's cell with the page, switched on."""
+    """Notebook 7's code cell with the page, switched on."""
     notebook = nbformat.read(project_root() / "notebooks/07_visualize.ipynb", as_version=4)
     (cell,) = [cell for cell in notebook.cells if cell.source.startswith("INTERACTIVE = False")]
     return cell.source.replace("INTERACTIVE = False", "INTERACTIVE = True", 1)

@@ -68,6 +68,13 @@ FEW = field("Platelets", "WBC", size=(320, 240))
 KINDS = [f"kind {k}" for k in range(12)]
 GRAY = [field("cell", "cell", suffix=".png")]
 
+SMALL: Splits = {
+    "train": [EMPTY, *[field(*USUAL)] * 5, field(*USUAL, size=(200, 160), suffix=".png")],
+    "val": [field(*USUAL)] * 3,
+    "test": [field(*USUAL), field(*USUAL, size=(120, 200)), EMPTY],
+}
+"""Few images with the usual cells."""
+
 ODD: dict[str, Splits] = {
     # Oddities that do not hide each other share a set, as each set takes its time.
     "one class, gray PNG, a single image in each split, no object in test": {

@@ -1,4 +1,4 @@
-"""What the notebooks share: the learner's own pieces, checks that do not stop, texts of figures."""
+"""What the notebooks share: pieces of each other, checks that do not stop, texts of figures."""
 
 import nbformat
 import pytest

@@ -1,4 +1,4 @@
-"""The report: one file, no network, formulas and figures inside, honest about stages and data."""
+"""The report: one file, no internet, formulas and figures inside, honest about stages and data."""
 
 import base64
 import json
@@ -71,7 +71,7 @@ def run(tmp_path_factory):
     data = write_dataset(folder / "tiny", train=2, val=1, test=1, progress=False)
     run = RunFolder.open(folder / "run <one>", profile="smoke", data=str(data), progress=False)
     (run.path / "notebooks").mkdir()
-    names = [f"0{number}_{letter}" for number, letter in enumerate("abcdef", start=1)]
+    names = [f"0{number}_{letter}" for number, letter in enumerate("abcdefg", start=1)]
     record = StageRecord(run.path, names)
     for number, name in enumerate(names, start=1):
         nbformat.write(lesson(number), run.path / f"notebooks/{name}.ipynb")
@@ -105,9 +105,9 @@ def test_nothing_is_loaded_from_elsewhere(page):
     assert "colab-badge" not in str(page) and "remote picture" in page.get_text()
 
 
-def test_all_six_are_there_with_contents_that_lead_somewhere(page):
+def test_all_seven_are_there_with_contents_that_lead_somewhere(page):
     titles = [heading.get_text() for heading in page.select("section.notebook h2")]
-    assert titles == [f"Lesson {number}" for number in range(1, 7)]
+    assert titles == [f"Lesson {number}" for number in range(1, 8)]
     ids = [element["id"] for element in page.find_all(id=True)]
     assert len(ids) == len(set(ids))
     links = [link["href"][1:] for link in page.find_all("a", href=re.compile("^#"))]
@@ -117,7 +117,7 @@ def test_all_six_are_there_with_contents_that_lead_somewhere(page):
 
 def test_code_is_folded_and_outputs_are_clean(page):
     cell = page.select_one("section.notebook .cell")
-    assert cell.select_one("details.code > summary").get_text() == "code: # Train"
+    assert cell.select_one("details.code > summary").get_text() == "code: Train"
     text = cell.get_text()
     assert "done" in text and "50%" not in text, "what a carriage return overwrote is gone"
     assert "said once" in text and "9/9" not in text, "progress bars are gone, other notices stay"
@@ -130,7 +130,7 @@ def test_summary_tells_data_stages_results_and_files(page):
     assert "SYNTHETIC" in page.select_one(".notice").get_text()
     assert "broke <here>" in page.select_one(".failure").get_text()
     states = [cell.get_text() for cell in page.select("td.state")]
-    assert states == ["done", "failed", *["not run"] * 4]
+    assert states == ["done", "failed", *["not run"] * 5]
     assert page.select_one(".tile b").get_text() == "0.500" and "n/a" in summary
     assert "train.best_epoch" in summary and "figures/curve.png" in summary
     assert page.find("h1").get_text() == "run <one>"
@@ -268,6 +268,88 @@ def shown(tmp_path, *cells) -> BeautifulSoup:
     """A notebook of these cells as the report shows it."""
     nbformat.write(new_notebook(cells=cells), tmp_path / "01_a.ipynb")
     return BeautifulSoup(notebook_section(tmp_path / "01_a.ipynb").body, "html.parser")
+
+
+def picture(kind="image/png", data=PIXEL, **metadata):
+    return new_output("display_data", data={kind: data}, metadata={kind: metadata} if metadata else {})
+
+
+SVG = "<svg xmlns='http://www.w3.org/2000/svg'/>"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "texts"),
+    [
+        ([picture(alt="a <b> \"c\""), picture("image/jpeg", alt="d")], ['a <b> "c"', "d"]),
+        ([picture("image/svg+xml", SVG, alt="e <\"")], ['e <"']),
+        ([picture(), picture("image/svg+xml", SVG), picture(alt=None)], ["Figure: 3. Priors"] * 3),
+        ([new_output("display_data", data={"text/html": f'<img src="data:image/png;base64,{PIXEL}">'})],
+         ["Figure: 3. Priors"]),
+    ],
+)  # fmt: skip
+def test_every_figure_has_a_text(tmp_path, outputs, texts):
+    above = new_markdown_cell("## 3. *Priors*\non a smear")
+    page = shown(tmp_path, new_markdown_cell("# T"), above, new_code_cell("x", outputs=outputs))
+    assert [image["alt"] for image in page.find_all("img")] == texts
+
+
+@pytest.mark.parametrize(
+    ("above", "text"),
+    [
+        ([], "Figure"),
+        ([new_markdown_cell("")], "Figure"),
+        ([new_markdown_cell("First, $x$ and\n`code`.\n\nSecond.")], "Figure: First, x and code."),
+        ([new_markdown_cell("word " * 60)], "Figure: " + "word " * 39 + "…"),
+    ],
+)
+def test_a_figure_without_a_text_is_named_by_what_stands_above(tmp_path, above, text):
+    page = shown(tmp_path, *above, new_code_cell("x", outputs=[picture()]))
+    assert page.find("img")["alt"] == text
+
+
+@pytest.mark.parametrize(
+    ("source", "title"),
+    [
+        ("# @title Answer: IoU of every pair\nx", "Answer: IoU of every pair"),
+        ('# @title  Setup { display-mode: "form" }\nx', "Setup"),
+        ("# Train\nx", "code: Train"),
+        ("def my_iou(a, b):\n    ...", "code: def my_iou"),
+        ("class MySSD300(nn.Module):\n    ...", "code: class MySSD300"),
+        ("import math\n\n\ndef my_flip(image):\n    def inner(): ...", "code: def my_flip"),
+        ("#@param\nx", "code"),
+        ("x = 1", "code"),
+        ("", "code"),
+    ],
+)
+def test_folded_code_is_named_by_its_first_line(tmp_path, source, title):
+    tags = {"tags": ["mine", "answer"], "jupyter": {"source_hidden": True}}
+    cell = shown(tmp_path, new_code_cell(source, metadata=tags)).select_one("details.code.answer")
+    assert cell.summary.get_text() == title and "open" not in cell.attrs
+    assert cell.pre.get_text().strip() == source
+    assert not shown(tmp_path, new_code_cell(source)).select("details.answer")
+
+
+def test_tables_of_lessons_keep_caption_and_alignment(tmp_path, monkeypatch):
+    from ssdlib.runs import lesson
+
+    tables = []
+    monkeypatch.setattr(lesson, "display", lambda table: tables.append(table.data))
+    lesson.show_table(["class", "AP"], [["WBC", "0.9"]], "On test")
+    html = new_output("display_data", data={"text/html": tables[0]})
+    markdown = new_markdown_cell("| a | b |\n| - | -: |\n| 1 | 2 |")
+    page = shown(tmp_path, new_markdown_cell("# T"), markdown, new_code_cell("x", outputs=[html]))
+    table = page.select_one(".output table")
+    assert table.caption.get_text() == "On test" and table.tbody.th["scope"] == "row"
+    cells = [*table.find_all(["td", "th"]), *page.select(".text td")]
+    assert [cell.get("align") for cell in cells] == ["left", "right", "left", "right", None, "right"]
+    assert not page.find_all(style=True)
+
+
+def test_links_lead_to_lessons_and_the_web_alone(tmp_path):
+    text = "# T\n[a](02_b.ipynb#x) [b](solutions/01_a.ipynb) [c](../ssdlib/docs/x.md) [d](https://x.example/y.md)"
+    page = shown(tmp_path, new_markdown_cell(text))
+    assert [link["href"] for link in page.find_all("a")] == ["#02-b", "https://x.example/y.md"]
+    assert "a b c d" in page.get_text()
 
 
 @pytest.mark.parametrize(

@@ -177,7 +177,7 @@ class LabeledImage:
         for kind, what in repairs:
             shown = ", ".join(f"{value:g}" for value in corners)
             message = f"{where} ({name}) [{shown}]: {what}."
-            self.report(kind, "warning", message, f"To mend it for good, edit {self.label_file}.")
+            self.report(kind, "warning", message, f"To fix it for good, edit {self.label_file}.")
 
 
 @dataclass(eq=False)

@@ -286,7 +286,7 @@ def _compare_size(image: LabeledImage, width: float, height: float) -> None:
     if not image.fits(width, height):
         states = f"{width:g} x {height:g}" if width or height else "no size"
         message = f"the file states {states}, the image is {image.width} x {image.height}."
-        image.report("size_mismatch", "warning", message, f"To mend it for good, edit {image.label_file}.")
+        image.report("size_mismatch", "warning", message, f"To fix it for good, edit {image.label_file}.")
 
 
 def read_objects(path: str | Path) -> list[tuple[str, Corners]]:

@@ -76,7 +76,7 @@ class Worker:
     def __call__(self, batch: Row) -> Row:
         """The parts of the batch with an error for each, empty where the part is on disk now.
 
-        Errors that a user can mend are returned as text, since Ray would wrap them beyond recognition.
+        Errors that a user can fix are returned as text, since Ray would wrap them beyond recognition.
         """
         errors = [""] * len(batch["number"])
         for row, (number, row_group) in enumerate(zip(batch["number"], batch["row_group"], strict=True)):
