@@ -4,8 +4,8 @@
 
 FOLDER gets a virtual environment (`venv`, 6 GB, made once; a Python 3.12 makes what Colab has), /content, and
 the executed notebooks. Each notebook is opened alone: its first code cell finds a zip of this checkout and
-installs it, and no run is left of the notebooks before it. Fails if a cell fails, or if the installation
-changes a package that was there. `make test` does not run it.
+installs it, and no run is left of the notebooks before it; --keep keeps /content as they left it. Fails if a
+cell fails, or if the installation changes a package that was there. `make test` does not run it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
-def prepare(folder: Path, python: str) -> None:
+def prepare(folder: Path, python: str, *, keep: bool = False) -> None:
     """Make the virtual environment, if it is not there yet, the stand-in, and the zip in /content."""
     if not (folder / "versions.txt").exists():
         subprocess.run([python, "-m", "venv", "--clear", folder / "venv"], check=True)
@@ -55,6 +55,8 @@ def prepare(folder: Path, python: str) -> None:
     for name, text in STAND_IN.items():
         (folder / "stand-in" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "stand-in" / name).write_text(text)
+    if keep and (folder / "content").exists():
+        return
     shutil.rmtree(folder / "content", ignore_errors=True)
     (folder / "content").mkdir()
     listed = subprocess.run(
@@ -73,8 +75,8 @@ def installed(folder: Path) -> list[str]:
     return subprocess.run(pip, stdout=subprocess.PIPE, check=True, text=True).stdout.splitlines()
 
 
-def execute(folder: Path, path: Path, parameters: dict[str, str]) -> bool:
-    """Whether the notebook runs to its end."""
+def execute(folder: Path, path: Path, parameters: dict[str, str], *, keep: bool = False) -> bool:
+    """Whether the notebook runs to its end, without the runs of those before it unless they are to `keep`."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -87,10 +89,11 @@ def execute(folder: Path, path: Path, parameters: dict[str, str]) -> bool:
     opened = folder / "content" / path.name
     opened.write_text(json.dumps(notebook), encoding="utf-8")
     for runs in folder.glob("content/blood-cell-course/**/runs"):
-        if (runs.parent / "pyproject.toml").exists():
+        if (runs.parent / "pyproject.toml").exists() and not keep:
             shutil.rmtree(runs)
     convert = [folder / "venv/bin/python", "-m", "nbconvert", "--to", "notebook", "--execute", opened]
-    options = ["--ExecutePreprocessor.timeout=1800", "--output-dir", folder / "executed", "--log-level=WARN"]
+    executed = folder / "executed" / path.parent.name
+    options = ["--ExecutePreprocessor.timeout=1800", "--output-dir", executed, "--log-level=WARN"]
     done = subprocess.run([*convert, *options], env=environment(folder), cwd=folder / "content")
     return done.returncode == 0
 
@@ -102,15 +105,17 @@ def main() -> int:
     parser.add_argument("--python", default=shutil.which("python3.12") or sys.executable)
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--data", default="smears")
+    parser.add_argument("--keep", action="store_true")
     given = parser.parse_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    prepare(folder, given.python)
+    prepare(folder, given.python, keep=given.keep)
     failed = []
     chosen = given.notebooks or runpy.run_path(str(ROOT / ".ci/address.py"))["notebooks"]()
     for path in chosen:
         began = time.monotonic()
-        works = execute(folder, path.resolve(), {"PROFILE": given.profile, "DATA": given.data})
+        parameters = {"PROFILE": given.profile, "DATA": given.data}
+        works = execute(folder, path.resolve(), parameters, keep=given.keep)
         print(f"{'ran' if works else 'FAILED'} {path} in {time.monotonic() - began:.0f} s", flush=True)
         failed += [] if works else [path.name]
     before, after = set((folder / "versions.txt").read_text().splitlines()), set(installed(folder))
