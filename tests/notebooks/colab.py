@@ -106,7 +106,7 @@ def main() -> int:
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--data", default="smears")
     parser.add_argument("--keep", action="store_true")
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()
     folder = given.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     prepare(folder, given.python, keep=given.keep)
