@@ -7,6 +7,7 @@
 # make bench                    speed: ours, a naive SSD300 and torchvision's
 # make bench-training           time to accuracy of the same, drawn; hours (ARGS="--images 400" for less)
 # make notebooks                run the notebooks in place and save their outputs, after a change
+# make address REPO=owner/name  the course's address on GitHub, into badges and first cells; REPO= takes it out
 PYTHON  ?= python3
 PROFILE ?= quick
 DATA    ?= auto
@@ -16,7 +17,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb notebooks/solutions/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test fuzz test-browser bench bench-training notebooks clean
+.PHONY: run setup test fuzz test-browser bench bench-training notebooks address clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -56,6 +57,10 @@ bench-training: .venv/.stamp
 
 notebooks: .venv/.stamp
 	$(BIN)/python .ci/refresh_notebooks.py $(NOTEBOOKS)
+
+# Without REPO, what pyproject.toml has: for a notebook that was added or replaced.
+address:
+	@$(PYTHON) .ci/address.py $(if $(filter undefined,$(origin REPO)),,"$(REPO)")
 
 clean:
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -52,7 +52,7 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         cell.id = f"cell-{number:02d}"
         tags = cell.metadata.get("tags", [])
         cell.metadata = {"tags": tags} if tags else {}
-        if "answer" in tags:  # folded in JupyterLab and on Colab
+        if {"answer", "colab"} & set(tags):  # folded in JupyterLab and on Colab
             cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}
         if cell.cell_type == "code":
             cell.outputs = merged(o for o in cell.outputs if o.get("name") != "stderr")

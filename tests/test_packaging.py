@@ -1,7 +1,8 @@
-"""Installation: declared requirements, exact pins, make targets, the fall-back for OpenCV."""
+"""Installation: declared requirements, exact pins, make targets, the fall-back for OpenCV, other machines."""
 
 import ast
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -16,6 +17,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from ssdlib.common.errors import ConfigError
+from ssdlib.runs.pipeline import run_chain
+from ssdlib.runs.report import notebook_section
+from ssdlib.tools.label_errors.review import ReviewWidget
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PIN = re.compile(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)( ; sys_platform == \"linux\")?")
@@ -28,6 +34,16 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def requirements(*extras: str) -> list[Requirement]:
+    """What the core and the extras require; an extra of the project itself, as its own requirements."""
+    found = [*map(Requirement, PROJECT["dependencies"])]
+    for extra in extras:
+        for requirement in map(Requirement, PROJECT["optional-dependencies"][extra]):
+            inner = requirements(*requirement.extras) if requirement.name == "ssdlib" else [requirement]
+            found += [one for one in inner if one not in found]
+    return found
+
+
 def pins() -> dict[str, str]:
     lines = (ROOT / ".ci/constraints.txt").read_text().splitlines()
     found = [PIN.fullmatch(line) for line in lines if not line.startswith("#")]
@@ -36,18 +52,60 @@ def pins() -> dict[str, str]:
 
 
 def test_every_requirement_has_lower_bounds_only_and_a_pin_that_satisfies_it():
-    extras = [text for group in PROJECT["optional-dependencies"].values() for text in group]
-    for text in PROJECT["dependencies"] + extras:
-        requirement = Requirement(text)
-        assert {specifier.operator for specifier in requirement.specifier} == {">="}, text
-        assert requirement.specifier.contains(pins()[normal(requirement.name)]), text
+    for requirement in requirements("dev"):
+        assert {specifier.operator for specifier in requirement.specifier} == {">="}, requirement
+        assert requirement.specifier.contains(pins()[normal(requirement.name)]), requirement
+
+
+def test_dev_has_every_extra():
+    assert set(map(str, requirements("dev"))) >= set(
+        map(str, requirements(*PROJECT["optional-dependencies"]))
+    )
+
+
+KERNEL = "ipykernel ipython ipywidgets jupyter-client jupyter-core matplotlib-inline pyzmq tornado traitlets"
+"""What runs the notebooks of a Jupyter server."""
+
+
+def test_the_core_leaves_alone_what_runs_a_notebook_on_colab():
+    lines = (ROOT / "tests/notebooks/colab.txt").read_text().splitlines()
+    there = {normal(name): version for name, _, version in (line.partition("==") for line in lines)}
+    core = {normal(one.name): one for one in requirements()}
+    assert not set(KERNEL.split()) & set(core) and set(KERNEL.split()) <= set(there)
+    assert not {"jupyterlab", "nbclient", "nbconvert", "nbformat", "nbval", "papermill", "pytest"} & set(core)
+    assert set(core) - set(there) == {"imagecodecs", "latex2mathml"}, "all else is there"
+    for name, requirement in core.items():
+        assert name not in there or requirement.specifier.contains(there[name]), "pip would replace it"
+
+
+def test_what_needs_the_extra_lab_says_so(monkeypatch, tmp_path):
+    for module in ("papermill", "nbconvert", "ipywidgets"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for needs in (run_chain, lambda: ReviewWidget(tmp_path)):
+        with pytest.raises(ConfigError, match=r"pip install 'ssdlib\[lab\]'"):
+            needs()
+    assert "nbconvert, which is not installed" in notebook_section(next(ROOT.glob("notebooks/*.ipynb"))).error
+
+
+def test_machines_of_codespaces_and_binder_install_the_course():
+    container = json.loads((ROOT / ".devcontainer/devcontainer.json").read_text())
+    assert container["postCreateCommand"] == "make setup"
+    opened = container["customizations"]["codespaces"]["openFiles"]
+    assert opened and all((ROOT / name).is_file() for name in opened)
+    python = (ROOT / ".binder/runtime.txt").read_text().strip().removeprefix("python-")
+    assert container["image"].endswith(f":{python}") and SpecifierSet(PROJECT["requires-python"]).contains(
+        python
+    )
+    script = ROOT / ".binder/postBuild"
+    assert os.access(script, os.X_OK) and subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert "--editable ." in script.read_text() and ".ci/setup_check.py" in script.read_text()
 
 
 @pytest.mark.skipif(
     importlib.metadata.version("torch") != pins()["torch"], reason="another torch needs other packages"
 )
 def test_pins_cover_everything_that_the_requirements_need():
-    todo, seen = [Requirement(text) for text in PROJECT["dependencies"]], set()
+    todo, seen = requirements("lab"), set()
     while todo:
         requirement = todo.pop()
         key = (normal(requirement.name), frozenset(requirement.extras))
@@ -78,9 +136,8 @@ def test_headless_opencv_is_pinned_to_the_same_version():
 
 def test_everything_imported_is_required():
     providers = importlib.metadata.packages_distributions()
-    required = {normal(Requirement(text).name) for text in PROJECT["dependencies"]}
-    extras = PROJECT["optional-dependencies"]
-    optional = {normal(Requirement(text).name) for extra in extras.keys() - {"dev"} for text in extras[extra]}
+    extras = PROJECT["optional-dependencies"].keys() - {"dev"}
+    required = {normal(one.name) for one in requirements(*extras)}
     for path in (ROOT / "ssdlib").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = (
@@ -92,9 +149,7 @@ def test_everything_imported_is_required():
             )
             for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"ssdlib"}:
                 distributions = {normal(name) for name in providers.get(top, [top])}
-                assert distributions & (required | optional), (
-                    f"{path.name} imports {top}: add it to pyproject.toml"
-                )
+                assert distributions & required, f"{path.name} imports {top}: add it to pyproject.toml"
 
 
 def test_data_files_travel_with_the_package():

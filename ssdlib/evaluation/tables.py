@@ -155,9 +155,21 @@ def calibration_table(calibration: Mapping[str, Any]) -> Table:
     return Table(header, rows, total=True)
 
 
+def notices(metrics: Mapping[str, Any]) -> list[str]:
+    """What is to be said before any figure of metrics: of its data, and of weights that are not the run's."""
+    found = [notice] if (notice := metrics.get("data", {}).get("notice")) else []
+    borrowed = metrics.get("borrowed")
+    if borrowed and isinstance(borrowed, Mapping):
+        which = " and ".join(sorted({str(name) for name in borrowed.values()}))
+        found.append(
+            f"Measured on the shipped weights {which}, not on a training of this run: {', '.join(borrowed)}."
+        )
+    return found
+
+
 def results_text(metrics: Mapping[str, Any]) -> str:
-    """The results sections of metrics as plain tables, under the notice if the data are synthetic."""
-    blocks = [notice] if (notice := metrics.get("data", {}).get("notice")) else []
+    """The results sections of metrics as plain tables, under what is to be said of data and weights."""
+    blocks = notices(metrics)
     for name, section in result_sections(metrics).items():
         blocks.append(f"{name} ({section.get('images', '?')} images)\n{result_table(section).to_text()}")
         if intervals := section.get("intervals"):

@@ -31,7 +31,7 @@ from typing_extensions import TypedDict
 from ssdlib.common import files
 from ssdlib.common.errors import ConfigError, StageError, shell
 from ssdlib.common.terminal import say
-from ssdlib.config import NAMED_WEIGHTS, Profile, differences, find_profile, flatten
+from ssdlib.config import BCCD_CLASSES, NAMED_WEIGHTS, Profile, differences, find_profile, flatten
 from ssdlib.runs.lookup import locate
 from ssdlib.runs.overrides import apply_overrides
 
@@ -53,6 +53,8 @@ class RunFolder:
     config: dict[str, Any]
     saved: bool = True
     """Whether config.json holds `config`; if not, `train` writes it."""
+    borrowed: str = ""
+    """The name of the shipped weights that stand in for a training of this run; see `ensure_trained`."""
 
     @classmethod
     def open(
@@ -168,7 +170,6 @@ class RunFolder:
         `resume`, `on_epoch` and what is raised: see `ssdlib.training.trainer.Trainer.fit`; `workers`: see
         `ssdlib.data.loaders.choose_workers`. A training that goes on needs its initial weights no more.
         """
-        from ssdlib.config import BCCD_CLASSES
         from ssdlib.data.source import extra_smears
         from ssdlib.detector.model import SSD300
         from ssdlib.detector.weights import build_model
@@ -183,6 +184,7 @@ class RunFolder:
         model = SSD300(begun) if begun else build_model(recipe.model, recipe.initial_weights, self.seed)
         if recipe.smears and data.class_names == BCCD_CLASSES:
             data = data.joined(extra_smears(recipe.smears))
+        self.borrowed = ""
         trainer = Trainer(
             model,
             recipe,
@@ -201,20 +203,37 @@ class RunFolder:
         return trainer.fit(resume=resume, on_epoch=on_epoch, on_begin=self._save_config)
 
     def ensure_trained(self) -> Path:
-        """The best checkpoint, trained on the spot if need be under the profile smoke.
+        """The weights to judge: the best checkpoint, or what stands in for it, so any notebook runs alone.
 
-        So every notebook runs alone in a test. Under the other profiles, which train for longer, it raises
-        StageError with the command to run.
+        Under the profile smoke a run without a checkpoint is trained on the spot. The others train for
+        longer: there the shipped weights stand in, which is said on stderr and noted in metrics.json. Raises
+        StageError with the command to run where the data have other classes than they.
         """
+        self.borrowed = ""
         try:
             return self.best_checkpoint
         except StageError:
             if self.profile.name != "smoke":
+                if self.source.class_names == BCCD_CLASSES:
+                    return self._borrow()
                 raise
         # All on stderr, so that a notebook prints the same whether it had to train or not.
         say(f"{self.path} has no checkpoint yet: training it now (profile smoke)", file=sys.stderr)
         self.train(resume=True, on_epoch=lambda record: say(record, file=sys.stderr))
         return self.best_checkpoint
+
+    def _borrow(self) -> Path:
+        from ssdlib.detector.model_file import shipped_weights
+
+        # Those of the official figures for BCCD; those that know several microscopes for all else.
+        path = shipped_weights("bccd" if self.source.kind == "bccd" else "shipped")
+        self.borrowed = path.stem
+        say(
+            f"NOTICE: {self.path} has no checkpoint yet: you see the shipped weights {path.stem} instead of "
+            f"a training of your own. For that, run 04_train with PROFILE = {self.profile.name!r} first.",
+            file=sys.stderr,
+        )
+        return path
 
     def metrics(self) -> dict[str, Any]:
         """All sections of metrics.json, with the profile's name and the description of the data."""
@@ -224,8 +243,11 @@ class RunFolder:
         return {**stored, "profile": self.profile.name, "data": self.source.describe()}
 
     def update_metrics(self, section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Replace one section of metrics.json and return the whole."""
-        if section in ("profile", "data"):
+        """Replace one section of metrics.json and return the whole.
+
+        A section measured on shipped weights (`borrowed`) is listed with their name under "borrowed".
+        """
+        if section in ("profile", "data", "borrowed"):
             raise ConfigError(
                 f"the section {section!r} of metrics.json is the run's own; choose another name"
             )
@@ -238,6 +260,13 @@ class RunFolder:
                 "stages again."
             ) from error
         metrics[section] = dict(values)
+        before = metrics.pop("borrowed", None)
+        borrowed = {**before} if isinstance(before, dict) else {}
+        borrowed.pop(section, None)
+        if self.borrowed:
+            borrowed[section] = self.borrowed
+        if borrowed:
+            metrics["borrowed"] = borrowed
         files.write_json(self.path / "metrics.json", metrics)
         return metrics
 

@@ -99,11 +99,13 @@ def run_chain(
     else that was begun is done.
 
     Raises StageError that names the notebook, the cell and the error when a cell fails, ConfigError when
-    `run_dir` was made with other settings, and TrainingError while another process runs notebooks into it.
-    The report is written in every other case, Ctrl-C included.
+    `run_dir` was made with other settings or without the extra `lab`, and TrainingError while another process
+    runs notebooks into it. The report is written in every other case, Ctrl-C included.
     """
+    from ssdlib.common.runtime import need_extra
     from ssdlib.training import checkpoints
 
+    need_extra("lab", "papermill", "ipykernel")
     known = find_stages()
     chosen = known if stages is None else stages
     names = _check_parameters(chosen)

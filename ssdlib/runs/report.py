@@ -27,6 +27,7 @@ from ssdlib.evaluation.tables import (
     counting_table,
     error_table,
     interval_table,
+    notices,
     result_sections,
     result_table,
 )
@@ -67,7 +68,9 @@ def _page(run: RunFolder) -> str:
     sections, analysis = result_sections(metrics), metrics.get("analysis")
     notebooks = [notebook_section(path) for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
     environment = run.path / "environment.json"
-    others = {k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "analysis")}
+    others = {
+        k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "borrowed", "analysis")
+    }
     saved = [(name, size) for name, size in run.saved_files() if name != "report.html"]
     images = [(name, size) for name, size in saved if Path(name).suffix.lower() in pages.IMAGE_TYPES]
     return pages.render(
@@ -76,7 +79,7 @@ def _page(run: RunFolder) -> str:
         profile=run.profile.name,
         data=data_name(metrics["data"]),
         created=str(run.config.get("created", "")),
-        notice=metrics["data"].get("notice"),
+        notices=notices(metrics),
         tiles=_tiles(sections),
         # By name without the notebook's number in front.
         figures={
@@ -155,13 +158,16 @@ class NotebookSection:
 
 
 def notebook_section(path: Path) -> NotebookSection:
-    """An executed notebook as HTML. One that cannot be read becomes a section that says so."""
+    """An executed notebook as HTML. One that cannot be read becomes a section that says so, as does any where
+    nbconvert (extra `lab`) is not installed."""
     import bleach
-    import nbformat
     from bs4 import BeautifulSoup
     from bs4.formatter import HTMLFormatter
 
+    from ssdlib.common.runtime import need_extra
+
     try:
+        nbformat, _ = need_extra("lab", "nbformat"), need_extra("lab", "nbconvert")
         text = files.decode_text(files.read_limited(path, MAX_NOTEBOOK_BYTES), path)
         notebook = nbformat.reads(text, as_version=4)
         _tidy_outputs(notebook)

@@ -1,5 +1,6 @@
 """Run folders: what they write, what they refuse, and how a notebook finds its own."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,13 @@ from ssdlib.common.errors import CheckpointError, ConfigError, SsdError, StageEr
 from ssdlib.common.files import write_json
 from ssdlib.config import PROFILES, Profile
 from ssdlib.data.smears import write_dataset
+from ssdlib.detector.model_file import shipped_weights
+from ssdlib.evaluation.tables import results_text
 from ssdlib.runs import lookup
 from ssdlib.runs.folder import RunFolder
 from ssdlib.runs.lookup import new_run_name
 from ssdlib.runs.overrides import apply_overrides, parse_override
+from ssdlib.runs.report import write_report
 from ssdlib.training.checkpoints import load_state
 
 
@@ -34,6 +38,15 @@ SMALL = {
 
 def open_run(path, data, **options):
     return RunFolder.open(path, profile="smoke", data=data, progress=False, **options)
+
+
+def with_parasites(smears, tmp_path) -> str:
+    """A copy of the smears with a class that BCCD lacks."""
+    other = Path(shutil.copytree(smears, tmp_path / "cells"))
+    (other / "smears.json").unlink()
+    for file in (other / "Annotations").glob("*.xml"):
+        file.write_text(file.read_text().replace(">RBC<", ">Parasite<"))
+    return str(other)
 
 
 def test_a_new_run_records_settings_environment_and_data(tmp_path, smears):
@@ -115,10 +128,42 @@ def test_limits_of_the_profile_apply(tmp_path, smears):
 
 
 def test_missing_weights_name_the_stage_and_the_command(tmp_path, smears):
-    run = RunFolder.open(tmp_path / "a", profile="quick", data=smears, progress=False)
+    run = RunFolder.open(
+        tmp_path / "a", profile="quick", data=with_parasites(smears, tmp_path), progress=False
+    )
     for ask in (lambda: run.best_checkpoint, run.ensure_trained):
         with pytest.raises(StageError, match=r"04_train.*\n*.*--only 04 --profile quick"):
             ask()
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_shipped_weights_stand_in_for_a_long_training_and_are_named(tmp_path, smears, capsys, profile):
+    run = RunFolder.open(tmp_path / "a", profile=profile, data=smears, progress=False, overrides=SMALL)
+    capsys.readouterr()
+    assert run.ensure_trained() == shipped_weights()
+    captured = capsys.readouterr()
+    assert captured.out == "" and "ssd300-blood instead of a training of your own" in captured.err
+    assert not (run.path / "checkpoints").exists(), "nothing can be mistaken for the run's own"
+    section = {"per_class": {"RBC": {"ap_50": 0.5}}, "map_50": 0.5}
+    run.update_metrics("test", section)
+    run.update_metrics("counting", {})
+    assert run.metrics()["borrowed"] == {"test": "ssd300-blood", "counting": "ssd300-blood"}
+    said = "Measured on the shipped weights ssd300-blood, not on a training of this run: test, counting."
+    page = " ".join(write_report(run).read_text(encoding="utf-8").split())
+    assert said in results_text(run.metrics()) and f'role="note">{said}</p>' in page
+
+    run.train()
+    assert run.ensure_trained() == run.best_checkpoint and capsys.readouterr().err.count("shipped") == 0
+    run.update_metrics("test", section)
+    assert run.metrics()["borrowed"] == {"counting": "ssd300-blood"}, "as long as nothing measures it anew"
+    run.update_metrics("counting", {})
+    assert "borrowed" not in run.metrics()
+
+
+def test_for_bccd_the_weights_of_its_figures_stand_in(tmp_path, smears):
+    run = RunFolder.open(tmp_path / "a", profile="quick", data=smears, progress=False)
+    run.source = dataclasses.replace(run.source, kind="bccd")
+    assert run.ensure_trained() == shipped_weights("bccd")
 
 
 def test_smoke_trains_what_is_missing_and_prints_nothing_on_stdout(tmp_path, smears, capsys):
@@ -152,8 +197,9 @@ def test_metrics_always_say_what_data_they_are_of(tmp_path, smears):
     stored = json.loads((run.path / "metrics.json").read_text())
     assert stored["train"] == {"loss": 1.0} and stored["test"] == {"map_50": None}
     assert stored["data"] == run.source.describe()
-    with pytest.raises(ConfigError, match="'data'"):
-        run.update_metrics("data", {})
+    for name in ("data", "borrowed"):
+        with pytest.raises(ConfigError, match=f"'{name}'"):
+            run.update_metrics(name, {})
 
 
 def test_save_writes_by_kind_and_stays_inside(tmp_path, smears):
@@ -256,10 +302,6 @@ def test_smears_stand_beside_the_images_of_the_data(tmp_path, smears, monkeypatc
 
 def test_smears_are_not_mixed_with_other_classes(tmp_path, smears, monkeypatch):
     monkeypatch.setattr(paths, "data_folders", lambda: pytest.fail("smears were asked for"))
-    other = Path(shutil.copytree(smears, tmp_path / "cells"))
-    (other / "smears.json").unlink()
-    for file in (other / "Annotations").glob("*.xml"):
-        file.write_text(file.read_text().replace(">RBC<", ">Parasite<"))
     small = {**SMALL, "recipe.smears": 2}
-    run = open_run(tmp_path / "a", str(other), overrides=small)
+    run = open_run(tmp_path / "a", with_parasites(smears, tmp_path), overrides=small)
     assert len(run.train().epochs) == 1

@@ -68,6 +68,16 @@ def test_what_no_cell_defines_is_named(notebook):
         lesson.pieces("03_none", "area")
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"cells": [1]}', '{"cells": [{"metadata": {"tags": 1}}]}', "\udcff"]
+)
+def test_what_is_no_notebook_is_said(notebook, tmp_path, text):
+    notebook()
+    (tmp_path / "notebooks/02_boxes.ipynb").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(SsdError, match=r"02_boxes\.ipynb cannot be read"):
+        lesson.pieces("02_boxes", "area")
+
+
 def test_a_check_says_what_holds_and_never_stops(capsys):
     lesson.check(True, "mine equals the library's")
     lesson.check(torch.tensor(False), "nor here")

@@ -383,6 +383,13 @@ def test_without_gradio_the_extra_is_named(monkeypatch):
         launch.serve(OneEach())
 
 
+def test_the_old_gradio_of_colab_is_named(monkeypatch):
+    monkeypatch.setattr(launch, "find_spec", lambda name: name)
+    monkeypatch.setattr(launch, "version", lambda name: "5.50.0")
+    with pytest.raises(ConfigError, match=r"Gradio 5\.50\.0 is too old.*ssdlib\[app\]"):
+        launch.open_inline(OneEach())
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_the_page_asks_for_itself_past_a_proxy(monkeypatch, host):
     pytest.importorskip("gradio")

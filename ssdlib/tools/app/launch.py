@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -145,9 +146,11 @@ def open_inline(predictor: Detector, **options: Any) -> Any:
 
 
 def require_gradio() -> None:
-    """Raise ConfigError if Gradio is missing: at once, while importing it would take seconds."""
+    """Raise ConfigError if Gradio is missing or too old, at once, while importing it would take seconds."""
     if find_spec("gradio") is None:
         need_extra("app", "gradio")
+    if int((there := version("gradio")).partition(".")[0]) < 6:  # Colab's own
+        raise ConfigError(f"Gradio {there} is too old for the page: pip install 'ssdlib[app]'")
 
 
 def _page(*hosts: str) -> ModuleType:

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict  # pydantic takes no other before Python
 from ssdlib.common.errors import ConfigError, DataError, SsdError
 from ssdlib.common.files import check_shape, read_json, shortened, write_json
 from ssdlib.common.pages import render
+from ssdlib.common.runtime import need_extra
 from ssdlib.data.images import encode_image
 from ssdlib.data.source import DataSource, resolve
 from ssdlib.tools.label_errors.pages import crop_of
@@ -163,8 +164,7 @@ class ReviewWidget:
     def __init__(
         self, path: str | Path, source: DataSource | None = None, *, kinds: Iterable[str] | None = None
     ) -> None:
-        import ipywidgets as widgets
-
+        widgets = need_extra("lab", "ipywidgets")
         self.session = ReviewSession(path, source, kinds=kinds)
         self._dataset = (source or resolve(self.session.data["root"])).dataset("all")
         styles = {"accept": "success", "refuse": "danger", "skip": "", "back": ""}
