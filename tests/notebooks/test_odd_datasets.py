@@ -5,7 +5,6 @@ The cells run in this process, without Jupyter, on a profile smaller than smoke.
 
 import contextlib
 import io
-import math
 import re
 import warnings
 from pathlib import Path
@@ -22,6 +21,7 @@ from ssdlib.common.errors import DataError
 from ssdlib.data.audit import audit
 from ssdlib.data.source import open_folder
 from ssdlib.runs.folder import read_stages
+from ssdlib.runs.lesson import check
 from ssdlib.runs.pipeline import find_stages, run_chain
 from tests.notebooks.cases import EMPTY, ODD, draw, field
 
@@ -112,14 +112,16 @@ def test_the_chain_refuses_data_of_no_use_before_it_begins(splits, message, tmp_
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [(0.9, 0.2, "NOTE: the training made the network worse: mAP@0.5 on val was 0.900, now 0.200"),
-     (0.9, 0.9, "PASS: on val"), (None, None, "NOTE: no val image has an object")],
+     (0.9, 0.9, "PASS: on val"), (None, 0.1, "PASS: on val"),
+     (None, None, "NOTE: no val image has an object")],
 )  # fmt: skip
 def test_a_training_that_made_the_network_worse_is_said(before, after, said, capsys):
     cell = next(cell for cell in cells_of(STAGES[3]) if "made the network worse" in cell.source)
     best = None if after is None else SimpleNamespace(map_50=after)
-    history = SimpleNamespace(epochs=[SimpleNamespace(epoch=1, loss=2.0)], best=best)
+    trained = SimpleNamespace(epochs=[SimpleNamespace(loss=2.0), SimpleNamespace(loss=1.9)], best=best)
+    recipe = SimpleNamespace(initial_weights="bccd" if before else "scratch")
 
-    exec(
-        cell.source, {"history": history, "recipe": SimpleNamespace(epochs=1), "before": before, "math": math}
-    )
-    assert said in capsys.readouterr().out
+    exec(cell.source, {"trained": trained, "recipe": recipe, "before": before, "check": check})
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert ("not so here: from nothing" in printed) == (before is None)
