@@ -141,17 +141,18 @@ class LiveFigure:
         with live.redrawn() as (left, right):  # emptied; shown again at the end of the block
             loss_curves(left, history)
 
-    The arguments are those of `new_figure`.
+    text: a description for those who cannot see it. The other arguments are those of `new_figure`.
     """
 
-    def __init__(self, *shape: int, **options: Any) -> None:
+    def __init__(self, *shape: int, text: str = "", **options: Any) -> None:
         from IPython.display import display  # not needed by any other figure
         from matplotlib import pyplot as plt
 
         self.figure, axes = new_figure(*shape, **options)
         self.axes = np.atleast_1d(axes)
         plt.close(self.figure)  # else the notebook would show it once more at the end of the cell
-        self._shown = display(self.figure, display_id=True)
+        self._options = {"metadata": {f"image/{kind}": {"alt": text} for kind in ("jpeg", "png")}}
+        self._shown = display(self.figure, display_id=True, **self._options)
 
     @contextmanager
     def redrawn(self) -> Iterator[Sequence[Axes]]:
@@ -160,7 +161,7 @@ class LiveFigure:
             ax.clear()
         yield self.axes
         if self._shown is not None:  # None outside a notebook
-            self._shown.update(self.figure)
+            self._shown.update(self.figure, **self._options)
 
 
 def accuracy_against(ax: Axes, results: Mapping[str, Any], across: str) -> Axes:

@@ -60,15 +60,16 @@ def test_live_figure_is_shown_once_and_updated_in_place(epochs, in_notebook, mon
     shown, updates = [], []
 
     class Handle:
-        def update(self, figure):
+        def update(self, figure, *, metadata):
+            assert metadata["image/jpeg"] == metadata["image/png"] == {"alt": "two curves"}
             updates.append((figure, [len(ax.get_lines()) for ax in figure.axes]))
 
-    def display(figure, display_id):
+    def display(figure, *, display_id, metadata):
         shown.append(figure)
         return Handle() if in_notebook else None
 
     monkeypatch.setattr("IPython.display.display", display)
-    live = plots.LiveFigure(1, 2, size=(6, 3))
+    live = plots.LiveFigure(1, 2, size=(6, 3), text="two curves")
     for epoch in range(epochs):
         with live.redrawn() as (left, right):
             left.plot(range(epoch))
