@@ -757,13 +757,21 @@ def data_smears(
     fourth_class: Annotated[
         bool, typer.Option("--fourth-class", help="Also draw echinocytes (burr cells) among the red cells.")
     ] = False,
+    hard: Annotated[
+        bool,
+        typer.Option(
+            "--hard",
+            help="Pale, dark, blurred and crowded fields with debris; some labels are missing (Complete/ has "
+            "all).",
+        ),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw synthetic blood smears with labels, in BCCD's layout."""
     from ssdlib.data.smears import write_dataset
 
-    counts = {"train": train, "val": val, "test": test}
-    written = write_dataset(folder, **counts, seed=seed, fourth_class=fourth_class, progress=not quiet)
+    options = {"seed": seed, "fourth_class": fourth_class, "hard": hard, "progress": not quiet}
+    written = write_dataset(folder, train=train, val=val, test=test, **options)
     say(f"{train + val + test} smears: {written}")
 
 

@@ -325,6 +325,16 @@ def test_data_commands(tmp_path, capsys):
     assert "findings" in capsys.readouterr().out
 
 
+def test_hard_smears_come_with_the_labels_of_all_cells(tmp_path):
+    counts = ["--train", "2", "--val", "1", "--test", "1", "--quiet"]
+    for name, options in (("plain", []), ("hard", ["--hard"])):
+        assert main(["data", "smears", str(tmp_path / name), *counts, *options]) == 0
+    assert not (tmp_path / "plain/Complete").exists()
+    labels = [sorted((tmp_path / "hard" / part).glob("*.xml")) for part in ("Annotations", "Complete")]
+    named, every = (sum(file.read_text().count("<object>") for file in files) for files in labels)
+    assert len(labels[0]) == len(labels[1]) == 4 and 0 < named < every
+
+
 def test_results_of_nothing():
     assert results_text({}) == "no results yet"
     assert results_text({"data": {"notice": "SYNTHETIC"}}) == "SYNTHETIC"

@@ -50,8 +50,9 @@ def learning_rates(ax: Axes, rates: Mapping[str, Sequence[float]]) -> Axes:
     """The Axes with schedules {name: the rate at each step}, over the share of the training that is done."""
     for i, (name, numbers) in enumerate(rates.items()):
         done = 100 * np.arange(len(numbers)) / max(len(numbers), 1)
-        width = max(3.4 - 0.8 * i, 1.2)  # one that runs along a later one still shows
-        ax.plot(done, numbers, color=LINE_COLORS[i % len(LINE_COLORS)], lw=width, label=name)
+        # Thin dashes over a thick line: of two that run along each other both show.
+        width, dashes = (1.8, (0, (4, 2.5))) if i % 2 == 0 and i else (3.6, "-")
+        ax.plot(done, numbers, color=LINE_COLORS[i % len(LINE_COLORS)], lw=width, ls=dashes, label=name)
     ax.set(xlim=(0, 100), ylim=(0, None), xlabel="training done, %", ylabel="learning rate")
     if rates:
         ax.legend()
@@ -107,14 +108,16 @@ def map_curves(ax: Axes, groups: Mapping[str, Sequence[History]]) -> Axes:
 
 
 def loss_curves(ax: Axes, history: History) -> Axes:
-    """The Axes with one run's training loss and its two parts, the epoch of the best mAP on val marked."""
-    parts = {"total": "loss", "localization": "localization", "confidence": "confidence"}
-    ax = epoch_curves(ax, {name: [_by_epoch(history, field)] for name, field in parts.items()})
+    """The Axes with one run's loss in training and on val, the epoch of the best mAP on val marked."""
+    fields = {"training images": "loss", "val": "val_loss"}
+    points = {name: _by_epoch(history, field) for name, field in fields.items()}
+    ax = epoch_curves(ax, {name: [one] for name, one in points.items() if one})
     _mark_best(ax, history)
-    highest = max((record.loss for record in history.epochs), default=1.0)
+    highest = max([value for one in points.values() for value in one.values()], default=1.0)
     # Room for the legend: fine-tuning's curves are flat and leave none.
-    ax.set(ylim=(0, 1.25 * highest), ylabel="training loss")
-    ax.legend(fontsize=9, loc="upper right", ncols=2, frameon=True, edgecolor="none", framealpha=0.9)
+    ax.set(ylim=(0, 1.25 * highest), ylabel="loss")
+    if ax.lines:
+        ax.legend(fontsize=9, loc="upper right", ncols=2, frameon=True, edgecolor="none", framealpha=0.9)
     return ax
 
 

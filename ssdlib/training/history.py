@@ -31,6 +31,9 @@ class EpochRecord(Settings):
     """Training and evaluation."""
     map_50: _Bounded | None = None
     """mAP@0.5 on val; None where this epoch was not evaluated."""
+    val_loss: float | None = None
+    """On val, without augmentation, of the weights that are evaluated; None where this epoch was not, and in
+    histories of earlier versions."""
     map_50_by_source: dict[str, _Bounded | None] = dataclasses.field(default_factory=dict)
     """That of each source, where there are several; None where none of its val images has objects."""
 
@@ -46,6 +49,8 @@ class EpochRecord(Settings):
             f"epoch {self.epoch:{len(str(epochs))}}/{epochs}  "
             f"loss {self.loss:.3f} (loc {self.localization:.3f} conf {self.confidence:.3f})"
         )
+        if self.val_loss is not None:
+            text += f"  val loss {self.val_loss:.3f}"
         if self.map_50 is not None:
             text += f"  val mAP@0.5 {self.map_50:.3f}"
         if self.map_50_by_source:

@@ -39,7 +39,7 @@ from ssdlib.common.terminal import say
 from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
-from ssdlib.data.transforms import train_transform
+from ssdlib.data.transforms import eval_transform, train_transform
 from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
 from ssdlib.detector.matching import match
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
@@ -56,6 +56,7 @@ from ssdlib.training.optim import (
     learning_rate_factor,
     make_optimizer,
 )
+from ssdlib.training.validation import loss_on
 from ssdlib.training.views import cut_to_views, tilings
 
 SAVE_SECONDS = 600.0
@@ -364,7 +365,7 @@ class Trainer:
         """Evaluate, record and save what the epoch just trained."""
         self.epoch += 1
         began = time.perf_counter()
-        metrics, by_source = None, {}
+        metrics, by_source, val_loss = None, {}, None
         due = self.epoch % self.recipe.evaluate_every == 0 or self.epoch == self.recipe.epochs
         if due and self.val_data is not None:
             predictor = Predictor(self.weights, device=self.device, precision=self.precision)
@@ -373,6 +374,11 @@ class Trainer:
                 predictor, self.val_data, progress=progress, shared=True, tilings=self.val_tilings
             )
             metrics, by_source = asdict(measured), map_by_source(found, self.val_data)
+            views = cut_to_views(self.val_data, self.network.config.use)
+            background = self.recipe.background_at(self.step - 1, self.total_steps)  # as the last step's
+            val_loss = loss_on(
+                predictor, views.with_transform(eval_transform(IMAGE_SIZE)), self.recipe, background
+            )
         record = EpochRecord(
             self.epoch,
             *(total / self.batches for total in self.watch.sums),
@@ -380,6 +386,7 @@ class Trainer:
             images_per_second=self.images / self.seconds,
             seconds=self.seconds + time.perf_counter() - began,
             map_50=metrics["map_50"] if metrics else None,
+            val_loss=val_loss,
             map_50_by_source=by_source,
         )
         self.history.epochs.append(record)
@@ -439,7 +446,7 @@ class Trainer:
                 self.events.add_scalar(f"val/map_50/{name}", value, record.epoch)
         for name, value in values.items():
             if name != "epoch" and value is not None:
-                tag = "val/map_50" if name == "map_50" else f"train/{name}"
+                tag = {"map_50": "val/map_50", "val_loss": "val/loss"}.get(name, f"train/{name}")
                 self.events.add_scalar(tag, value, record.epoch)
         self.events.flush()
 

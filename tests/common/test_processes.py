@@ -68,6 +68,7 @@ def test_two_processes_train_as_one_does(smears_root, tmp_path, started):
     for part in ("loss", "localization", "confidence"):
         np.testing.assert_allclose([r[part] for r in two], [r[part] for r in one], rtol=1e-5)
     assert [r["map_50"] for r in two] == [r["map_50"] for r in one] and two[-1]["map_50"] is not None
+    assert two[-1]["val_loss"] == pytest.approx(one[-1]["val_loss"], rel=1e-4)
 
     states = [load_state(tmp_path / name / "checkpoints")[0] for name in ("two", "one")]
     for part in ("model", "average"):

@@ -10,19 +10,24 @@ from tests.plots.conftest import axes, curves, texts
 
 
 def history(maps):
-    """An epoch for each value, its loss falling; None was not evaluated."""
-    return History(
-        [EpochRecord(i, 6.0 / i, 2.0 / i, 4.0 / i, 1e-3, 10.0, 1.0, value) for i, value in enumerate(maps, 1)]
-    )
+    """An epoch for each value, its loss falling; None was not evaluated, and has no loss on val."""
+    records = []
+    for i, value in enumerate(maps, 1):
+        val_loss = None if value is None else 9.0 / i
+        records.append(EpochRecord(i, 6.0 / i, 2.0 / i, 4.0 / i, 1e-3, 10.0, 1.0, value, val_loss))
+    return History(records)
 
 
 @pytest.mark.parametrize(
     ("maps", "best"), [([], None), ([None], None), ([0.2], 1), ([None, 0.5, None, 0.4], 2), ([0.1] * 40, 1)]
 )
 def test_curves_of_one_run(maps, best):
-    drawn = curves(plots.loss_curves(axes(), history(maps)))
-    epochs = list(range(1, len(maps) + 1))
-    assert drawn.get("total", ([], [])) == (epochs, [6.0 / epoch for epoch in epochs])
+    ax = plots.loss_curves(axes(), history(maps))
+    drawn, epochs = curves(ax), list(range(1, len(maps) + 1))
+    evaluated = [epoch for epoch in epochs if maps[epoch - 1] is not None]
+    assert drawn.get("training images", ([], [])) == (epochs, [6.0 / epoch for epoch in epochs])
+    assert drawn.get("val", ([], [])) == (evaluated, [9.0 / epoch for epoch in evaluated])
+    assert all(y <= ax.get_ylim()[1] for _, values in drawn.values() for y in values)
     assert [x[0] for label, (x, _) in drawn.items() if label.startswith("best")] == ([best] if best else [])
     drawn = curves(plots.map_curve(axes(), history(maps), start=0.25))
     assert drawn.get("mAP@0.5 on val", ([], []))[1] == [value for value in maps if value is not None]

@@ -16,21 +16,27 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torchvision.transforms import v2
 
 import ssdlib.training.trainer
 from ssdlib.common.errors import CheckpointError, DataError, SsdError, TrainingError
 from ssdlib.config import NO_AUGMENTATION, RECIPES, ModelConfig, Recipe
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.images import write_image
-from ssdlib.detector.loss import MultiBoxLoss
+from ssdlib.data.transforms import eval_transform
+from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
+from ssdlib.detector.matching import match
 from ssdlib.detector.model_file import load_model, read_metadata
 from ssdlib.detector.weights import build_model
-from ssdlib.training import checkpoints
+from ssdlib.inference.predictor import Predictor
+from ssdlib.training import checkpoints, validation
 from ssdlib.training.history import EpochRecord, History
 from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
 from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, parameter_groups
 from ssdlib.training.trainer import Trainer, TrainingInterrupted, whole_batch_loss
+from ssdlib.training.validation import loss_on
 from ssdlib.training.views import use_for
 
 TINY = ModelConfig(batch_norm=True, width=0.0625)
@@ -72,6 +78,7 @@ def scores(monkeypatch):
         return FakeMetrics(map_50=values.pop(0) if values else 0.5), []
 
     monkeypatch.setattr(ssdlib.training.trainer, "evaluate_model", evaluate)
+    monkeypatch.setattr(ssdlib.training.trainer, "loss_on", lambda *_: 3.5)
     return values
 
 
@@ -390,6 +397,8 @@ def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
 def test_a_state_from_before_a_setting_was_there_can_be_resumed(data, scores, uninterrupted, tmp_path):
     state = checkpoints.read_state(uninterrupted / "checkpoints" / "previous.pt")
     del state["identity"]["recipe"]["background"]
+    for epoch in state["history"]["epochs"]:
+        del epoch["val_loss"]
     checkpoints.save_state(tmp_path / "checkpoints", state)
     make_trainer(data, tmp_path, model_seed=99).fit(resume=True)
     assert checkpoints.digest(final_state(tmp_path)) == checkpoints.digest(final_state(uninterrupted))
@@ -429,6 +438,58 @@ def test_two_trainings_of_the_same_write_the_same_bytes_but_for_the_times(data, 
     for name in names:
         one, two = ((tmp_path / run / "checkpoints" / name).read_bytes() for run in ("one", "two"))
         assert one == two, name
+
+
+def test_the_loss_on_val_is_that_of_the_averaged_weights_without_augmentation(data, tmp_path):
+    trainer = make_trainer(data, tmp_path, RECIPE.replace(evaluate_every=2))
+    trainer.val_data = data.subset(4)  # 0, 1, 2 and 3 cells
+    first, second, third = trainer.fit().epochs
+    assert first.val_loss is None and "val" not in first.line(3)
+    assert second.val_loss is not None and f"val loss {third.val_loss:.3f}  val mAP" in third.line(3)
+
+    network = trainer.average.module
+    pixels = [v2.functional.resize(data[k][0], [300, 300], antialias=True) for k in range(4)]
+    targets = [data.target(k) for k in range(4)]
+    boxes = [target["boxes"] / torch.tensor([64, 48, 64, 48]) for target in targets]
+    with torch.no_grad():
+        locs, logits = network(torch.stack(pixels))
+    matches = match(boxes, [target["labels"] for target in targets], network.priors)
+    expected = multibox_loss(locs, logits, matches, network.priors).total
+    assert third.val_loss == pytest.approx(expected.item(), rel=1e-3)
+
+    events = EventAccumulator(str(tmp_path / "events")).Reload().Scalars("val/loss")
+    assert [(event.step, event.value) for event in events] == [
+        (record.epoch, pytest.approx(record.val_loss)) for record in (second, third)
+    ]
+
+
+def test_the_loss_on_val_does_not_depend_on_how_many_processes_share_the_images(data, monkeypatch):
+    predictor = Predictor(build_model(TINY), device="cpu", precision="fp32", batch_size=1)
+    views = data.with_transform(eval_transform(300))
+    alone, shares = loss_on(predictor, views, RECIPE), []
+
+    def gather(own):
+        shares.append(own)
+        return shares
+
+    monkeypatch.setattr(validation, "gather", gather)
+    for rank in (0, 1, 2):
+        monkeypatch.setattr(validation, "rank_and_count", lambda rank=rank: (rank, 3))
+        together = loss_on(predictor, views, RECIPE)
+    assert [len(share) for share in shares] == [2, 2, 1] and together == alone
+
+
+def test_no_object_in_val_no_loss_on_it(data):
+    predictor = Predictor(build_model(TINY), device="cpu", precision="fp32")
+    assert loss_on(predictor, data.subset(1).with_transform(eval_transform(300)), RECIPE) is None
+
+
+def test_looking_at_val_changes_no_bit_of_a_training(data, tmp_path):
+    recipe = RECIPE.replace(epochs=2)
+    for val in (True, False):
+        make_trainer(data, tmp_path / str(val), recipe, val=val).fit()
+    one, other = (checkpoints.digest(final_state(tmp_path / str(val))) for val in (True, False))
+    assert one == other
 
 
 def test_workers_change_nothing(data, tmp_path):
