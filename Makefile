@@ -2,6 +2,7 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder of yours
 # make test                     ruff, the unit tests, every notebook and the solutions
+# make test-slow                kills, clusters, whole trainings: the unit tests that take long
 # make fuzz                     damaged files and kills for an hour, new ones each time (ARGS="--minutes 5")
 # make test-browser             the page (ssdlib app) in Chromium
 # make bench                    speed: ours, a naive SSD300 and torchvision's
@@ -17,7 +18,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb notebooks/solutions/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test fuzz test-browser bench bench-training notebooks address clean
+.PHONY: run setup test test-slow fuzz test-browser bench bench-training notebooks address clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -38,8 +39,14 @@ setup: .venv/.stamp
 test: .venv/.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 tests
-	$(BIN)/python -m pytest --nbval $(NOTEBOOKS)
+	@export OMP_WAIT_POLICY=PASSIVE; log=$$(mktemp); trap 'kill $$notebooks 2>/dev/null; rm -f $$log' EXIT; \
+	echo "$(words $(NOTEBOOKS)) notebooks, whose report comes last, beside the unit tests:"; \
+	$(BIN)/python -m pytest --nbval $(NOTEBOOKS) >$$log 2>&1 & notebooks=$$!; \
+	$(BIN)/python -m pytest -n 2 tests; units=$$?; \
+	wait $$notebooks; saved=$$?; cat $$log; test $$units = 0 -a $$saved = 0
+
+test-slow: .venv/.stamp
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 -m slow tests
 
 fuzz: .venv/.stamp
 	$(BIN)/python -m tests.fuzz $(ARGS)

@@ -93,6 +93,7 @@ def test_table(rows, expected):
     assert ablation.table(rows).rows == expected
 
 
+@pytest.mark.slow
 def test_rows_are_trained_once_and_the_largest_share_first(smears_root, tmp_path, monkeypatch):
     tiny = {"recipe.model.width": 0.0625, "recipe.batch_size": 2}
     rows = {"as it is": tiny, "no warm-up": {**tiny, "recipe.warmup_steps": 0}}

@@ -96,6 +96,7 @@ def test_naive_data(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_command_runs_a_suite_and_writes_json(tmp_path):
     path = tmp_path / "results.json"
     arguments = ["--only", "nms", "--batch", "1", "--rounds", "1", "--no-progress", "--json", str(path)]

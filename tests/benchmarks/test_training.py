@@ -110,6 +110,7 @@ def test_torchvisions_own_network_learns_and_is_evaluated(tmp_path):
     assert [point["images"] for point in row["points"]] == [1] and row["points"][0]["map_50"] is not None
 
 
+@pytest.mark.slow
 def test_trainings_in_processes_of_their_own(benchmark, capfd):
     (row,) = training.train_all(benchmark, {"tiny": TINY})["rows"]
     points = row["points"]
@@ -121,6 +122,7 @@ def test_trainings_in_processes_of_their_own(benchmark, capfd):
     assert "is done already" in capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_one_that_fails_leaves_what_was_measured(benchmark, capfd):
     """Here by weights that do not exist."""
     results = training.results_of(benchmark)

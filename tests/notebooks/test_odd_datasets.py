@@ -43,6 +43,7 @@ def small_profile(monkeypatch):
     monkeypatch.setitem(config.PROFILES, "smoke", small)
     monkeypatch.setattr(backend_inline, "set_matplotlib_formats", lambda *_, **__: None)
     plt.switch_backend("Agg")
+    plt.close("all")  # what another test has left
 
 
 @pytest.fixture
@@ -96,7 +97,10 @@ def run_notebook(
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", list(ODD)[1:])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if number > 1 else ()) for number, name in enumerate(ODD)][1:],
+)
 def test_notebooks_run_on_odd_data(name, small_profile, shown, tmp_path, monkeypatch):
     data = draw(tmp_path / "my cells", ODD[name])
     assert not audit(open_folder(data)).errors

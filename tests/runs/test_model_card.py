@@ -34,6 +34,7 @@ def tables(page: str) -> list[str]:
     return page.split("## Results")[1].split("To check them")[0].split("```\n")[1::2]
 
 
+@pytest.mark.slow
 def test_a_shipped_checkpoint_and_its_card(shipped, checkpoint, smears_root, tmp_path, capsys):
     (tmp_path / "how.md").write_text("`make it` on a potato: 3 h.", encoding="utf-8")
     data = ["--data", str(smears_root), "--quiet"]

@@ -140,6 +140,7 @@ def written(file: Path) -> str:
     return file.read_text() if file.exists() else ""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 @pytest.mark.parametrize("signals", [["SIGINT"], ["SIGTERM"], ["SIGTERM", "SIGTERM"], ["SIGHUP"]])
 def test_a_signal_stops_the_kernel_and_keeps_the_state(tmp_path, folder, smears, signals):
@@ -160,6 +161,7 @@ def test_a_signal_stops_the_kernel_and_keeps_the_state(tmp_path, folder, smears,
         os.kill(int(written(run / "pid")), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
 def test_a_closed_terminal_stops_it_likewise(tmp_path, folder, smears):
     write_notebook(folder / "01_slow.ipynb", SAVES_WHEN_INTERRUPTED)
@@ -185,6 +187,7 @@ def training_stages(folder):
     write_notebook(folder / "03_last.ipynb", note.format("3") + wait)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_killed_it_goes_on_there_and_trains_nothing_twice(tmp_path, training_stages, smears, capsys):
     run = tmp_path / "run"

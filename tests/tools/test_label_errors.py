@@ -222,6 +222,7 @@ def test_all_is_every_labeled_image(smears_copy):
         bccd.open_folder(smears_copy).split_ids("all")
 
 
+@pytest.mark.slow
 def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
     source = folder_of(
         tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
@@ -258,6 +259,7 @@ def test_each_fold_is_trained_once_without_its_images(tmp_path, monkeypatch):
         out_of_fold(source, out, replace(settings, folds=3))
 
 
+@pytest.mark.slow
 def test_the_file_of_the_initial_weights_is_needed_once(tmp_path, monkeypatch):
     source = folder_of(
         tmp_path / "data", {f"field-{k}": [("RBC", (10 + 9 * k, 10, 50 + 9 * k, 50))] for k in range(4)}
