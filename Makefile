@@ -2,7 +2,7 @@
 # make run PROFILE=smoke        smoke | quick | full
 # make run DATA=smears          auto | bccd | smears | a folder of yours
 # make test                     ruff, the unit tests, every notebook and the solutions
-# make test-slow                kills, clusters, whole trainings: the unit tests that take long
+# make test-slow                the unit tests that take long: kills, clusters, whole trainings, drawn damage
 # make fuzz                     damaged files and kills for an hour, new ones each time (ARGS="--minutes 5")
 # make test-browser             the page (ssdlib app) in Chromium
 # make bench                    speed: ours, a naive SSD300 and torchvision's

@@ -213,6 +213,7 @@ def test_what_is_repaired_trains_and_is_evaluated(ssdlib, smears_copy, damage, r
     assert [finding.kind for finding in found] == repairs
 
 
+@pytest.mark.slow
 def test_odd_formats_are_detected_in_like_any_other(ssdlib, smears_copy, tmp_path):
     odd_formats(smears_copy)
     command = (

@@ -281,6 +281,7 @@ def test_fine_tuning_on_classes_of_ones_own(smears, tmp_path, capsys):
     assert "finds WBC, RBC, Platelets, but the data holds Burr cell" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_several_sources_are_trained_on_and_judged_each(smears, tmp_path, capsys):
     mine, run, report = tmp_path / "mine", tmp_path / "run", tmp_path / "results.json"
     write_dataset(mine, train=2, val=2, test=2, seed=9, progress=False)

@@ -188,6 +188,7 @@ def networks(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_command(networks, smears_root, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -10,7 +10,7 @@ WHAT = ["tests/fuzz", *(f"tests/{part}/test_kill.py" for part in ("data", "infer
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--minutes", type=float, default=60)
-parser.add_argument("--times", type=int, default=20, help="Examples of a round, in rounds of make test.")
+parser.add_argument("--times", type=int, default=20, help="Examples of a round, in rounds of make test-slow.")
 parser.add_argument("pytest", nargs="*", default=WHAT, help="What pytest is to run.")
 given = parser.parse_args()
 
@@ -33,4 +33,4 @@ while (minutes := (time.monotonic() - began) / 60) < given.minutes:
     ]
     if code := subprocess.run(words, env={**os.environ, "SSDLIB_FUZZ": str(given.times)}).returncode:
         sys.exit(code)
-print(f"{number} rounds of {given.times} times the examples of make test: no promise was broken")
+print(f"{number} rounds of {given.times} times the examples of make test-slow: no promise was broken")

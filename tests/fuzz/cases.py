@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
@@ -33,9 +34,9 @@ MOST_SECONDS, MOST_WAITING, MOST_BYTES = 20, 100, 1_400_000_000
 top of what Python and its libraries have, together less than 2 GB."""
 
 
-def fuzzed(examples: int) -> settings:
-    """The settings of a test that tries so many examples in `make test`: a decorator below `@given`."""
-    return settings(
+def fuzzed(examples: int) -> Callable:
+    """A decorator above `@given` of a test that tries so many examples in `make test-slow`."""
+    chosen = settings(
         max_examples=examples * TIMES,
         derandomize=TIMES == 1,
         database=None,
@@ -43,6 +44,7 @@ def fuzzed(examples: int) -> settings:
         print_blob=True,
         suppress_health_check=list(HealthCheck),
     )
+    return lambda test: pytest.mark.slow(chosen(test))
 
 
 class PromiseBroken(BaseException):

@@ -109,6 +109,7 @@ def test_notebooks_run_on_odd_data(name, small_profile, shown, tmp_path, monkeyp
         run_notebook(stage, parameters, monkeypatch, shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.stem)
 def test_each_cell_runs_twice(stage, small_profile, shown, tmp_path, monkeypatch):
     data = draw(tmp_path / "data", next(iter(ODD.values())))
@@ -118,6 +119,7 @@ def test_each_cell_runs_twice(stage, small_profile, shown, tmp_path, monkeypatch
     assert printed.count("PASS") >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", SOLUTIONS, ids=lambda stage: stage.stem)
 def test_solutions_run_on_a_small_data_set(stage, small_profile, shown, tmp_path, monkeypatch):
     data = draw(tmp_path / "data", SMALL)
