@@ -1,7 +1,7 @@
 """What every reader promises, whatever its file holds, and the damage that the tests do to sound files.
 
 A reader gives a value or raises SsdError within seconds, in little memory, and writes nothing outside the
-folder that it was told to write to. `make test` tries the same few hundred damaged files each time;
+folder that it was told to write to. `make test-slow` tries the same few hundred damaged files each time;
 `make fuzz` tries new ones for an hour.
 """
 
@@ -28,7 +28,7 @@ from ssdlib.__main__ import main
 from ssdlib.common.errors import SsdError
 
 TIMES = int(os.environ.get("SSDLIB_FUZZ", "1"))
-"""How many times the examples of `make test` are tried; if more than once, others each time."""
+"""How many times the examples of `make test-slow` are tried; if more than once, others each time."""
 MOST_SECONDS, MOST_WAITING, MOST_BYTES = 20, 100, 1_400_000_000
 """Of one call: seconds of the processor, and by the clock, as others may be at work beside it; and memory on
 top of what Python and its libraries have, together less than 2 GB."""
