@@ -63,7 +63,7 @@ def draw(root: Path, splits: Splits) -> Path:
 
 WIDE = [field(*USUAL, side=4, size=(1600, 60))]
 # Without red cells, whose size tells the scale: training would cut such fields into hundreds of tiles.
-CROWD = field(*["Platelets"] * 400, side=8, size=(320, 240))
+CROWD = field(*["Platelets"] * 150, side=8, size=(320, 240))
 FEW = field("Platelets", "WBC", size=(320, 240))
 KINDS = [f"kind {k}" for k in range(12)]
 GRAY = [field("cell", "cell", suffix=".png")]
@@ -89,7 +89,7 @@ ODD: dict[str, Splits] = {
         "test": [field(*KINDS[3:], size=(400, 300))],
     },
     "three images, very wide, only tiny objects": {"train": WIDE * 3, "val": WIDE, "test": WIDE},
-    "400 objects in an image, no white cell in val and test": {
+    "150 objects in an image, no white cell in val and test": {
         "train": [CROWD, FEW, FEW, FEW], "val": [field("Platelets", size=(320, 240))], "test": [CROWD],
     },
 }  # fmt: skip
