@@ -453,7 +453,7 @@ PROFILES = {
     profile.name: profile
     for profile in (
         # python -m ssdlib run --profile smoke --data smears
-        # Under 4 minutes on two cores (README.md). From nothing, so that a learner sees a network learn and
+        # 6 minutes on two cores (README.md). From nothing, so that a learner sees a network learn and
         # still err: an eighth of the channels; fp32 so that any CPU comes to about the same.
         Profile(
             name="smoke",
