@@ -196,7 +196,7 @@ def _place_cells(rng: np.random.Generator, look: _Look) -> list[_Cell]:
     for _ in range(look.rouleaux):
         stacks = (_new_rouleau(rng) for _ in range(_PROPOSALS))
         apart = ([cell for cell in stack if not _crowded(cell, white, -16)] for stack in stacks)
-        red += next(islice((s for s in apart if len(s) > 2 and not any(_piled(c, red) for c in s)), 1), [])
+        red += next((s for s in apart if len(s) > 2 and not any(_piled(c, red) for c in s)), [])
     for _ in range(rng.choice(7, p=[0.448, 0.264, 0.189, 0.058, 0.033, 0.005, 0.003])):
         others = platelets + (white if rng.random() < 0.10 else white + red)
         proposals = (_new_platelet(rng) for _ in range(_PROPOSALS))

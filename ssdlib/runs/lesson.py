@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import html
 import json
 import math
@@ -89,7 +88,7 @@ def pieces(notebook: str, *names: str) -> list[Any]:
         raise SsdError(f"{path} cannot be read as a notebook: {error}") from error
     namespace = dict(_KNOWN, pieces=pieces, mine_or_answer=mine_or_answer, __name__=f"notebooks.{notebook}")
     for number, source in written.items():
-        exec(compile(ast.parse(source), f"{path.name}, cell {number}", "exec"), namespace)
+        exec(compile(source, f"{path.name}, cell {number}", "exec"), namespace)
     missing = [name for name in names if name not in namespace]
     if missing:
         raise SsdError(
