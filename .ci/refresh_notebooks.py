@@ -8,7 +8,6 @@ widget states and the kernel's patch version are left out: they differ from one 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
 from datetime import datetime
@@ -17,7 +16,7 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from ssdlib.runs.pipeline import kernel_manager
+from ssdlib.runs.kernels import ChainKernel
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -31,7 +30,7 @@ def refresh(path: Path) -> None:
         notebook,
         timeout=1800,
         kernel_name="python3",
-        kernel_manager_class=kernel_manager(Path(os.devnull)),
+        kernel_manager_class=ChainKernel,
         record_timing=False,
         store_widget_state=False,
         resources={"metadata": {"path": str(path.parent)}},

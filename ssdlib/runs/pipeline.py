@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -24,15 +23,12 @@ from ssdlib.common.errors import StageError, shell
 from ssdlib.common.terminal import printable, say
 from ssdlib.runs.folder import RunFolder, read_stages
 
+if TYPE_CHECKING:
+    from ssdlib.runs.kernels import ChainKernel
+
 STAGE_PATTERN = "[0-9][0-9]_*.ipynb"
 GIVEN_PARAMETERS = ("PROFILE", "DATA", "RUN_DIR")
 """What every notebook's parameters cell must have, because the chain sets it."""
-BACKEND = "module://matplotlib_inline.backend_inline"
-"""The one backend of matplotlib that puts figures into notebooks."""
-
-
-SAVING_SECONDS = 60.0
-"""How long a kernel that is asked to stop may take: a training finishes its step or evaluation, and saves."""
 RETRAIN = "RETRAIN"
 """The parameter of a notebook that says to train anew what has been trained to the end."""
 
@@ -120,12 +116,16 @@ def run_chain(
         if go_on:
             chosen = _going_on(record, chosen)
         try:
-            with tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar:
-                for stage in chosen:
+            with (
+                contextlib.closing(_with_kernels(chosen, run.path / "notebooks")) as kernels,
+                tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar,
+            ):
+                for stage, kernel in kernels:
                     bar.set_description(printable(stage.stem))
                     again = {RETRAIN: stage.stem in repeated} if RETRAIN in names[stage] else {}
                     with record.running(stage.stem):
-                        _execute(stage, run.path / "notebooks" / stage.name, given | again, progress)
+                        output = run.path / "notebooks" / stage.name
+                        _execute(stage, output, given | again, kernel, progress)
                     if warning := _without_pictures(run.path / "notebooks" / stage.name):
                         tqdm.write(printable(f"warning: {warning}"), file=sys.stderr)
                     bar.update(1)
@@ -214,15 +214,45 @@ def _data_parameter(run: RunFolder, request: str) -> str:
     return ",".join(part if part in NAMED else str(paths.find(part, "")) for part in parts)
 
 
-def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress: bool) -> None:
-    """Run one notebook; what was executed is saved even where it fails. Raises StageError."""
+def _with_kernels(stages: Sequence[Path], outputs: Path) -> Iterator[tuple[Path, ChainKernel]]:
+    """Each stage with its kernel, which is started while the one before runs.
+
+    The caller ends it; what is left at the end, after an error too, is killed.
+    """
+    from ssdlib.runs.kernels import ChainKernel
+
+    outputs.mkdir(parents=True, exist_ok=True)
+    kernel: ChainKernel | None = None
+    waiting: ChainKernel | None = None
+    try:
+        for stage, following in itertools.zip_longest(stages, stages[1:]):
+            kernel, waiting = waiting or ChainKernel.started(stage.parent, _log(outputs, stage)), None
+            if following:
+                waiting = ChainKernel.started(following.parent, _log(outputs, following))
+            yield stage, kernel
+    finally:
+        for left in filter(None, (kernel, waiting)):
+            left.end(now=True)
+
+
+def _log(outputs: Path, stage: Path) -> Path:
+    return outputs / f"{stage.stem}.log"
+
+
+def _execute(
+    stage: Path, output: Path, parameters: Mapping[str, Any], kernel: ChainKernel, progress: bool
+) -> None:
+    """Run one notebook and end its kernel; what was executed is saved even where it fails.
+
+    Raises StageError.
+    """
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    log, last_line = output.parent / "kernel.log", _LastLine(enabled=progress)
+    from ssdlib.runs.kernels import ENGINE
+
+    log, last_line = kernel.log_file, _LastLine(enabled=progress)
     try:
-        log.unlink(missing_ok=True)
         papermill.execute_notebook(
             _unformatted(stage),
             _unformatted(output),
@@ -232,7 +262,9 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress:
             progress_bar={"position": 1, "leave": False, **_bar_options()} if progress else False,
             stderr_file=last_line,
             autosave_cell_every=10,
-            kernel_manager_class=kernel_manager(log),
+            engine_name=ENGINE,
+            km=kernel,
+            start_timeout=300,  # the imports of a first start from a slow disk are in it
         )
     except papermill.PapermillExecutionError as error:
         value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
@@ -257,29 +289,8 @@ def _execute(stage: Path, output: Path, parameters: Mapping[str, Any], progress:
             f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
         ) from error
     finally:
+        kernel.end()
         last_line.close()
-
-
-def kernel_manager(log: Path) -> type:
-    """The class of a kernel manager whose kernels are this very Python, in the environment that ours need.
-
-    A kernelspec of the user's that has the same name, python3, may start another. What the kernels write to
-    stderr, which would else appear between the progress bars, goes to the end of the file `log`.
-    """
-    from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
-
-    class ChainKernelManager(AsyncKernelManager):
-        # Of this, half passes between the interrupt and SIGTERM; a kernel that is done ends at once.
-        shutdown_wait_time = 2 * SAVING_SECONDS
-
-        async def start_kernel(self, **options: Any) -> None:
-            # Where no folder has a kernelspec, python3 is ipykernel under sys.executable.
-            self.kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
-            with log.open("ab") as stream:
-                await super().start_kernel(**options | {"env": _kernel_environment(), "stderr": stream})
-
-    return ChainKernelManager
 
 
 def _unformatted(path: Path) -> str:
@@ -307,6 +318,8 @@ def _last_words(log: Path) -> str:
 
 def _without_pictures(output: Path) -> str:
     """What to say of an executed notebook that shows figures but has none; else an empty text."""
+    from ssdlib.runs.kernels import BACKEND
+
     cells = [cell for cell in files.read_json(output)["cells"] if cell["cell_type"] == "code"]
     shows = any("plt.show(" in "".join(cell["source"]) for cell in cells)
     kinds = (kind for cell in cells for one in cell["outputs"] for kind in one.get("data", ()))
@@ -316,34 +329,6 @@ def _without_pictures(output: Path) -> str:
         f"{output.name} shows figures, but has no picture: something in it, or in IPython's startup files, "
         f"has chosen another backend of matplotlib than {BACKEND}."
     )
-
-
-def _kernel_environment() -> dict[str, str]:
-    """The environment of the kernels; the user's own values win, but for what would spoil the notebooks."""
-    package_parent = str(Path(__file__).resolve().parents[2])
-    return {
-        # As many threads as the container may use, not as many as the machine has.
-        "OMP_NUM_THREADS": str(usable_cores()),
-        **os.environ,
-        # With any other the figures would be in no notebook and no report.
-        "MPLBACKEND": BACKEND,
-        # The same folders as the chain's, found and said once.
-        paths.HOME: str(paths.home()),
-        "PYTHONPATH": os.pathsep.join(filter(None, (package_parent, os.environ.get("PYTHONPATH")))),
-        # The debugger warns about frozen modules in every single notebook otherwise.
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-
-
-def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The number of cores this process may use by its affinity and its container's quota, at least 1."""
-    from ssdlib.common.runtime import available_cores
-
-    cores = available_cores()
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = quota_file.read_text().split()
-        cores = min(cores, round(int(quota) / int(period)))
-    return max(1, cores)
 
 
 class StageRecord:

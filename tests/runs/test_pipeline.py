@@ -21,6 +21,7 @@ from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, SsdError, StageError
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import read_stages
+from ssdlib.runs.kernels import usable_cores
 from ssdlib.runs.pipeline import (
     ChainInterrupted,
     StageRecord,
@@ -28,7 +29,6 @@ from ssdlib.runs.pipeline import (
     find_stages,
     run_chain,
     select_stages,
-    usable_cores,
 )
 from tests.spawned import Process
 
@@ -304,7 +304,7 @@ def test_a_kernel_that_does_not_start_is_said_with_its_reason(tmp_path, folder, 
     write_notebook(folder / "01_any.ipynb", "1")
     with pytest.raises(StageError) as stopped:
         run_chain("smoke", smears, tmp_path / "run", progress=False)
-    log = tmp_path / "run/notebooks/kernel.log"
+    log = tmp_path / "run/notebooks/01_any.log"
     assert "01_any.ipynb was not begun" in str(stopped.value) and str(log) in str(stopped.value)
     assert "ImportError: libzmq is not what it was" in str(stopped.value)
     assert "Traceback" in log.read_text() and states(tmp_path / "run") == ["failed"]
