@@ -13,12 +13,13 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.paths import checkout
+
+if TYPE_CHECKING:  # torch takes seconds to import, and much of what is asked here needs none of it
+    import torch
 
 PACKAGES = (
     "torch", "torchvision", "numpy", "opencv-python", "opencv-python-headless", "pillow", "lxml", "pyyaml",
@@ -33,6 +34,8 @@ def choose_device(device: str | torch.device = "auto") -> torch.device:
 
     Raises ConfigError for a name that is no device, or a device that this machine lacks.
     """
+    import torch
+
     here = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device == "auto":
         # Not MPS, which must be asked for: with versions of PyTorch that are accepted here the backward pass
@@ -64,6 +67,8 @@ def has_native_bf16(device: str | torch.device = "cpu") -> bool:
     CPUs: avx512_bf16 or AMX on x86, bf16 on ARM, unless oneDNN has been told by ONEDNN_MAX_CPU_ISA to stay
     below them. GPUs: compute capability 8.0 on.
     """
+    import torch
+
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
@@ -147,6 +152,8 @@ def available_cores() -> int:
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and git revision, for a run's environment.json."""
+    import torch
+
     versions = {}
     for package in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):

@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from torchvision.ops import box_iou
 
 from ssdlib.common.tables import Table
 from ssdlib.data import download, duplicates, txl_pbc
 from ssdlib.data.duplicates import Picture, find_pairs, read_pictures
-from ssdlib.data.formats.records import Finding, LabeledImage, add_finding
+from ssdlib.data.formats.records import Finding, LabeledImage, add_finding, iou_matrix
 from ssdlib.data.source import DataSource
 from ssdlib.data.splits import PARTS, SPLITS
 
@@ -144,8 +142,8 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
     if not image.objects and image.error is None:
         message = "no object is labeled: it teaches background only."
         yield Finding("no_objects", "info", image.image_id, message)
-    boxes, names = torch.from_numpy(image.boxes), image.names
-    if tiny := int(((boxes[:, 2:] - boxes[:, :2]).min(1).values < 1).sum()) if len(boxes) else 0:
+    boxes, names = image.boxes, image.names
+    if tiny := int(((boxes[:, 2:] - boxes[:, :2]).min(1) < 1).sum()) if len(boxes) else 0:
         boxes_are = "1 box is" if tiny == 1 else f"{tiny} boxes are"
         message = f"{boxes_are} narrower than a pixel: no network can see what is in it."
         yield Finding("tiny_box", "warning", image.image_id, message, "Draw them anew, or delete them.")
@@ -156,13 +154,13 @@ def _label_findings(source: DataSource, image: LabeledImage) -> Iterator[Finding
         yield Finding(kind, "warning", image.image_id, message, "Delete one of the two.")
 
 
-def _same_places(boxes: torch.Tensor) -> Iterator[tuple[int, int]]:
+def _same_places(boxes: np.ndarray) -> Iterator[tuple[int, int]]:
     """(a, b), a < b, for each box b that marks the place of earlier ones, of which a is the first."""
     for start in range(0, len(boxes), 512):  # so that many boxes do not fill the memory with their pairs
         block = boxes[start : start + 512]
-        same = (box_iou(block, boxes[: start + len(block)]) >= DUPLICATE_BOX_IOU).tril(start - 1)
-        found = same.any(1).nonzero()[:, 0]
-        yield from zip(same[found].int().argmax(1).tolist(), (found + start).tolist(), strict=True)
+        same = np.tril(iou_matrix(block, boxes[: start + len(block)]) >= DUPLICATE_BOX_IOU, start - 1)
+        found = same.any(1).nonzero()[0]
+        yield from zip(same[found].argmax(1).tolist(), (found + start).tolist(), strict=True)
 
 
 def _split_findings(splits: dict[str, list[str]]) -> Iterator[Finding]:

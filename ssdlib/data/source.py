@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssdlib.common import paths
 from ssdlib.common.errors import DataError
@@ -21,12 +21,14 @@ from ssdlib.common.files import sha256_of
 from ssdlib.common.terminal import say
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data import download, txl_pbc
-from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.formats import coco, tables, voc, yolo
 from ssdlib.data.formats.joined import join_folders
 from ssdlib.data.formats.layouts import folder_of, read_folder, what_to_give
 from ssdlib.data.formats.records import Finding, LabeledFolder, LabeledImage, relative
 from ssdlib.data.splits import SPLITS
+
+if TYPE_CHECKING:
+    from ssdlib.data.dataset import DetectionDataset, Sample
 
 OTHER_LAYOUTS = (
     f"YOLO ({yolo.LAYOUT}), COCO ({coco.LAYOUT}), XML files beside their images or {tables.LAYOUT}"
@@ -126,6 +128,8 @@ class DataSource:
         Of several sources, `limit` takes the first of each in turn. Raises DataError for a missing or damaged
         file or an unknown class.
         """
+        from ssdlib.data.dataset import DetectionDataset
+
         images = [self.labels.by_id[image_id] for image_id in self.split_ids(split)]
         if limit is not None and self.parts:
             by_source = [[image for image in images if image.source == name] for name in self.parts]
@@ -135,6 +139,8 @@ class DataSource:
         return DetectionDataset(samples, self.class_names, transform).subset(limit)
 
     def _sample(self, image: LabeledImage) -> Sample:
+        from ssdlib.data.dataset import Sample
+
         for finding in (image.error, *self.unknown_classes(image)):
             if finding is not None:
                 raise DataError(str(finding))

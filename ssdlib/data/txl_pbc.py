@@ -16,12 +16,11 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torchvision.ops import box_iou
+import numpy as np
 
 from ssdlib.config import BCCD_CLASSES
 from ssdlib.data.download import Published
-from ssdlib.data.formats.records import LabeledFolder, LabeledImage
+from ssdlib.data.formats.records import LabeledFolder, LabeledImage, iou_matrix
 from ssdlib.data.formats.yolo import read_labels
 from ssdlib.data.splits import PARTS
 
@@ -147,8 +146,8 @@ def differences(root: Path) -> list[str]:
 def _drop_repeated(image: LabeledImage) -> None:
     """Leave out every box that lies on an earlier one of the same class."""
     kept = [k for k, one in enumerate(image.objects) if one.box is not None]
-    boxes = torch.from_numpy(image.boxes)
-    for a, b in (box_iou(boxes, boxes).triu(1) > DUPLICATE_IOU).nonzero().tolist():
+    same = np.triu(iou_matrix(image.boxes, image.boxes), 1) > DUPLICATE_IOU
+    for a, b in np.argwhere(same).tolist():
         first, second = image.objects[kept[a]], image.objects[kept[b]]
         if first.name == second.name and first.box is not None and second.box is not None:
             repairs = (*second.repairs, "duplicate_box")

@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from ssdlib.evaluation.matching import COCO, Target, check_pairs, ground_truth, iou_matrix, match
+from ssdlib.data.formats.records import iou_matrix
+from ssdlib.evaluation.matching import COCO, Target, check_pairs, ground_truth, match
 from ssdlib.evaluation.metrics import average_precision, coco_levels, mean_of_defined, value_or_none
 from ssdlib.inference.detections import Detections
 

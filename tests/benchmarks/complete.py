@@ -27,10 +27,10 @@ import typer
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import write_json
 from ssdlib.common.tables import Table, number
+from ssdlib.data.formats.records import iou_matrix
 from ssdlib.data.formats.yolo import read_labels
 from ssdlib.data.smears import write_dataset
 from ssdlib.data.source import DataSource, open_folder
-from ssdlib.evaluation.matching import iou_matrix
 from ssdlib.tools.label_errors.complete import ADDED_FILE, COPY, PRECISION, complete
 from ssdlib.tools.label_errors.folds import FoldSettings
 from ssdlib.tools.label_errors.rank import LabelIssue

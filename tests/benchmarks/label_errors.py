@@ -25,11 +25,12 @@ from lxml import etree
 
 from ssdlib.common.files import read_json, write_bytes, write_json
 from ssdlib.common.tables import Table, number
+from ssdlib.data.formats.records import iou_matrix
 from ssdlib.data.formats.voc import add_object, read_objects, read_tree, set_box
 from ssdlib.data.smears import HEIGHT, WIDTH, write_dataset
 from ssdlib.data.source import DataSource, open_folder
 from ssdlib.detector.model_file import shipped_weights
-from ssdlib.evaluation.matching import iou_matrix, match
+from ssdlib.evaluation.matching import match
 from ssdlib.evaluation.metrics import PrecisionRecall
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor

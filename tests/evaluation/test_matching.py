@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssdlib.common.errors import DataError
+from ssdlib.data.formats.records import iou_matrix
 from ssdlib.evaluation.bootstrap import bootstrap_map
 from ssdlib.evaluation.calibration import calibration
 from ssdlib.evaluation.counting import count_curve, count_report, count_thresholds
-from ssdlib.evaluation.matching import COCO, VOC, iou_matrix, match, match_class, match_image
+from ssdlib.evaluation.matching import COCO, VOC, match, match_class, match_image
 from ssdlib.evaluation.metrics import confusion_matrix, evaluate_detections, precision_recall
 from ssdlib.evaluation.tide import tide_errors, worst_errors
 from ssdlib.inference.detections import Detections

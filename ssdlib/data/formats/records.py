@@ -349,3 +349,14 @@ def image_ids(names: Sequence[tuple[str, str]]) -> list[str]:
 def _id(text: str) -> str:
     fit = "".join(c if c.isprintable() and c not in "/\\" else "_" for c in text).strip().lstrip(".") or "_"
     return short_name(fit, 240)
+
+
+def iou_matrix(a_xyxy: np.ndarray, b_xyxy: np.ndarray) -> np.ndarray:
+    """The (A, B) float64 IoU of boxes (A, 4) and (B, 4); 0, never NaN, between two boxes without area."""
+    a_xyxy, b_xyxy = (np.asarray(boxes, dtype=np.float64) for boxes in (a_xyxy, b_xyxy))
+    corner = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
+    sides = np.clip(np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:]) - corner, 0.0, None)
+    shared = sides.prod(axis=-1)
+    area_a, area_b = ((box[:, 2:] - box[:, :2]).prod(axis=-1) for box in (a_xyxy, b_xyxy))
+    union = area_a[:, None] + area_b[None, :] - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)

@@ -18,8 +18,8 @@ from ssdlib.common.errors import DataError
 from ssdlib.common.files import check_shape, shortened
 from ssdlib.common.tables import Table, csv_lines
 from ssdlib.data.dataset import DetectionDataset, Sample
-from ssdlib.data.formats.records import Corners, LabeledObject
-from ssdlib.evaluation.matching import iou_matrix, match
+from ssdlib.data.formats.records import Corners, LabeledObject, iou_matrix
+from ssdlib.evaluation.matching import match
 from ssdlib.inference.detections import Detections
 
 Item = TypeVar("Item")
