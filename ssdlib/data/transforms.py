@@ -17,14 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ssdlib.config import AugmentConfig
-
-
-def resize_to(image: Tensor, size: int = 300) -> Tensor:
-    """Resize a uint8 image (3, H, W) to (3, size, size): bilinear, antialiased, sides independently.
-
-    Training, evaluation and prediction all resize through here, so a network sees the same pixels in each.
-    """
-    return F.resize(image, [size, size], interpolation=v2.InterpolationMode.BILINEAR, antialias=True)
+from ssdlib.data.resize import resize_to
 
 
 class SquareResize(v2.Transform):

@@ -30,16 +30,17 @@ def make_priors(config: PriorConfig, image_size: int = 300) -> Tensor:
     """All priors of an image: (P, 4) float32, fractional cxcywh; P is 8732 with the paper's settings.
 
     Ordered by map (finest first), then row, column, and size, as the heads' outputs are. `image_size` only
-    matters to configurations that count their strides in pixels.
+    matters to configurations that count their strides in pixels. They are on the CPU, even where the device
+    is set to another: arithmetic on the meta device would first import half of PyTorch.
     """
     levels = []
     for level, side in enumerate(config.feature_maps):
         # Fractional spacing: f locations of a row share the image evenly, unless the config counts pixels.
         spacing = 1 / side if config.strides is None else config.strides[level] / image_size
-        centers = (torch.arange(side, dtype=torch.float32) + 0.5) * spacing  # (f,)
+        centers = (torch.arange(side, dtype=torch.float32, device="cpu") + 0.5) * spacing  # (f,)
         center_y, center_x = torch.meshgrid(centers, centers, indexing="ij")  # (f, f) each
         centers_xy = torch.stack([center_x, center_y], dim=-1).reshape(-1, 1, 2)  # (f*f, 1, 2)
-        sizes = torch.tensor(sizes_of_map(config, level)).reshape(1, -1, 2)  # (1, n, 2)
+        sizes = torch.tensor(sizes_of_map(config, level), device="cpu").reshape(1, -1, 2)  # (1, n, 2)
         shape = (centers_xy.shape[0], sizes.shape[1], 2)
         levels.append(torch.cat([centers_xy.expand(shape), sizes.expand(shape)], dim=-1).reshape(-1, 4))
     return torch.cat(levels)

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import VGG16_BN_Weights, VGG16_Weights
-from torchvision.models.detection import SSD300_VGG16_Weights
 
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.config import ModelConfig
@@ -67,6 +65,9 @@ def _load_checkpoint(model: SSD300, stored: SSD300, name: str | Path) -> None:
 
 def _load_torchvision(model: SSD300, name: str | Path) -> None:
     """Take over torchvision's VGG16 (imagenet) or its SSD300 (coco)."""
+    from torchvision.models import VGG16_BN_Weights, VGG16_Weights
+    from torchvision.models.detection import SSD300_VGG16_Weights
+
     batch_norm = model.config.batch_norm
     if model.config.width != 1:
         raise ConfigError(f"{name} weights need width 1, not {model.config.width}; start from scratch")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.runtime import need_extra
@@ -178,7 +177,7 @@ class Detections:
 
         https://cocodataset.org/#format-results
         """
-        bbox = box_convert(self.boxes.double(), "xyxy", "xywh")  # differences of float32 are exact in float64
+        bbox = _xywh(self.boxes.double())  # differences of float32 are exact in float64
         rows = zip(bbox.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
             {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
@@ -243,7 +242,7 @@ class Detections:
 
         https://docs.voxel51.com/user_guide/using_datasets.html#object-detection
         """
-        shares = box_convert(self.boxes.double() / torch.tensor(self.image_size * 2), "xyxy", "xywh")
+        shares = _xywh(self.boxes.double() / torch.tensor(self.image_size * 2))
         rows = zip(shares.tolist(), self.names, self.scores.tolist(), strict=True)
         return [{"label": name, "bounding_box": box, "confidence": score} for box, name, score in rows]
 
@@ -315,9 +314,15 @@ def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
     return torch.as_tensor(values).detach().to("cpu", dtype).as_subclass(Tensor)
 
 
+def _xywh(xyxy: Tensor) -> Tensor:
+    """(D, 4) of the same boxes as corner, width and height."""
+    return torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
+
+
 def _corners(xywh: list[Any]) -> Tensor:
     """(D, 4) float64, xyxy, of boxes [x, y, width, height]."""
-    return box_convert(torch.tensor(xywh, dtype=torch.float64).reshape(-1, 4), "xywh", "xyxy")
+    corner, size = torch.tensor(xywh, dtype=torch.float64).reshape(-1, 4).split(2, dim=1)
+    return torch.cat([corner, corner + size], dim=1)
 
 
 class Detector(Protocol):

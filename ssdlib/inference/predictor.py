@@ -22,7 +22,7 @@ from ssdlib.common.errors import CheckpointError, ConfigError, DataError
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.config import ModelConfig
 from ssdlib.data.images import read_image, read_um_per_pixel
-from ssdlib.data.transforms import resize_to
+from ssdlib.data.resize import resize_to
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
 from ssdlib.detector.model_file import load_model, shipped_weights
 from ssdlib.detector.nms import NMS_IOU, detect_objects

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import Use
@@ -160,6 +159,8 @@ def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[
         keep = inside & ~_better_elsewhere(boxes, number, frames, limits, margin)
         owner = torch.full((int(keep.sum()),), number)
         kept.append((boxes[keep], one.scores[keep], one.labels[keep], owner))
+    from torchvision.ops import batched_nms  # not needed, and slow to import, where nothing is tiled
+
     boxes, scores, labels, owner = (torch.cat(parts) for parts in zip(*kept, strict=True))
     boxes, scores, labels = _join_parts(boxes, scores, labels, frames[owner], limits, margin)
     best = batched_nms(boxes, scores, labels, MERGE_IOU)

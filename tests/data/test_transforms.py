@@ -7,13 +7,13 @@ from torchvision.ops import box_iou
 from torchvision.transforms import v2
 
 from ssdlib.config import NO_AUGMENTATION, RECIPES, AugmentConfig
+from ssdlib.data.resize import resize_to
 from ssdlib.data.transforms import (
     IoUCrop,
     Photometric,
     ZoomIn,
     ZoomOut,
     eval_transform,
-    resize_to,
     train_transform,
 )
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.runtime import need_extra
-from ssdlib.data.transforms import resize_to
+from ssdlib.data.resize import resize_to
 from ssdlib.inference.onnx.export import read_header, write_header
 
 if TYPE_CHECKING:
