@@ -453,15 +453,15 @@ PROFILES = {
     profile.name: profile
     for profile in (
         # python -m ssdlib run --profile smoke --data smears
-        # 6 minutes on two cores (README.md). From nothing, so that a learner sees a network learn and
+        # 4 minutes on two cores (README.md). From nothing, so that a learner sees a network learn and
         # still err: an eighth of the channels; fp32 so that any CPU comes to about the same.
         Profile(
             name="smoke",
             recipe=_SCRATCH.replace(
                 model=SHIPPED_MODEL.replace(width=0.125),
                 learning_rate=2e-3,
-                epochs=12,
-                batch_size=4,
+                epochs=8,
+                batch_size=2,
                 warmup_steps=20,
                 ema_decay=0.98,
                 smears=0,

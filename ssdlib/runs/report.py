@@ -160,9 +160,8 @@ class NotebookSection:
 def notebook_section(path: Path) -> NotebookSection:
     """An executed notebook as HTML. One that cannot be read becomes a section that says so, as does any where
     nbconvert (extra `lab`) is not installed."""
-    import bleach
+    import nh3
     from bs4 import BeautifulSoup
-    from bs4.formatter import HTMLFormatter
 
     from ssdlib.common.runtime import need_extra
 
@@ -178,13 +177,18 @@ def notebook_section(path: Path) -> NotebookSection:
         _describe_figures(page)
         title, headings = _number_headings(page, path.stem)
         # Last of all, so that it sees the page as a browser will.
-        body = bleach.clean(
-            # Quotes escaped, too: bleach would escape the rest of a text with bare ones twice.
-            page.decode(formatter=HTMLFormatter(entity_substitution=html.escape)),
+        body = nh3.clean(
+            page.decode(),
             tags=set(_ELEMENTS.split()),
-            attributes=_is_harmless,
-            protocols=["http", "https", "mailto", "data"],
-            strip=True,
+            attributes={
+                "*": set(_ATTRIBUTES.split()),
+                "a": {"href"},
+                "img": {"src"},
+                **{f"h{level}": {"id"} for level in range(2, 7)},
+            },
+            attribute_filter=_harmless,
+            url_schemes={"http", "https", "mailto", "data"},
+            link_rel=None,
         )
     except Exception as error:  # of four libraries, which have none in common
         return NotebookSection(path.stem, path.stem, error=str(error)[:500])
@@ -208,12 +212,11 @@ _LINK = re.compile(r"https?://|mailto:|[\w./%~ -]*([#?]|$)", re.IGNORECASE)
 """To the web, or inside the run's folder; nothing that a browser might run."""
 
 
-def _is_harmless(element: str, name: str, value: str) -> bool:
-    if name == "src":
-        return element == "img" and value.startswith("data:image/")
-    if name == "href":
-        return element == "a" and _LINK.match(value) is not None
-    return name in _ATTRIBUTES.split() or (name == "id" and element in ("h2", "h3", "h4", "h5", "h6"))
+def _harmless(element: str, name: str, value: str) -> str | None:
+    """The value of an allowed attribute; None for a picture or a link that leads elsewhere."""
+    if (name == "src" and not value.startswith("data:image/")) or (name == "href" and not _LINK.match(value)):
+        return None
+    return value
 
 
 @cache
@@ -222,6 +225,7 @@ def _exporter() -> HTMLExporter:
     from jinja2 import pass_context
     from latex2mathml.converter import convert
     from nbconvert import HTMLExporter
+    from nbconvert.filters.highlight import Highlight2HTML
     from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 
     class Renderer(IPythonRenderer):
@@ -244,6 +248,11 @@ def _exporter() -> HTMLExporter:
         def default_filters(self) -> Any:
             yield from super().default_filters()
             yield "code_title", _code_title
+            yield "highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=self)
+
+        def from_notebook_node(self, nb: NotebookNode, resources: Any = None, **options: Any) -> Any:
+            # HTMLExporter's own would parse the page once more, for attributes that are not kept.
+            return super(HTMLExporter, self).from_notebook_node(nb, resources, **options)
 
         @property
         def default_config(self) -> Any:
@@ -309,13 +318,9 @@ _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d\d:\d\d")
 """A line of tqdm's: `50%|####    | 1/2`, or without a known end `12it [00:03`."""
 
 
-_UNDESCRIBED = "No description has been provided for this image"
-"""What nbconvert writes for the text of a figure that has none."""
-
-
 def _describe_figures(page: BeautifulSoup) -> None:
     """Give figures without a text of their own the first line of the Markdown above. In place."""
-    for image in page.find_all("img", alt=_UNDESCRIBED):
+    for image in page.find_all("img", alt=False):
         above = image.find_previous("div", class_="text")
         first = above and above.find(["h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "td"])
         line = shorten(first.get_text(), 200, placeholder=" …") if first else ""

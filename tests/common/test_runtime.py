@@ -118,8 +118,8 @@ def test_environment_lists_every_package_that_changes_numbers():
     assert {"torch", "ray", "onnxruntime"} <= declared
     assert declared - set(runtime.PACKAGES) <= {
         "tensorboard", "matplotlib", "jinja2", "tqdm", "typer", "jupyterlab", "ipykernel", "ipython",
-        "ipywidgets", "jupyter-client", "matplotlib-inline", "nbclient", "nbformat", "nbconvert",
-        "beautifulsoup4", "bleach", "latex2mathml", "papermill", "roifile", "platformdirs", "tifffile",
+        "ipywidgets", "jupyter-client", "matplotlib-inline", "nbclient", "nbformat", "nbconvert", "nh3",
+        "beautifulsoup4", "latex2mathml", "papermill", "roifile", "platformdirs", "tifffile",
         "imagecodecs", "typing-extensions", "starlette",
     }  # fmt: skip
 
