@@ -112,9 +112,9 @@ def run(
     compares them. The same command with the same --run goes on where it stopped, however that was; a run that
     had come to its end is run anew.
     """
+    from ssdlib.common.signals import StopSignals
     from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
-    from ssdlib.training.monitor import StopSignals
 
     stages = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
     folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)

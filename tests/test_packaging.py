@@ -73,7 +73,7 @@ def test_the_core_leaves_alone_what_runs_a_notebook_on_colab():
     core = {normal(one.name): one for one in requirements()}
     assert not set(KERNEL.split()) & set(core) and set(KERNEL.split()) <= set(there)
     assert not {"jupyterlab", "nbclient", "nbconvert", "nbformat", "nbval", "papermill", "pytest"} & set(core)
-    assert set(core) - set(there) == {"imagecodecs", "latex2mathml"}, "all else is there"
+    assert set(core) - set(there) == {"imagecodecs", "latex2mathml", "nh3"}, "all else is there"
     for name, requirement in core.items():
         assert name not in there or requirement.specifier.contains(there[name]), "pip would replace it"
 

@@ -1,21 +1,22 @@
-"""The processes that the notebooks of the chain run in, and how papermill is told to use them.
+"""The processes that the notebooks of the chain run in.
 
-The kernel of the next notebook is started while one runs and imports what all of them need, so that only the
-first notebook waits for its imports.
+The kernel of the next notebook is started while one runs, and imports what all of them need; that of the last
+one ends meanwhile. So no notebook but the first waits for its imports.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import time
+import queue
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.utils import run_sync
-from papermill.engines import NBClientEngine, NotebookExecutionManager, papermill_engines
 
 from ssdlib.common import paths
 from ssdlib.common.runtime import available_cores
@@ -24,14 +25,11 @@ BACKEND = "module://matplotlib_inline.backend_inline"
 """The one backend of matplotlib that puts figures into notebooks."""
 SAVING_SECONDS = 60.0
 """How long a kernel that is asked to stop may take: a training finishes its step or evaluation, and saves."""
-ENGINE = "ssdlib"
-"""Papermill's name of `ChainEngine`."""
 
-# In a namespace of its own: what a notebook forgets to import must be missing here as in JupyterLab.
-_IMPORTS = (
-    'exec("import ssdlib.evaluation.evaluate, ssdlib.plots.data, ssdlib.runs.folder, ssdlib.runs.lesson, '
-    'ssdlib.training.trainer", {})'
+IMPORTS = (
+    "import torchvision, ssdlib.plots.data, ssdlib.runs.folder, ssdlib.runs.lesson, ssdlib.training.trainer"
 )
+"""What a kernel begins with, in a namespace of its own: a notebook has only what it imports itself."""
 
 
 class ChainKernel(AsyncKernelManager):
@@ -43,20 +41,22 @@ class ChainKernel(AsyncKernelManager):
     # Of this, half passes between the interrupt and SIGTERM; a kernel that is done ends at once.
     shutdown_wait_time = 2 * SAVING_SECONDS
 
-    def __init__(self, log: Path = Path(os.devnull), **options: Any) -> None:
-        """log: the file that gets what the kernel writes to stderr, which would else appear between the
-        progress bars."""
+    def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.log_file = log
+        self.log_file = Path(os.devnull)
+        """What gets the kernel's stderr, which would else appear between the progress bars."""
         self._clients: list[Any] = []
+        self._asked = False
 
     @classmethod
-    def started(cls, folder: Path, log: Path) -> ChainKernel:
+    def started(cls, folder: Path) -> ChainKernel:
         """A kernel that has been started in `folder` and begins with the imports; nothing waits for it."""
-        kernel = cls(log, kernel_name="python3")
+        kernel = cls(kernel_name="python3")
+        with tempfile.NamedTemporaryFile(prefix="kernel-", suffix=".log", delete=False) as log:
+            kernel.log_file = Path(log.name)
         options = {
             "HistoryManager.hist_file": ":memory:",
-            "IPKernelApp.exec_lines": _IMPORTS,
+            "IPKernelApp.exec_lines": f"exec({IMPORTS!r}, {{}})",
             "IPKernelApp.log_level": "ERROR",  # it warns of every port on this machine
         }
         arguments = [f"--{name}={value}" for name, value in options.items()]
@@ -73,12 +73,28 @@ class ChainKernel(AsyncKernelManager):
         self._clients.append(super().client(**options))
         return self._clients[-1]
 
-    def end(self, *, now: bool = False) -> None:
-        """End the process, with SAVING_SECONDS to save what it does unless `now`, and remove an empty log."""
+    def ask_to_end(self) -> None:
+        """Let the process end by itself; `end` sees to it later."""
+
+        async def ask() -> None:
+            await self._clients[-1].shutdown(reply=True, timeout=5.0)
+
+        with contextlib.suppress(RuntimeError, TimeoutError, queue.Empty):
+            run_sync(ask)()
+            self._asked = True
+
+    def end(self, *, now: bool = False, log: Path | None = None) -> None:
+        """End the process; unless `now`, it has SAVING_SECONDS to save what it does.
+
+        log: what gets the words of its stderr, if there are any.
+        """
 
         async def end() -> None:
             try:
-                if await self.is_alive():
+                if self._asked:
+                    # Now and then ipykernel does not come to its end; half of this, and it is made to.
+                    await self.finish_shutdown(waittime=20.0)
+                elif await self.is_alive():
                     await self.shutdown_kernel(now=now)
             finally:
                 await self.cleanup_resources()
@@ -86,9 +102,32 @@ class ChainKernel(AsyncKernelManager):
                     client.stop_channels()
 
         run_sync(end)()
-        with contextlib.suppress(OSError):
-            if self.log_file.stat().st_size == 0:
-                self.log_file.unlink()
+        with contextlib.suppress(OSError):  # the folder may be gone, and the words with it
+            if log and self.log_file.stat().st_size:
+                shutil.copyfile(self.log_file, log)
+            self.log_file.unlink()
+
+
+class ChainKernels:
+    """The kernels of a chain in `folder`, one for each notebook. The first is started at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._kernels = [ChainKernel.started(folder)]  # one or two before, the present one, and the next
+
+    def next(self, *, last: bool) -> ChainKernel:
+        """The kernel of the next notebook. Unless it is the `last`, another is started."""
+        kernel = self._kernels[-1]
+        while len(self._kernels) > 2:
+            self._kernels.pop(0).end()
+        if not last:
+            self._kernels.append(ChainKernel.started(self.folder))
+        return kernel
+
+    def close(self) -> None:
+        """End all that are left; what they have not been asked to end is lost."""
+        for kernel in self._kernels:
+            kernel.end(now=True)
 
 
 def kernel_environment() -> dict[str, str]:
@@ -115,28 +154,3 @@ def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
         quota, period = quota_file.read_text().split()
         cores = min(cores, round(int(quota) / int(period)))
     return max(1, cores)
-
-
-class ChainEngine(NBClientEngine):
-    """Papermill's engine, but that the executed notebook is saved every second and not twice in each cell."""
-
-    @classmethod
-    def execute_managed_notebook(
-        cls, nb_man: NotebookExecutionManager, kernel_name: str, **options: Any
-    ) -> Any:
-        save, saved = nb_man.save, time.monotonic()
-
-        def save_if_due(**named: Any) -> None:
-            nonlocal saved
-            if time.monotonic() - saved >= 1.0:
-                save(**named)
-                saved = time.monotonic()
-
-        nb_man.save = save_if_due
-        try:
-            return super().execute_managed_notebook(nb_man, kernel_name, **options)
-        finally:
-            del nb_man.save  # papermill's own, for the last one
-
-
-papermill_engines.register(ENGINE, ChainEngine)

@@ -12,6 +12,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,8 @@ from ssdlib.common.terminal import printable, say
 from ssdlib.runs.folder import RunFolder, read_stages
 
 if TYPE_CHECKING:
-    from ssdlib.runs.kernels import ChainKernel
+    from ssdlib.runs.kernels import ChainKernel, ChainKernels
+    from ssdlib.runs.report import NotebookSection
 
 STAGE_PATTERN = "[0-9][0-9]_*.ipynb"
 GIVEN_PARAMETERS = ("PROFILE", "DATA", "RUN_DIR")
@@ -99,45 +101,69 @@ def run_chain(
     runs notebooks into it. The report is written in every other case, Ctrl-C included.
     """
     from ssdlib.common.runtime import need_extra
-    from ssdlib.training import checkpoints
 
-    need_extra("lab", "papermill", "ipykernel")
+    need_extra("lab", "ipykernel", "jupyter_client")
+    from ssdlib.runs.kernels import ChainKernels
+
     known = find_stages()
-    chosen = known if stages is None else stages
-    names = _check_parameters(chosen)
-    run = RunFolder.open(
-        run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
-    )
-    run.check_data()
-    given = {"PROFILE": profile, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
-    record = StageRecord(run.path, [stage.stem for stage in known])
-    repeated = record.repeated()
-    with checkpoints.alone(run.path, checkpoints.CHAIN_LOCK):
-        if go_on:
-            chosen = _going_on(record, chosen)
-        try:
-            with (
-                contextlib.closing(_with_kernels(chosen, run.path / "notebooks")) as kernels,
-                tqdm(total=len(chosen), unit="notebook", disable=not progress, **_bar_options()) as bar,
-            ):
-                for stage, kernel in kernels:
-                    bar.set_description(printable(stage.stem))
-                    again = {RETRAIN: stage.stem in repeated} if RETRAIN in names[stage] else {}
-                    with record.running(stage.stem):
-                        output = run.path / "notebooks" / stage.name
-                        _execute(stage, output, given | again, kernel, progress)
-                    if warning := _without_pictures(run.path / "notebooks" / stage.name):
-                        tqdm.write(printable(f"warning: {warning}"), file=sys.stderr)
-                    bar.update(1)
-        except KeyboardInterrupt as stop:
-            options = shell("--profile", profile, "--data", given["DATA"], "--run", run.path)
-            raise ChainInterrupted(
-                f"stopped in {stage.name}; what was done is in {run.path}\n"
-                f"Go on with: python -m ssdlib run --from {stage.name[:2]} {options}"
-            ) from stop
-        finally:
-            _write_report(run)
+    # Before all else, so that the first kernel's imports run beside ours and the checks.
+    with contextlib.closing(ChainKernels(known[0].parent)) as kernels:
+        from ssdlib.runs.report import notebook_section
+        from ssdlib.training import checkpoints
+
+        need_extra("lab", "papermill", "nbconvert")
+        chosen = known if stages is None else stages
+        names = _check_parameters(chosen)
+        run = RunFolder.open(
+            run_dir, profile=profile, data=data, overrides=overrides, force=force, progress=progress
+        )
+        run.check_data()
+        with checkpoints.alone(run.path, checkpoints.CHAIN_LOCK):
+            record = StageRecord(run.path, [stage.stem for stage in known])
+            if go_on:
+                chosen = _going_on(record, chosen)
+            sections: dict[Path, Future[NotebookSection]] = {}
+            try:
+                with ThreadPoolExecutor(1) as beside:
+                    for output in _run_stages(
+                        run, record, kernels, {stage: names[stage] for stage in chosen}, data, progress
+                    ):
+                        sections[output] = beside.submit(notebook_section, output)
+            finally:
+                _write_report(run, {output: section.result() for output, section in sections.items()})
     return run
+
+
+def _run_stages(
+    run: RunFolder,
+    record: StageRecord,
+    kernels: ChainKernels,
+    stages: Mapping[Path, set[str]],
+    data: str,
+    progress: bool,
+) -> Iterator[Path]:
+    """Run `stages`, which have these parameters, one after the other; what was executed, of each."""
+    given = {"PROFILE": run.profile.name, "DATA": _data_parameter(run, data), "RUN_DIR": str(run.path)}
+    repeated = record.repeated()
+    with tqdm(total=len(stages), unit="notebook", disable=not progress, **_bar_options()) as bar:
+        for number, (stage, names) in enumerate(stages.items(), 1):
+            bar.set_description(printable(stage.stem))
+            again = {RETRAIN: stage.stem in repeated} if RETRAIN in names else {}
+            output = run.path / "notebooks" / stage.name
+            try:
+                with record.running(stage.stem):
+                    kernel = kernels.next(last=number == len(stages))
+                    _execute(stage, output, given | again, kernel, progress)
+            except KeyboardInterrupt as stop:
+                options = shell("--profile", run.profile.name, "--data", given["DATA"], "--run", run.path)
+                raise ChainInterrupted(
+                    f"stopped in {stage.name}; what was done is in {run.path}\n"
+                    f"Go on with: python -m ssdlib run --from {stage.name[:2]} {options}"
+                ) from stop
+            if warning := _without_pictures(output):
+                tqdm.write(printable(f"warning: {warning}"), file=sys.stderr)
+            bar.update(1)
+            yield output
 
 
 def stages_left(entries: Iterable[Mapping[str, Any]], stages: Sequence[Path]) -> list[Path]:
@@ -165,15 +191,18 @@ def _going_on(record: StageRecord, stages: Sequence[Path]) -> Sequence[Path]:
     return left
 
 
-def _write_report(run: RunFolder) -> None:
-    """Write the report; while another error is on its way out, a failure here must not hide it."""
+def _write_report(run: RunFolder, known: Mapping[Path, NotebookSection]) -> None:
+    """Write the report, with the sections that are `known`.
+
+    While another error is on its way out, a failure here must not hide it.
+    """
     from ssdlib.runs.report import write_report
 
     failing = sys.exc_info()[0] is not None
     if not run.path.is_dir():  # moved away, which is said
         return
     try:
-        write_report(run)
+        write_report(run, known)
     except Exception as error:
         if not failing:
             raise
@@ -214,31 +243,6 @@ def _data_parameter(run: RunFolder, request: str) -> str:
     return ",".join(part if part in NAMED else str(paths.find(part, "")) for part in parts)
 
 
-def _with_kernels(stages: Sequence[Path], outputs: Path) -> Iterator[tuple[Path, ChainKernel]]:
-    """Each stage with its kernel, which is started while the one before runs.
-
-    The caller ends it; what is left at the end, after an error too, is killed.
-    """
-    from ssdlib.runs.kernels import ChainKernel
-
-    outputs.mkdir(parents=True, exist_ok=True)
-    kernel: ChainKernel | None = None
-    waiting: ChainKernel | None = None
-    try:
-        for stage, following in itertools.zip_longest(stages, stages[1:]):
-            kernel, waiting = waiting or ChainKernel.started(stage.parent, _log(outputs, stage)), None
-            if following:
-                waiting = ChainKernel.started(following.parent, _log(outputs, following))
-            yield stage, kernel
-    finally:
-        for left in filter(None, (kernel, waiting)):
-            left.end(now=True)
-
-
-def _log(outputs: Path, stage: Path) -> Path:
-    return outputs / f"{stage.stem}.log"
-
-
 def _execute(
     stage: Path, output: Path, parameters: Mapping[str, Any], kernel: ChainKernel, progress: bool
 ) -> None:
@@ -249,10 +253,12 @@ def _execute(
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    from ssdlib.runs.kernels import ENGINE
+    from ssdlib.runs.engine import ENGINE
 
-    log, last_line = kernel.log_file, _LastLine(enabled=progress)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    log, last_line, failed = output.with_suffix(".log"), _LastLine(enabled=progress), True
     try:
+        log.unlink(missing_ok=True)
         papermill.execute_notebook(
             _unformatted(stage),
             _unformatted(output),
@@ -266,6 +272,7 @@ def _execute(
             km=kernel,
             start_timeout=300,  # the imports of a first start from a slow disk are in it
         )
+        failed = False
     except papermill.PapermillExecutionError as error:
         value = re.sub(r"\x1b\[[0-9;]*m", "", error.evalue).strip()
         raise StageError(
@@ -281,7 +288,7 @@ def _execute(
         # jupyter_client has no error of its own for a process that ends, or says nothing, before it is ready.
         raise StageError(
             f"{stage.name} was not begun: its Python ({sys.executable} -m ipykernel_launcher) did not "
-            f"start: {_last_words(log) or error}\nAll that it said is in {log}"
+            f"start: {_last_words(kernel.log_file) or error}\nAll that it said is in {log}"
         ) from error
     except OSError as error:
         raise StageError(
@@ -289,7 +296,10 @@ def _execute(
             f"space if the disk is full, then go on with --from {stage.name[:2]}; earlier files stay."
         ) from error
     finally:
-        kernel.end()
+        if failed:
+            kernel.end(log=log)
+        else:
+            kernel.ask_to_end()
         last_line.close()
 
 

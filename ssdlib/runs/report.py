@@ -45,13 +45,15 @@ MAX_NOTEBOOK_BYTES = 100_000_000
 """No executed notebook is larger."""
 
 
-def write_report(run: RunFolder) -> Path:
+def write_report(run: RunFolder, known: Mapping[Path, NotebookSection] | None = None) -> Path:
     """Write `report.html` of the run and return its path; stages not run yet are listed as such.
+
+    known: sections of the page that have been made already, by the path of their notebook.
 
     Raises SsdError if one of the run's files does not hold what the stages write.
     """
     try:
-        page = _page(run)
+        page = _page(run, known or {})
     except (TypeError, ValueError, LookupError, AttributeError, TemplateError) as error:
         raise StageError(
             f"a report of {run.path} cannot be written, because metrics.json or another file in it does not "
@@ -63,10 +65,11 @@ def write_report(run: RunFolder) -> Path:
     return path
 
 
-def _page(run: RunFolder) -> str:
+def _page(run: RunFolder, known: Mapping[Path, NotebookSection]) -> str:
     metrics = run.metrics()
     sections, analysis = result_sections(metrics), metrics.get("analysis")
-    notebooks = [notebook_section(path) for path in sorted((run.path / "notebooks").glob("*.ipynb"))]
+    paths = sorted((run.path / "notebooks").glob("*.ipynb"))
+    notebooks = [known.get(path) or notebook_section(path) for path in paths]
     environment = run.path / "environment.json"
     others = {
         k: v for k, v in metrics.items() if k not in (*sections, "profile", "data", "borrowed", "analysis")

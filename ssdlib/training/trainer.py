@@ -35,20 +35,20 @@ from ssdlib.common.distributed import (
 from ssdlib.common.errors import CheckpointError, DataError, TrainingError
 from ssdlib.common.files import sha256_of, write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
+from ssdlib.common.signals import StopSignals
 from ssdlib.common.terminal import say
 from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
 from ssdlib.data.transforms import eval_transform, train_transform
-from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
-from ssdlib.detector.matching import match
+from ssdlib.detector.loss import MultiBoxLoss
 from ssdlib.detector.model import IMAGE_SIZE, SSD300
 from ssdlib.detector.model_file import save_model
 from ssdlib.evaluation.evaluate import evaluate_model, map_by_source
 from ssdlib.inference.predictor import Predictor
 from ssdlib.training import checkpoints
 from ssdlib.training.history import EpochRecord, History
-from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
+from ssdlib.training.monitor import LossWatch, NonFiniteLoss
 from ssdlib.training.optim import (
     MOMENTS,
     average_weights,
@@ -56,7 +56,7 @@ from ssdlib.training.optim import (
     learning_rate_factor,
     make_optimizer,
 )
-from ssdlib.training.validation import loss_on
+from ssdlib.training.validation import loss_on, recipe_loss
 from ssdlib.training.views import cut_to_views, tilings
 
 SAVE_SECONDS = 600.0
@@ -152,6 +152,9 @@ class Trainer:
             cut = f"{views:,} views of {' x '.join(map(str, use.view))} pixels"
             used = f", of which {len(self.train_data):,} are used" if len(self.train_data) < views else ""
             say(f"the {len(train_data):,} training images are cut into {cut}{used}", file=sys.stderr)
+        self.val_views = None
+        if val_data is not None:
+            self.val_views = cut_to_views(val_data, use).with_transform(eval_transform(IMAGE_SIZE))
         # By the labels: a network that has learned little yet cannot find the scale.
         self.val_tilings = tilings(val_data, use) if val_data is not None else {}
         self.run_dir = Path(run_dir)
@@ -198,7 +201,7 @@ class Trainer:
 
     def train_one_epoch(self, stop: StopSignals) -> None:
         """The training loop: one pass over the images, or what is left of it, until asked to stop."""
-        recipe, priors = self.recipe, self.network.priors
+        recipe = self.recipe
         self.model.train()
         self.network.backbone.freeze(recipe.frozen_stages)
         set_epoch(self.loader, self.epoch, start=self.step - self.epoch * self.batches)
@@ -207,18 +210,8 @@ class Trainer:
                 images, boxes, labels = self._to_device(images, targets)
                 with self._autocast():
                     locs, logits = self.model(images)  # (N, P, 4), (N, P, C)
-                matches = match(boxes, labels, priors, recipe.iou_threshold)
-                loss = multibox_loss(
-                    locs,
-                    logits,
-                    matches,
-                    priors,
-                    variances=self.network.config.variances,
-                    negatives_per_positive=recipe.negatives_per_positive,
-                    background=recipe.background_at(self.step, self.total_steps),
-                    ignore_above=recipe.ignore_above,
-                    ignore_iou=recipe.ignore_iou,
-                )
+                background = recipe.background_at(self.step, self.total_steps)
+                loss = recipe_loss(recipe, self.network, locs, logits, boxes, labels, background)
                 loss = whole_batch_loss(loss, self.accelerator)
                 self.accelerator.backward(loss.total)
                 norms = clip_gradients(self.network, recipe.clip_norm)
@@ -374,11 +367,8 @@ class Trainer:
                 predictor, self.val_data, progress=progress, shared=True, tilings=self.val_tilings
             )
             metrics, by_source = asdict(measured), map_by_source(found, self.val_data)
-            views = cut_to_views(self.val_data, self.network.config.use)
             background = self.recipe.background_at(self.step - 1, self.total_steps)  # as the last step's
-            val_loss = loss_on(
-                predictor, views.with_transform(eval_transform(IMAGE_SIZE)), self.recipe, background
-            )
+            val_loss = loss_on(predictor, self.val_views, self.recipe, background)
         record = EpochRecord(
             self.epoch,
             *(total / self.batches for total in self.watch.sums),

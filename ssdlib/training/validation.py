@@ -1,18 +1,50 @@
-"""The loss on images that are not trained on, which shows overfitting before mAP does."""
+"""The loss as a recipe sets it: of a batch, and on images that are not trained on.
+
+The second shows overfitting before mAP does.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ssdlib.common.distributed import gather, rank_and_count
 from ssdlib.config import Recipe
 from ssdlib.data.dataset import DetectionDataset
-from ssdlib.detector.loss import multibox_loss
+from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
 from ssdlib.detector.matching import match
-from ssdlib.detector.model import IMAGE_SIZE
+from ssdlib.detector.model import IMAGE_SIZE, SSD300
 from ssdlib.inference.predictor import Predictor
+
+
+def recipe_loss(
+    recipe: Recipe,
+    network: SSD300 | Predictor,
+    locs: Tensor,
+    logits: Tensor,
+    boxes: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    background: str = "hard",
+) -> MultiBoxLoss:
+    """The loss of what `network` made of N images: locs (N, P, 4) and logits (N, P, C).
+
+    boxes and labels of each image are (G, 4) xyxy, fractions of the image, and (G,). background: as for
+    `multibox_loss`.
+    """
+    return multibox_loss(
+        locs,
+        logits,
+        match(boxes, labels, network.priors, recipe.iou_threshold),
+        network.priors,
+        variances=network.config.variances,
+        negatives_per_positive=recipe.negatives_per_positive,
+        background=background,
+        ignore_above=recipe.ignore_above,
+        ignore_iou=recipe.ignore_iou,
+    )
 
 
 def loss_on(
@@ -29,23 +61,9 @@ def loss_on(
     for first in range(rank * size, len(views), processes * size):
         images, targets = zip(*(views[k] for k in range(first, min(first + size, len(views)))), strict=True)
         locs, logits = predictor.raw(torch.stack(images))
-        matches = match(
-            [target["boxes"] / IMAGE_SIZE for target in targets],
-            [target["labels"] for target in targets],
-            predictor.priors,
-            recipe.iou_threshold,
-        )
-        loss = multibox_loss(
-            locs,
-            logits,
-            matches,
-            predictor.priors,
-            variances=predictor.config.variances,
-            negatives_per_positive=recipe.negatives_per_positive,
-            background=background,
-            ignore_above=recipe.ignore_above,
-            ignore_iou=recipe.ignore_iou,
-        )
+        boxes = [target["boxes"] / IMAGE_SIZE for target in targets]
+        labels = [target["labels"] for target in targets]
+        loss = recipe_loss(recipe, predictor, locs, logits, boxes, labels, background)
         # The loss is a mean over the batch's positives, and batches have different numbers of them.
         positives = int(loss.positives)
         own.append((first, float(loss.total) * max(positives, 1), positives))

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from tqdm import tqdm
 
 from ssdlib.common.errors import TrainingError
+from ssdlib.common.signals import StopSignals
 from ssdlib.config import RECIPES, ModelConfig, Recipe, Settings
 from ssdlib.data.dataset import DetectionDataset, ImageCache
 from ssdlib.data.loaders import EpochBatches, SeededDataset, choose_workers, set_epoch
@@ -25,7 +26,6 @@ from ssdlib.data.source import DataSource
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.detections import Detections
 from ssdlib.inference.predictor import Predictor
-from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks.suites import torchvision_model
 

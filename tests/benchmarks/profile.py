@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from ssdlib.common.signals import StopSignals
 from ssdlib.common.tables import Table
 from ssdlib.config import RECIPES, Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.detector.weights import build_model
-from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks.common import Measurement, targets, watch
 from tests.benchmarks.suites import RATE

@@ -16,6 +16,7 @@ from torchvision.models.detection.ssd import SSD
 from torchvision.transforms.v2 import functional as F
 
 from ssdlib.common.runtime import choose_precision, keep_freed_memory, return_freed_memory
+from ssdlib.common.signals import StopSignals
 from ssdlib.common.tables import Table
 from ssdlib.config import BCCD_CLASSES, RECIPES, ModelConfig
 from ssdlib.data.images import read_image
@@ -23,7 +24,6 @@ from ssdlib.detector.model import SSD300
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.weights import build_model
 from ssdlib.inference.predictor import Predictor
-from ssdlib.training.monitor import StopSignals
 from ssdlib.training.trainer import Trainer
 from tests.benchmarks import naive
 from tests.benchmarks.common import Measurement, targets

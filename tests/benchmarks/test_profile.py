@@ -6,12 +6,12 @@ import time
 import pytest
 import torch
 
+from ssdlib.common.signals import StopSignals
 from ssdlib.config import RECIPES
 from ssdlib.data.dataset import ImageCache
 from ssdlib.detector.loss import multibox_loss
 from ssdlib.detector.matching import match
 from ssdlib.detector.model import SSD300
-from ssdlib.training.monitor import StopSignals
 from tests.benchmarks import profile
 from tests.benchmarks.invocation import TINY
 from tests.benchmarks.timing import Bench
@@ -54,8 +54,8 @@ def slow_loss(locs, logits, *rest, **options):
     [
         ("ssdlib.data.dataset.ImageCache", "get", slow(ImageCache.get), profile.DATA),
         ("ssdlib.detector.model.SSD300", "forward", slow(SSD300.forward), profile.NETWORK),
-        ("ssdlib.training.trainer", "match", slow(match), profile.LOSS),
-        ("ssdlib.training.trainer", "multibox_loss", slow_loss, profile.LOSS),
+        ("ssdlib.training.validation", "match", slow(match), profile.LOSS),
+        ("ssdlib.training.validation", "multibox_loss", slow_loss, profile.LOSS),
         ("torch.optim.AdamW", "step", slow(torch.optim.AdamW.step), profile.UPDATE),
     ],
 )

@@ -54,6 +54,7 @@ def smears(tmp_path_factory):
 def folder(tmp_path, monkeypatch):
     """The notebooks' folder of a checkout, still empty."""
     monkeypatch.setattr(paths, "project_root", lambda: tmp_path)
+    monkeypatch.setattr("ssdlib.runs.kernels.IMPORTS", "pass")  # these need none
     (tmp_path / "notebooks").mkdir()
     return tmp_path / "notebooks"
 

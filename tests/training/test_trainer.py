@@ -21,7 +21,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 import ssdlib.training.trainer
+import ssdlib.training.validation
 from ssdlib.common.errors import CheckpointError, DataError, SsdError, TrainingError
+from ssdlib.common.signals import StopSignals
 from ssdlib.config import NO_AUGMENTATION, RECIPES, ModelConfig, Recipe
 from ssdlib.data.dataset import DetectionDataset, Sample
 from ssdlib.data.images import write_image
@@ -33,7 +35,7 @@ from ssdlib.detector.weights import build_model
 from ssdlib.inference.predictor import Predictor
 from ssdlib.training import checkpoints, validation
 from ssdlib.training.history import EpochRecord, History
-from ssdlib.training.monitor import LossWatch, NonFiniteLoss, StopSignals
+from ssdlib.training.monitor import LossWatch, NonFiniteLoss
 from ssdlib.training.optim import average_weights, clip_gradients, learning_rate_factor, parameter_groups
 from ssdlib.training.trainer import Trainer, TrainingInterrupted, whole_batch_loss
 from ssdlib.training.validation import loss_on
@@ -90,7 +92,7 @@ def kill():
     raise Killed
 
 
-def make_trainer(data, run_dir, recipe=RECIPE, *, val=True, model_seed=0, **options):
+def make_trainer(data, run_dir, recipe=RECIPE, *, val=2, model_seed=0, **options):
     settings = {
         "run_dir": run_dir,
         "precision": "fp32",
@@ -100,7 +102,7 @@ def make_trainer(data, run_dir, recipe=RECIPE, *, val=True, model_seed=0, **opti
         "data_description": {"source": "fields", "fingerprint": "f" * 8},
     } | options
     model = build_model(recipe.model, seed=model_seed)
-    return Trainer(model, recipe, data, data.subset(2) if val else None, **settings)
+    return Trainer(model, recipe, data, data.subset(val) if val else None, **settings)
 
 
 def final_state(run_dir):
@@ -114,7 +116,7 @@ def losses(run_dir):
 
 def at_step(monkeypatch, step, action):
     """Calls `action` while the step of this number (from 1) runs."""
-    original, calls = ssdlib.training.trainer.match, []
+    original, calls = ssdlib.training.validation.match, []
 
     def match(*arguments):
         calls.append(None)
@@ -122,7 +124,7 @@ def at_step(monkeypatch, step, action):
             action()
         return original(*arguments)
 
-    monkeypatch.setattr(ssdlib.training.trainer, "match", match)
+    monkeypatch.setattr(ssdlib.training.validation, "match", match)
 
 
 def stop_by(number):
@@ -242,7 +244,7 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix
 @pytest.fixture
 def terminal(monkeypatch):
     """A SIGHUP leaves the terminal, if the tests have one, alone."""
-    monkeypatch.setattr("ssdlib.training.monitor._leave_terminal", lambda: None)
+    monkeypatch.setattr("ssdlib.common.signals._leave_terminal", lambda: None)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -373,13 +375,13 @@ def test_ignoring_confident_background_sets_in_at_its_step_and_survives_a_stop(
 ):
     """Of 6 steps the first 3 are as ever; stopped after the change and resumed, the end is the same."""
     recipe = RECIPE.replace(background="ignore_confident", ignore_after=0.5)
-    original, used = ssdlib.training.trainer.multibox_loss, []
+    original, used = ssdlib.training.validation.multibox_loss, []
 
     def multibox_loss(*arguments, **options):
         used.append(options["background"])
         return original(*arguments, **options)
 
-    monkeypatch.setattr(ssdlib.training.trainer, "multibox_loss", multibox_loss)
+    monkeypatch.setattr(ssdlib.training.validation, "multibox_loss", multibox_loss)
     make_trainer(data, tmp_path / "whole", recipe).fit()
     assert used == ["hard"] * 3 + ["ignore_confident"] * 3
     end = checkpoints.digest(final_state(tmp_path / "whole"))
@@ -441,8 +443,7 @@ def test_two_trainings_of_the_same_write_the_same_bytes_but_for_the_times(data, 
 
 
 def test_the_loss_on_val_is_that_of_the_averaged_weights_without_augmentation(data, tmp_path):
-    trainer = make_trainer(data, tmp_path, RECIPE.replace(evaluate_every=2))
-    trainer.val_data = data.subset(4)  # 0, 1, 2 and 3 cells
+    trainer = make_trainer(data, tmp_path, RECIPE.replace(evaluate_every=2), val=4)  # 0, 1, 2 and 3 cells
     first, second, third = trainer.fit().epochs
     assert first.val_loss is None and "val" not in first.line(3)
     assert second.val_loss is not None and f"val loss {third.val_loss:.3f}  val mAP" in third.line(3)
@@ -486,17 +487,17 @@ def test_no_object_in_val_no_loss_on_it(data):
 
 def test_looking_at_val_changes_no_bit_of_a_training(data, tmp_path):
     recipe = RECIPE.replace(epochs=2)
-    for val in (True, False):
+    for val in (2, 0):
         make_trainer(data, tmp_path / str(val), recipe, val=val).fit()
-    one, other = (checkpoints.digest(final_state(tmp_path / str(val))) for val in (True, False))
+    one, other = (checkpoints.digest(final_state(tmp_path / str(val))) for val in (2, 0))
     assert one == other
 
 
 def test_workers_change_nothing(data, tmp_path):
     recipe = RECIPE.replace(epochs=1)
     first, second = tmp_path / "0", tmp_path / "2"
-    make_trainer(data, first, recipe, val=False).fit()
-    make_trainer(data, second, recipe, val=False, workers=2).fit()
+    make_trainer(data, first, recipe, val=0).fit()
+    make_trainer(data, second, recipe, val=0, workers=2).fit()
     assert checkpoints.digest(final_state(first)) == checkpoints.digest(final_state(second))
 
 
@@ -553,13 +554,13 @@ def test_other_classes_and_no_images_are_refused(data, tmp_path):
     with pytest.raises(DataError, match="classes WBC, RBC, Platelets, but the network has cell"):
         make_trainer(data, tmp_path, RECIPE.replace(model=model))
     with pytest.raises(DataError, match="no images"):
-        make_trainer(DetectionDataset([], TINY.class_names), tmp_path, val=False)
+        make_trainer(DetectionDataset([], TINY.class_names), tmp_path, val=0)
     bare = [
         dataclasses.replace(sample, boxes=np.empty((0, 4), np.float32), labels=np.empty(0, np.int64))
         for sample in data.samples
     ]
     with pytest.raises(DataError, match=r"none of the .* training images has an object"):
-        make_trainer(DetectionDataset(bare, TINY.class_names), tmp_path, val=False)
+        make_trainer(DetectionDataset(bare, TINY.class_names), tmp_path, val=0)
 
 
 def test_of_many_views_no_more_are_used_than_asked_for_and_both_are_said(data, tmp_path, capsys):
@@ -579,7 +580,7 @@ def test_of_many_views_no_more_are_used_than_asked_for_and_both_are_said(data, t
 
 def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypatch):
     read = []
-    get, original = DetectionDataset.__getitem__, ssdlib.training.trainer.multibox_loss
+    get, original = DetectionDataset.__getitem__, ssdlib.training.validation.multibox_loss
 
     def noted(self, index):
         read.append(self.samples[index].image_id)
@@ -591,7 +592,7 @@ def test_not_a_number_stops_with_a_full_account(data, scores, tmp_path, monkeypa
         return MultiBoxLoss(loss.total * broken, loss.localization, loss.confidence, loss.positives)
 
     monkeypatch.setattr(DetectionDataset, "__getitem__", noted)
-    monkeypatch.setattr(ssdlib.training.trainer, "multibox_loss", multibox_loss)
+    monkeypatch.setattr(ssdlib.training.validation, "multibox_loss", multibox_loss)
     with pytest.raises(
         TrainingError,
         match=r"epoch 2, step 2 of 2 \(learning rate .*\): loss nan, localization \d.*, gradient norm nan, "
@@ -662,7 +663,7 @@ def test_without_val_and_average_the_last_weights_are_kept(data, tmp_path, capfd
     recipe = RECIPES["original"].replace(
         model=TINY.replace(batch_norm=False), epochs=1, batch_size=4, augment=NO_AUGMENTATION
     )
-    trainer = make_trainer(data, tmp_path, recipe, val=False)
+    trainer = make_trainer(data, tmp_path, recipe, val=0)
     history = trainer.fit(resume=True)
     assert "nothing to resume" in capfd.readouterr().err
     assert history.best_epoch is None and math.isfinite(history.epochs[0].loss)
