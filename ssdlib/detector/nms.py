@@ -71,11 +71,12 @@ def batched_nms(boxes_xyxy: Tensor, scores: Tensor, iou_threshold: float | Tenso
     valid = scores.gather(1, order) > -torch.inf
     table = CACHED_TABLE if scores.device.type == "cpu" else LARGEST_TABLE
     lists = max(1, table // max(1, scores.shape[1] ** 2))
-    parts = [
-        _suppress(ordered[i : i + lists], valid[i : i + lists], thresholds[i : i + lists])
-        for i in range(0, len(scores), lists)
-    ]
-    kept = torch.cat(parts) if parts else valid
+    kept = valid.clone()
+    for i in range(0, len(scores), lists):
+        part, longest = slice(i, i + lists), scores.shape[1]
+        if scores.device.type == "cpu":  # a GPU would be waited for
+            longest = int(valid[part].sum(dim=1).max())  # the padding is at the end
+        kept[part, :longest] = _suppress(ordered[part, :longest], valid[part, :longest], thresholds[part])
     return torch.zeros_like(kept).scatter_(1, order, kept)
 
 
