@@ -1,4 +1,4 @@
-"""Tables of measured results, as the report, the command line, the model card and notebook 5 show them."""
+"""Tables of measured results, as the report, the command line, the model card and notebooks show them."""
 
 from __future__ import annotations
 

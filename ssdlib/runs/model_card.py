@@ -23,6 +23,7 @@ from ssdlib.common.errors import ConfigError, shell
 from ssdlib.common.files import sha256_of, write_text
 from ssdlib.common.terminal import printable
 from ssdlib.config import DEFAULT_THRESHOLD
+from ssdlib.data.smears import COMPLETE
 from ssdlib.evaluation.tables import results_text
 
 if TYPE_CHECKING:
@@ -237,7 +238,8 @@ def _data_line(source: DataSource) -> str:
     counts = {split: len(ids) for split, ids in source.labels.splits.items()}
     sizes = ", ".join(f"{split} {counts.get(split, 0)}" for split in ("train", "val", "test"))
     trained = "only train was trained on, val chose"
-    use = "drawn by `ssdlib data smears --hard`" if source.synthetic else trained
+    hard = " --hard" if source.folder and (source.folder / COMPLETE).is_dir() else ""
+    use = f"drawn by `ssdlib data smears{hard}`" if source.synthetic else trained
     return f"{_name_of(source)}: {sizes} images; {use}. Fingerprint `{source.fingerprint}`."
 
 

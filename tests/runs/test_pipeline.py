@@ -1,5 +1,6 @@
 """The chain: order, parameters, failures, interruption. Its notebooks here have two or three cells."""
 
+import contextlib
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -297,6 +299,33 @@ def test_the_kernel_is_this_python_whatever_the_kernelspec_of_that_name_starts(
     write_notebook(folder / "01_who.ipynb", "import sys\nopen(RUN_DIR + '/who', 'w').write(sys.executable)")
     run_chain("smoke", smears, tmp_path / "run", progress=False)
     assert Path((tmp_path / "run/who").read_text()).samefile(sys.executable)
+
+
+def test_a_kernel_has_imported_what_notebooks_need_and_gives_none_of_it_a_name(
+    tmp_path, folder, smears, monkeypatch
+):
+    monkeypatch.setattr("ssdlib.runs.kernels.IMPORTS", "import colorsys")
+    check = "import sys\nassert 'colorsys' in sys.modules\nassert 'colorsys' not in globals()"
+    write_notebook(folder / "01_any.ipynb", check)
+    run_chain("smoke", smears, tmp_path / "run", progress=False)
+    assert states(tmp_path / "run") == ["done"]
+
+
+@pytest.mark.parametrize("last", ["", "raise ValueError('at the end')"])
+def test_the_next_kernel_is_started_while_one_runs_and_none_is_left(tmp_path, folder, smears, last):
+    """So the second notebook does not wait for its imports. The third's is left where the second fails."""
+    note = "import os, psutil, time\nopen(RUN_DIR + '/{}', 'w').write(f'{{os.getpid()}} {{{}}}')"
+    write_notebook(folder / "01_a.ipynb", "import time\ntime.sleep(0.5)", note.format("one", "time.time()"))
+    began = "psutil.Process().create_time()"
+    write_notebook(folder / "02_b.ipynb", note.format("two", began), last)
+    write_notebook(folder / "03_c.ipynb", "1")
+    with pytest.raises(StageError, match="at the end") if last else contextlib.nullcontext():
+        run_chain("smoke", smears, tmp_path / "run", progress=False)
+    (one, ended), (two, started) = ((tmp_path / "run" / name).read_text().split() for name in ("one", "two"))
+    assert float(started) < float(ended)
+    assert not any(psutil.pid_exists(int(pid)) for pid in (one, two))
+    kernels = [child for child in psutil.Process().children() if "ipykernel_launcher" in child.cmdline()]
+    assert not kernels, "the waiting ones have been ended, too"
 
 
 def test_a_kernel_that_does_not_start_is_said_with_its_reason(tmp_path, folder, smears, monkeypatch):
