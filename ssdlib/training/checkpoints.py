@@ -125,20 +125,21 @@ def alone(run_dir: Path, lock: str = LOCK) -> Iterator[None]:
         raise TrainingError(
             f"cannot write {path}: {error.strerror}. Free some space or choose another folder."
         ) from error
-    _held.add(descriptor)
+    _held[descriptor] = path
     try:
         yield
     finally:
-        _held.discard(descriptor)
+        _held.pop(descriptor, None)
         with suppress(OSError):  # Windows removes no file that is open
             path.unlink()
         os.close(descriptor)
 
 
 def in_use(run_dir: Path, lock: str) -> bool:
-    """Whether a process has this lock of a run folder, or nobody can know because the folder is read-only."""
+    """Whether another process has this lock of a run folder, or may have it because the folder is read-only."""
+    path = run_dir / lock
     try:
-        if (run_dir / lock).exists():
+        if path not in _held.values() and path.exists():
             with alone(run_dir, lock):
                 pass
     except TrainingError:
@@ -184,7 +185,7 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-_held: set[int] = set()
+_held: dict[int, Path] = {}
 
 
 def _leave_to_parent() -> None:
