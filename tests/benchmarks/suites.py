@@ -15,7 +15,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.transforms.v2 import functional as F
 
-from ssdlib.common.runtime import choose_precision, keep_freed_memory, return_freed_memory
+from ssdlib.common.runtime import (
+    choose_precision,
+    instruction_sets,
+    keep_freed_memory,
+    return_freed_memory,
+)
 from ssdlib.common.signals import StopSignals
 from ssdlib.common.tables import Table
 from ssdlib.config import BCCD_CLASSES, RECIPES, ModelConfig
@@ -41,8 +46,13 @@ SURE_BACKGROUND = 6.0
 
 def compared(suite: str, timings: Timings, *others: str) -> Measurement:
     """The timings of a suite, with the targets of how many times as long as ours the `others` take."""
-    ratios = {f"{suite}: times as fast as {other}": timings.ratio(other, OURS) for other in others}
-    return Measurement({"timings": timings.to_dict()}, [timings.table()], targets(ratios))
+    ratios = {
+        f"{suite}: times as fast as {other}": timings.ratio(other, OURS) if timings.quiet else None
+        for other in others
+    }
+    return Measurement(
+        {"timings": timings.to_dict()}, [timings.table()], targets(ratios), timings.conditions()
+    )
 
 
 def training(bench: Bench) -> Measurement:
@@ -61,8 +71,11 @@ def training(bench: Bench) -> Measurement:
     measured = compared("training", timings, NAIVE, TORCHVISION)
     share = measured.values["matrix"] = matrix_share(bench, timings)
     measured.tables.append(matrix_table(share))
-    if bench.device.type == "cuda":
-        measured.targets.extend(targets({"share of the matrix rate": share["share_of_matrix_rate"]}))
+    names = {"cuda": "share of the matrix rate"}
+    if "avx512_bf16" in (sets := instruction_sets()):
+        names["cpu"] = f"share of the matrix rate, {'AMX' if 'amx_bf16' in sets else 'AVX-512'}"
+    if name := names.get(bench.device.type):
+        measured.targets.extend(targets({name: share["share_of_matrix_rate"] if timings.quiet else None}))
     return measured
 
 
