@@ -38,16 +38,16 @@ def available_cores(quota_file: Path = _QUOTA) -> int:
 def free_cores(seconds: float = 0.1, stat_file: Path = _STAT) -> int:
     """The number of processors that this process may use and nobody else is using, 1 at least.
 
-    By what they do for that long, during which this process should wait. Where the system does not tell,
-    all count as free.
+    By what they do for that long, less what threads of this process do meanwhile. Where the system does not
+    tell, all count as free.
     """
     cores = available_cores()
     with suppress(OSError, ValueError, IndexError, ZeroDivisionError):
-        before = processor_times(stat_file)
+        before, began, own = processor_times(stat_file), time.perf_counter(), time.process_time()
         time.sleep(seconds)
-        after = processor_times(stat_file)
+        after, own = processor_times(stat_file), time.process_time() - own
         shares = [(after[cpu][0] - idle) / (after[cpu][1] - all_of) for cpu, (idle, all_of) in before.items()]
-        return max(1, min(cores, round(sum(shares))))
+        return max(1, min(cores, round(sum(shares) + own / (time.perf_counter() - began))))
     return cores
 
 

@@ -18,7 +18,7 @@ from statistics import median
 from typing import Any
 
 from ssdlib.common.tables import Table, number
-from ssdlib.common.threads import available_cores, share_processors
+from ssdlib.common.threads import available_cores
 from tests.benchmarks.common import Measurement, targets
 from tests.benchmarks.timing import BUSY, QUIET, Bench, Others, machine
 
@@ -96,15 +96,14 @@ def _compute() -> None:
 
 def _rate(job: str, bench: Bench) -> dict[str, Any]:
     """What a new process says of its rate."""
-    command = [sys.executable, "-m", "tests.benchmarks.busy", job, str(bench.source.folder), str(bench.batch)]
-    command += [str(SECONDS), str(bench.folder / "busy")]
+    settings = [job, str(bench.source.folder), str(bench.batch), str(SECONDS), str(bench.folder / "busy")]
+    command = [sys.executable, "-c", _START, *settings]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(job: str, folder: Path, batch: int, seconds: float, out: Path) -> dict[str, Any]:
     """Images a second, and threads, of this process at one of `JOBS`."""
-    share_processors()  # before PyTorch is imported, as the command line does it
     import torch
 
     from ssdlib.common.signals import StopSignals
@@ -140,6 +139,14 @@ def run(job: str, folder: Path, batch: int, seconds: float, out: Path) -> dict[s
     return {"rate": done / (time.perf_counter() - began), "threads": torch.get_num_threads()}
 
 
-if __name__ == "__main__":
-    name, data, size, limit, place = sys.argv[1:]
-    print(json.dumps(run(name, Path(data), int(size), float(limit), Path(place))))
+_START = """
+import json, sys
+from pathlib import Path
+from ssdlib.common.threads import share_processors
+
+share_processors()  # before PyTorch is imported, as the command line does it
+from tests.benchmarks.busy import run
+
+job, folder, batch, seconds, out = sys.argv[1:]
+print(json.dumps(run(job, Path(folder), int(batch), float(seconds), Path(out))))
+"""

@@ -41,10 +41,21 @@ def test_processors_that_others_use_do_not_count(tmp_path, monkeypatch, idle, ex
     file = tmp_path / "stat"
     file.write_text("".join(f"cpu{number} 0 0 0 0 0 0 0 0 0 0\n" for number in range(4)))
     monkeypatch.setattr(threads.time, "sleep", lambda _: file.write_text(stat_of(*idle)))
+    monkeypatch.setattr(threads.time, "process_time", lambda: 0.0)
     assert threads.free_cores(stat_file=file) == expected
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1}, raising=False)
     file.write_text("cpu1 0 0 0 0 0 0 0 0\n")
     assert threads.free_cores(stat_file=file) == 1
+
+
+def test_what_this_process_does_meanwhile_takes_no_processor_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    file = tmp_path / "stat"
+    file.write_text("cpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\n")
+    monkeypatch.setattr(threads.time, "sleep", lambda _: file.write_text(stat_of(100, 20)))
+    for name, moments in (("process_time", (3.0, 3.08)), ("perf_counter", (50.0, 50.1))):
+        monkeypatch.setattr(threads.time, name, iter(moments).__next__)
+    assert threads.free_cores(stat_file=file) == 2
 
 
 @pytest.mark.parametrize("content", [None, "", "cpu 1 2 3", "cpu0 x", "cpu0 1 2"])
