@@ -1,7 +1,8 @@
 """How many threads to compute with: as many as processors are free, which others may be using meanwhile.
 
 Two threads on one free processor are several times slower than one: each waits at every layer for the other,
-which is not running. To be asked before PyTorch is imported, since OpenMP reads its settings then.
+which is not running. The number is chosen once, when a process begins to work, and a training keeps it when
+it is resumed: sums of floats depend on it, so that another would end in other weights.
 """
 
 from __future__ import annotations
@@ -18,11 +19,6 @@ _CHOSEN = "SSDLIB_CHOSE_THREADS"
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 _STAT = Path("/proc/stat")
-
-SPINS = "10000"
-"""How often a thread looks whether there is work before it sleeps: for about half a millisecond, in place of
-ten as by default in GNU's OpenMP. So a thread that waits for one without a processor does not keep it from
-one for long, and where all have one the next layer finds them awake."""
 
 
 def available_cores(quota_file: Path = _QUOTA) -> int:
@@ -95,12 +91,11 @@ def keep_threads(number: object) -> None:
 
 
 def share_processors() -> None:
-    """Let this process compute with as many threads as processors are free, and wait without taking them.
+    """Let this process, and those that it starts, compute with as many threads as processors are free.
 
-    What the user has set by OMP_NUM_THREADS, OMP_WAIT_POLICY or GOMP_SPINCOUNT stays.
+    What the user has set by OMP_NUM_THREADS stays. How threads wait is left alone: where each has a
+    processor, sleeping between two layers (OMP_WAIT_POLICY=PASSIVE) was measured to cost up to a third.
     """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ[_CHOSEN] = "1"
         use_threads(free_cores() if available_cores() > 1 else 1)
