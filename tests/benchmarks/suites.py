@@ -182,7 +182,7 @@ def forward_flops(config: ModelConfig | None = None) -> int:
 
 
 class MatrixProduct:
-    """Products of two large matrices in the number format of training, of about the work of a training step."""
+    """Products of two large matrices in the number format of training, about as much work as a step."""
 
     def __init__(self, device: torch.device, size: int = 4096, times: int = 10) -> None:
         self.precision = choose_precision("auto", device)

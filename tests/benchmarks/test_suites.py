@@ -17,7 +17,7 @@ from tests.benchmarks import naive, suites
 from tests.benchmarks.__main__ import main
 from tests.benchmarks.invocation import invoke
 from tests.benchmarks.suites import NAIVE, OURS, TORCHVISION, forward_flops
-from tests.benchmarks.timing import Bench, Timings
+from tests.benchmarks.timing import Timings
 
 
 @pytest.fixture(scope="module")
