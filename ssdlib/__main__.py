@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 
 from ssdlib.common.errors import SsdError
 from ssdlib.common.paths import HOME
 from ssdlib.common.terminal import say
+from ssdlib.common.threads import share_processors
 
 FAILED, INTERRUPTED = 1, 130
 STOPPED = "stopped; what was written so far is kept"
@@ -47,6 +49,9 @@ def _run(arguments: list[str] | None) -> int:
     """Run the command line and return its exit code, with all that it prints on its way."""
     from ssdlib.cli import app
 
+    gc.set_threshold(50_000)  # imports make many objects, and hardly any rings of them
+    if "--help" not in (arguments or sys.argv):
+        share_processors()  # before any command imports PyTorch
     try:
         try:
             return app(args=arguments, prog_name="ssdlib", standalone_mode=True) or 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,18 @@ from pydantic.dataclasses import dataclass
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.files import shortened
+
+IMAGE_SIZE = 300
+"""The side of the square images that the network takes, in pixels."""
+
+CANDIDATES = 1000
+"""The best detections of each class in one view that go into NMS, several to a cell. The paper has 400."""
+
+NMS_IOU = 0.45
+"""IoU above which two detections are of one object, unless the weights know better. Liu et al. 2016."""
+
+MAX_LOG_RATIO = math.log(1000 / 16)
+"""Decoded sizes are limited to exp() of this times the prior's, so that a wild output stays finite."""
 
 BCCD_CLASSES = ("WBC", "RBC", "Platelets")
 """Class names in label order: background is 0, WBC 1, RBC 2, Platelets 3."""

@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from ssdlib.common import paths
+from ssdlib.common.threads import share_processors
 from ssdlib.data import smears
 from ssdlib.data import source as bccd
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Once for all tests, before PyTorch is imported: no command that one of them runs changes it for the others.
+share_processors()
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.common.paths import checkout
+from ssdlib.common.threads import available_cores
 
 if TYPE_CHECKING:  # torch takes seconds to import, and much of what is asked here needs none of it
     import torch
@@ -90,6 +91,18 @@ def choose_precision(precision: str = "auto", device: str | torch.device = "cpu"
     return "bf16" if has_native_bf16(device) else "fp32"
 
 
+_SETS = (
+    "avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8",
+    "asimd", "sve", "i8mm", "bf16",
+)  # fmt: skip
+
+
+def instruction_sets() -> str:
+    """The processor's sets of instructions that decide how fast a network is, as its system names them."""
+    flags = (cpu_facts().get("flags") or cpu_facts().get("Features", "")).split()
+    return " ".join(name for name in _SETS if name in flags) or "not known"
+
+
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that tensors free, for the next ones. Returns whether it is set.
 
@@ -145,11 +158,6 @@ def need_extra(extra: str, *modules: str) -> ModuleType:
         ) from error
 
 
-def available_cores() -> int:
-    """The number of cores this process may use; containers and batch systems often allow fewer than exist."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def environment() -> dict[str, Any]:
     """Versions, hardware and git revision, for a run's environment.json."""
     import torch
@@ -164,6 +172,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": versions,
         "cpu": cpu_name(),
+        "instruction_sets": instruction_sets(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "device": str(device),

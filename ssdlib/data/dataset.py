@@ -16,7 +16,7 @@ from torchvision import tv_tensors
 from tqdm import tqdm
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.runtime import available_cores
+from ssdlib.common.threads import available_cores
 from ssdlib.data.formats.records import LabeledObject
 from ssdlib.data.images import crop, read_image
 

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ssdlib.common.errors import DataError
-from ssdlib.common.runtime import available_cores
+from ssdlib.common.threads import available_cores
 from ssdlib.data.images import read_image
 
 NEAR_DUPLICATE_BITS = 48

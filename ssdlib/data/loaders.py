@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssdlib.common.distributed import launched_as
 from ssdlib.common.errors import ConfigError
-from ssdlib.common.runtime import available_cores
 from ssdlib.common.terminal import say
+from ssdlib.common.threads import available_cores
 
 Target = dict[str, Any]
 Batch = tuple[Tensor, list[Target]]

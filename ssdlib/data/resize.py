@@ -1,32 +1,59 @@
-"""The one resize of images for the network."""
+"""The resize of images that a network is to look at. It needs NumPy and OpenCV alone."""
 
 from __future__ import annotations
 
-import platform
+from functools import lru_cache
 
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
+import cv2
+import numpy as np
 
-_ARM = ("aarch64", "arm64")
+_ROWS = 10
+"""Rows of the result made at once: so few that a matrix product pays, and that BLAS starts no threads."""
+_MOST_BITS = 16
+"""Fractional bits of weights whose products with 8-bit pixels float32 adds up without rounding."""
 
 
-def resize_to(image: Tensor, size: int = 300) -> Tensor:
-    """The uint8 image (3, H, W) as (3, size, size): bilinear, antialiased, sides independently.
+def resize_to(rgb: np.ndarray, size: int = 300) -> np.ndarray:
+    """The image (H, W, 3) uint8 as (3, size, size): bilinear, antialiased, sides independently.
 
-    Training, evaluation and prediction all resize through here, so a network sees the same pixels in each.
-    They are those of torchvision's `resize`, which is not called because torchvision takes as long to import
-    as torch itself.
+    To the bit what torchvision's `resize` makes of whole numbers in training and evaluation: first across,
+    then down, each time rounded to uint8, with weights of 16 bits as in PyTorch's kernels and in Pillow-SIMD,
+    which they are from. Neither is called, because torch alone takes seconds to import.
     """
-    channels, height, width = image.shape
-    if (height, width) == (size, size):
-        return image
-    pixels = image[None]
-    if pixels.is_contiguous(memory_format=torch.channels_last) and image.numel() != pixels.stride(0):
-        # Only with this stride of the batch does torch see that channels are last, and resize without a copy.
-        pixels = image.as_strided((1, *image.shape), (image.numel(), *image.stride()))
-    # Where torch has no fast way for whole numbers, torchvision takes float32 and rounds.
-    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") or platform.machine() in _ARM
-    whole = image.device.type == "cpu" and fast
-    resized = interpolate(pixels if whole else pixels.float(), (size, size), mode="bilinear", antialias=True)
-    return (resized if whole else resized.round_().to(image.dtype)).reshape(channels, size, size)
+    height, width = rgb.shape[:2]
+    columns = _shortened(cv2.transpose(rgb).reshape(width, -1), size).reshape(size, height, 3)
+    rows = _shortened(cv2.transpose(columns).reshape(height, -1), size).reshape(size, size, 3)
+    return np.stack(cv2.split(rows))
+
+
+def _shortened(rows: np.ndarray, size: int) -> np.ndarray:
+    """The weighted means (size, M) uint8 of rows (L, M) uint8."""
+    if len(rows) == size:
+        return rows
+    bands = _bands(len(rows), size)
+    means = np.empty((size, rows.shape[1]), np.uint8)
+    for into, of, weights in bands:
+        sums = weights @ rows[of].astype(weights.dtype)
+        sums += 0.5
+        means[into] = sums
+    return means
+
+
+@lru_cache(maxsize=256)
+def _bands(length: int, size: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """For some rows of the result at a time: which they are, the rows they are made of, and the weights."""
+    scale = length / size
+    reach = max(1.0, scale)  # a triangle as wide as a pixel of the result, or as one of the image
+    centers = scale * (np.arange(size) + 0.5)
+    first = np.maximum((centers - reach + 0.5).astype(int), 0)
+    last = np.minimum((centers + reach + 0.5).astype(int), length)
+    row = np.arange(length)
+    weights = np.maximum(1.0 - np.abs((row - centers[:, None] + 0.5) / reach), 0.0)  # (size, length)
+    weights[(row < first[:, None]) | (row >= last[:, None])] = 0.0
+    weights /= weights.sum(axis=1, keepdims=True)
+    bits = min(int(np.log2((2**15 - 0.5) / weights.max())), 22)  # as many as leave each below 2 ** 15
+    kind = np.float32 if bits <= _MOST_BITS else np.float64
+    weights = (np.floor(weights * 2.0**bits + 0.5) * 2.0**-bits).astype(kind)
+    groups = [slice(row, min(row + _ROWS, size)) for row in range(0, size, _ROWS)]
+    spans = [slice(int(first[group].min()), int(last[group].max())) for group in groups]
+    return [(into, of, weights[into, of]) for into, of in zip(groups, spans, strict=True)]

@@ -17,21 +17,21 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from ssdlib.config import AugmentConfig
-from ssdlib.data.resize import resize_to
 
 
 class SquareResize(v2.Transform):
-    """`resize_to` for an image together with its boxes."""
+    """The resize to a square, antialiased: that of `ssdlib.data.resize`, for an image with its boxes."""
 
     def __init__(self, size: int = 300) -> None:
         super().__init__()
         self.size = size
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        resized = self._call_kernel(F.resize, inpt, size=[self.size, self.size])
         if isinstance(inpt, tv_tensors.Image):
             # Planes side by side again: the color arithmetic that follows is a quarter faster on them.
-            return tv_tensors.wrap(resize_to(inpt, self.size).contiguous(), like=inpt)
-        return self._call_kernel(F.resize, inpt, size=[self.size, self.size])
+            return tv_tensors.wrap(resized.contiguous(), like=inpt)
+        return resized
 
 
 class ZoomOut(v2.RandomZoomOut):

@@ -6,13 +6,10 @@ fractional (0 to 1) or pixel coordinates, as long as all its arguments use the s
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
-MAX_LOG_RATIO = math.log(1000 / 16)
-"""Decoded sizes are limited to exp() of this times the prior's, so that a wild output stays finite."""
+from ssdlib.config import MAX_LOG_RATIO
 
 
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.config import ModelConfig
+from ssdlib.config import IMAGE_SIZE, ModelConfig
 from ssdlib.detector.backbone import VGG16, ExtraLayers, L2Norm
 from ssdlib.detector.priors import make_priors
 
-IMAGE_SIZE = 300
 FEATURE_MAPS = (38, 19, 10, 5, 3, 1)
 """Side of each map the heads look at, for 300-pixel images."""
 

@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-import safetensors.torch
-import torch
-from torch import Tensor
 from typing_extensions import TypedDict  # pydantic takes no other before Python 3.12
 
 from ssdlib.common.errors import CheckpointError, ConfigError
-from ssdlib.common.files import parse_json, write_bytes
+from ssdlib.common.files import parse_json, sha256_of, write_bytes
 from ssdlib.config import ModelConfig
-from ssdlib.detector.model import SSD300
+
+if TYPE_CHECKING:  # PyTorch takes seconds to import, and the header of a file can be read without it
+    from torch import Tensor
+
+    from ssdlib.detector.model import SSD300
 
 _WEIGHTS = Path(__file__).resolve().parents[2] / "data" / "weights"
 SHIPPED = _WEIGHTS / "ssd300-blood.safetensors"
 """The detector that comes with the project, trained on several microscopes; its card lies beside it (.md)."""
+SHIPPED_INT8 = _WEIGHTS / "ssd300-blood-int8.onnx"
+"""The same for ONNX Runtime, in 8 bits; the file of sums beside it (.sha256) says from which weights."""
 BENCHMARK = _WEIGHTS / "ssd300-bccd.safetensors"
 """The detector of BCCD's official figures, trained to find what BCCD labels; its card lies beside it, too."""
 SHIPPED_NAMES = ("shipped", "blood", "bccd")
@@ -45,6 +50,26 @@ def shipped_weights(name: str = "shipped") -> Path:
             "(--set recipe.initial_weights=scratch)."
         )
     return path
+
+
+@cache
+def is_shipped_int8(path: str | Path) -> bool:
+    """Whether a file is the one of the project that its sums say, made from the shipped weights as they are.
+
+    The sums are in the format of `sha256sum`, which checks them, too: of the weights and of this file.
+    """
+    path = Path(path).resolve()
+    if path != SHIPPED_INT8 or not path.is_file():
+        return False
+    with suppress(OSError, ValueError):
+        sums = path.with_suffix(".sha256").read_text(encoding="ascii")
+        return sums == int8_sums(path)
+    return False
+
+
+def int8_sums(path: Path) -> str:
+    """The sums of the shipped weights and of their int8 file `path`, as `sha256sum` prints them."""
+    return "".join(f"{sha256_of(file)}  {file.name}\n" for file in (SHIPPED, path))
 
 
 FORMAT = "ssdlib-1"
@@ -80,6 +105,8 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
     network. Raises SsdError where the disk refuses (what was there before then stays), CheckpointError for
     a number too large for fp16.
     """
+    import torch
+
     tensors = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().to("cpu", memory_format=torch.contiguous_format).contiguous()
@@ -96,7 +123,9 @@ def save_model(model: SSD300, path: str | Path, *, half: bool = False, **metadat
 
 def _serialized(tensors: dict[str, Tensor], header: dict[str, str]) -> bytes:
     """The bytes of a safetensors file, equal for equal content: the library orders headers at random."""
-    content = memoryview(safetensors.torch.save(tensors, header))
+    from safetensors.torch import save
+
+    content = memoryview(save(tensors, header))
     size = int.from_bytes(content[:8], "little")
     parts = json.loads(bytes(content[8 : 8 + size]))
     parts["__metadata__"] = dict(sorted(parts["__metadata__"].items()))
@@ -116,6 +145,8 @@ def load_model(path: str | Path) -> SSD300:
 
     Raises CheckpointError that names the file if it is missing, damaged, half written, or not ours.
     """
+    from ssdlib.detector.model import SSD300
+
     config, _, tensors = _read(Path(path))
     try:
         check_tensors(config, tensors)
@@ -133,6 +164,10 @@ def check_tensors(config: ModelConfig, tensors: Mapping[str, Tensor]) -> None:
 
     So a network is never built larger than the file that it comes from; nor is one built here.
     """
+    import torch
+
+    from ssdlib.detector.model import SSD300
+
     with torch.device("meta"):
         own = SSD300(config).state_dict()
     wrong = [name for name in own if name not in tensors or tensors[name].shape != own[name].shape]
@@ -154,7 +189,7 @@ def _read(path: Path, *, tensors: bool = True) -> tuple[ModelConfig, dict[str, A
     if path.stat().st_size > MAX_BYTES:
         raise CheckpointError(f"{path} is larger than {MAX_BYTES // 10**6} MB: no weights of this detector.")
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        with safetensors.safe_open(path, framework="pt" if tensors else "numpy") as file:
             header = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except (safetensors.SafetensorError, OSError, struct.error, ValueError) as error:

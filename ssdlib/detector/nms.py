@@ -7,13 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ssdlib.config import CANDIDATES, NMS_IOU
 from ssdlib.detector.boxes import decode, iou
-
-CANDIDATES = 1000
-"""The best detections of each class in one view that go into NMS, several to a cell. The paper has 400."""
-
-NMS_IOU = 0.45
-"""IoU above which two detections are of one object, unless the weights know better. Liu et al. 2016."""
 
 LARGEST_TABLE = 2**24
 """IoU values held at once by `batched_nms` (64 MB); larger batches are taken in parts."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from ssdlib.config import PriorConfig
+from ssdlib.config import IMAGE_SIZE, PriorConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def sizes_of_map(config: PriorConfig, level: int) -> list[tuple[float, float]]:
@@ -26,21 +29,29 @@ def sizes_of_map(config: PriorConfig, level: int) -> list[tuple[float, float]]:
     return [(min(w, 1.0), min(h, 1.0)) for w, h in sizes] if config.clip else sizes
 
 
-def make_priors(config: PriorConfig, image_size: int = 300) -> Tensor:
+def make_priors(config: PriorConfig, image_size: int = IMAGE_SIZE) -> Tensor:
     """All priors of an image: (P, 4) float32, fractional cxcywh; P is 8732 with the paper's settings.
 
     Ordered by map (finest first), then row, column, and size, as the heads' outputs are. `image_size` only
     matters to configurations that count their strides in pixels. They are on the CPU, even where the device
     is set to another: arithmetic on the meta device would first import half of PyTorch.
     """
+    import torch  # NumPy's are enough to detect with ONNX Runtime
+
+    return torch.from_numpy(prior_array(config, image_size))
+
+
+def prior_array(config: PriorConfig, image_size: int = IMAGE_SIZE) -> np.ndarray:
+    """The same as a NumPy array."""
     levels = []
     for level, side in enumerate(config.feature_maps):
         # Fractional spacing: f locations of a row share the image evenly, unless the config counts pixels.
         spacing = 1 / side if config.strides is None else config.strides[level] / image_size
-        centers = (torch.arange(side, dtype=torch.float32, device="cpu") + 0.5) * spacing  # (f,)
-        center_y, center_x = torch.meshgrid(centers, centers, indexing="ij")  # (f, f) each
-        centers_xy = torch.stack([center_x, center_y], dim=-1).reshape(-1, 1, 2)  # (f*f, 1, 2)
-        sizes = torch.tensor(sizes_of_map(config, level), device="cpu").reshape(1, -1, 2)  # (1, n, 2)
-        shape = (centers_xy.shape[0], sizes.shape[1], 2)
-        levels.append(torch.cat([centers_xy.expand(shape), sizes.expand(shape)], dim=-1).reshape(-1, 4))
-    return torch.cat(levels)
+        centers = (np.arange(side, dtype=np.float32) + np.float32(0.5)) * np.float32(spacing)  # (f,)
+        center_y, center_x = np.meshgrid(centers, centers, indexing="ij")  # (f, f) each
+        centers_xy = np.stack([center_x, center_y], axis=-1).reshape(-1, 1, 2)  # (f*f, 1, 2)
+        sizes = np.array(sizes_of_map(config, level), dtype=np.float32)[None]  # (1, n, 2)
+        shape = (len(centers_xy), sizes.shape[1], 2)
+        both = [np.broadcast_to(centers_xy, shape), np.broadcast_to(sizes, shape)]
+        levels.append(np.concatenate(both, axis=-1).reshape(-1, 4))
+    return np.concatenate(levels)

@@ -119,7 +119,7 @@ def count_curve(detections: Sequence[Detections], targets: Sequence[Target], lab
     levels = CANDIDATES.astype(np.float32)
     counted = np.zeros((len(detections), len(levels)), dtype=np.int64)
     for row, found in enumerate(detections):
-        scores = found.scores.numpy()[found.labels.numpy() == label]
+        scores = found.scores[found.labels == label]
         counted[row] = len(scores) - np.searchsorted(np.sort(scores), levels)
     difference = (counted - true[:, None]).astype(np.float64)
     images = len(targets) or np.nan

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from ssdlib.common.errors import DataError
 from ssdlib.data.formats.records import iou_matrix
-from ssdlib.inference.detections import Detections
+from ssdlib.inference.detections import Detections, as_array
 
 Target = Mapping[str, Any]
 """The ground truth of one image: "boxes" (G, 4) in xyxy pixels and "labels" (G,), as datasets give them."""
@@ -144,8 +143,8 @@ def match_image(detections: Detections, target: Target, iou_threshold: float = 0
     positive if their IoU reaches the threshold and no detection before it has claimed that object.
     """
     boxes, labels = ground_truth(target)
-    same_class = detections.labels.numpy()[:, None] == labels
-    overlap = np.where(same_class, VOC.iou(detections.boxes.numpy(), boxes), -1.0)
+    same_class = detections.labels[:, None] == labels
+    overlap = np.where(same_class, VOC.iou(detections.boxes, boxes), -1.0)
     found = match(overlap, [iou_threshold], any_free_object=VOC.any_free_object)[0]
     missed = np.ones(len(labels), dtype=bool)
     missed[found[found >= 0]] = False
@@ -165,10 +164,10 @@ def match_class(
     for image, target in zip(detections, targets, strict=True):
         boxes, labels = ground_truth(target)
         limit = rule.limit(np.count_nonzero(labels == label))
-        own = np.flatnonzero(image.labels.numpy() == label)[:limit]
-        overlap = rule.iou(image.boxes.numpy()[own], boxes[labels == label])
+        own = np.flatnonzero(image.labels == label)[:limit]
+        overlap = rule.iou(image.boxes[own], boxes[labels == label])
         found.append(match(overlap, iou_thresholds, any_free_object=rule.any_free_object) >= 0)
-        scores.append(image.scores.numpy()[own])
+        scores.append(image.scores[own])
         objects.append(overlap.shape[1])
     joined = np.concatenate(scores)
     order = np.argsort(-joined, kind="stable")
@@ -193,12 +192,6 @@ def ground_truth(target: Target) -> tuple[np.ndarray, np.ndarray]:
     """The (G, 4) float64 boxes in xyxy pixels and the (G,) int64 labels of a target's tensors or lists."""
     boxes, labels = as_array(target["boxes"]), as_array(target["labels"])
     return boxes.reshape(-1, 4).astype(np.float64), labels.reshape(-1).astype(np.int64)
-
-
-def as_array(values: Any) -> np.ndarray:
-    """The NumPy array of a tensor on any device or of a list; fractional numbers as float64."""
-    values = torch.as_tensor(values).detach().cpu().as_subclass(torch.Tensor)
-    return values.double().numpy() if values.is_floating_point() else values.numpy()
 
 
 def check_pairs(detections: Sequence[Detections], targets: Sequence[Target]) -> None:

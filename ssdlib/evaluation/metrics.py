@@ -171,9 +171,9 @@ def confusion_matrix(
     for found, target in zip(detections, targets, strict=True):
         kept = found.above(score_threshold)
         boxes, labels = ground_truth(target)
-        overlap = iou_matrix(kept.boxes.numpy(), boxes)
+        overlap = iou_matrix(kept.boxes, boxes)
         objects = match(overlap, [0.5], priority=overlap)[0]
-        np.add.at(matrix, (np.append(labels, 0)[objects], kept.labels.numpy()), 1)  # [-1] is the background
+        np.add.at(matrix, (np.append(labels, 0)[objects], kept.labels), 1)  # [-1] is the background
         np.add.at(matrix, (np.delete(labels, objects[objects >= 0]), 0), 1)
     return matrix
 

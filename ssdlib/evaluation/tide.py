@@ -109,8 +109,8 @@ def classify(detections: Detections, target: Target) -> ImageErrors:
     overlaps nothing by more than 0.1; else *both*.
     """
     boxes, labels = ground_truth(target)
-    detected = detections.labels.numpy()
-    overlap = COCO.iou(detections.boxes.numpy(), boxes)
+    detected = detections.labels
+    overlap = COCO.iou(detections.boxes, boxes)
     same = detected[:, None] == labels
     counted = _within_limit(detected, labels)
     matched = match(np.where(same & counted[:, None], overlap, -1.0), [FOREGROUND_IOU])[0]
@@ -236,11 +236,11 @@ def _ranked(
 
     Those that COCO counts, highest score first.
     """
-    scores = _joined([one.scores.numpy() for one in detections], np.float32)
+    scores = _joined([one.scores for one in detections], np.float32)
     kinds = _joined([one.kinds for one in errors], np.str_)
     order = np.argsort(-scores, kind="stable")
     order = order[kinds[order] != ""]
-    labels = _joined([one.labels.numpy() for one in detections], np.int64)
+    labels = _joined([one.labels for one in detections], np.int64)
     fixes = _joined([one.fixes for one in errors], bool)
     # The object -1 of a detection without one is the 0 at the end.
     pairs = zip(truths, errors, strict=True)
@@ -293,8 +293,8 @@ def worst_errors(
             kind, box = str(errors.kinds[d]), _corners(kept.boxes[d])
             wrong.append(WorstError(index, image.image, kind, detected[d], score, box, true_box, true_name))
         for g in np.flatnonzero(errors.missed):
-            here = iou_matrix(image.boxes.numpy(), boxes[g : g + 1])[:, 0] >= FOREGROUND_IOU
-            scores = image.scores.numpy()[here & (image.labels.numpy() == labels[g])]
+            here = iou_matrix(image.boxes, boxes[g : g + 1])[:, 0] >= FOREGROUND_IOU
+            scores = image.scores[here & (image.labels == labels[g])]
             best = float(scores[0]) if len(scores) else None  # whatever else this detection may match
             error = WorstError(index, image.image, MISSED, names[g], best, _corners(boxes[g]), None, None)
             rank = (1 - (best or 0.0)) * _areas(boxes)[g] / usual[labels[g]]

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ssdlib.common.errors import ConfigError, DataError
 from ssdlib.common.runtime import need_extra
@@ -47,15 +45,15 @@ def class_thresholds(threshold: float | Mapping[str, float], class_names: Sequen
 class Detections:
     """The D detections of one image, highest score first (equal scores keep the order they came in).
 
-    Anything array-like is taken and kept as CPU tensors. Raises DataError, naming the image, where shapes,
-    labels or numbers are impossible.
+    Anything array-like, tensors included, is taken and kept as NumPy arrays. Raises DataError, naming the
+    image, where shapes, labels or numbers are impossible.
     """
 
-    boxes: Tensor
+    boxes: np.ndarray
     """(D, 4) float32, xyxy in pixels of the original image."""
-    scores: Tensor
+    scores: np.ndarray
     """(D,) float32 in [0, 1]."""
-    labels: Tensor
+    labels: np.ndarray
     """(D,) int64, from 1 (background, 0, is never detected)."""
     image_size: tuple[int, int]
     """(width, height) of the original image."""
@@ -65,17 +63,17 @@ class Detections:
     """File name or id of the image."""
 
     def __post_init__(self) -> None:
-        boxes = _tensor(self.boxes, torch.float32).reshape(-1, 4)
-        scores = _tensor(self.scores, torch.float32).reshape(-1)
-        labels = _tensor(self.labels, torch.int64).reshape(-1)
+        boxes = as_array(self.boxes, np.float32).reshape(-1, 4)
+        scores = as_array(self.scores, np.float32).reshape(-1)
+        labels = as_array(self.labels, np.int64).reshape(-1)
         names = tuple(self.class_names)
         if not len(boxes) == len(scores) == len(labels):
             raise self._impossible(f"{len(boxes)} boxes, {len(scores)} scores and {len(labels)} labels")
-        if not (torch.isfinite(boxes).all() and torch.isfinite(scores).all()):
+        if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise self._impossible("a box or score that is not a finite number")
         if len(labels) and not (int(labels.min()) >= 1 and int(labels.max()) <= len(names)):
             raise self._impossible(f"a label outside 1..{len(names)} ({', '.join(names)})")
-        order = torch.argsort(scores, descending=True, stable=True)
+        order = np.argsort(-scores, kind="stable")
         width, height = self.image_size
         for field, value in (
             ("boxes", boxes[order]),
@@ -94,7 +92,7 @@ class Detections:
     @classmethod
     def empty(cls, image_size: tuple[int, int], class_names: Iterable[str], image: str = "") -> Self:
         """No detections in an image of (width, height) pixels."""
-        return cls(torch.empty(0, 4), torch.empty(0), torch.empty(0), image_size, tuple(class_names), image)
+        return cls([], [], [], image_size, tuple(class_names), image)
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -116,13 +114,14 @@ class Detections:
 
         Raises ConfigError where a mapping lacks a class or names one that does not exist.
         """
-        least = torch.tensor(list(class_thresholds(threshold, self.class_names).values()))  # (classes,)
+        of_class = class_thresholds(threshold, self.class_names)
+        least = np.array(list(of_class.values()), np.float32)  # (classes,)
         keep = self.scores >= least[self.labels - 1]
         return replace(self, boxes=self.boxes[keep], scores=self.scores[keep], labels=self.labels[keep])
 
     def counts(self) -> dict[str, int]:
         """The number of detections of each class; a class without detections counts 0."""
-        numbers = torch.bincount(self.labels, minlength=len(self.class_names) + 1)[1:]
+        numbers = np.bincount(self.labels, minlength=len(self.class_names) + 1)[1:]
         return dict(zip(self.class_names, numbers.tolist(), strict=True))
 
     def mean_scores(self) -> dict[str, float | None]:
@@ -130,7 +129,7 @@ class Detections:
         means: dict[str, float | None] = {}
         for label, name in enumerate(self.class_names, start=1):
             scores = self.scores[self.labels == label]
-            means[name] = float(scores.double().mean()) if len(scores) else None
+            means[name] = float(scores.mean(dtype=np.float64)) if len(scores) else None
         return means
 
     def to_dict(self) -> dict[str, Any]:
@@ -177,7 +176,7 @@ class Detections:
 
         https://cocodataset.org/#format-results
         """
-        bbox = _xywh(self.boxes.double())  # differences of float32 are exact in float64
+        bbox = _xywh(self.boxes.astype(np.float64))  # differences of float32 are exact in float64
         rows = zip(bbox.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True)
         return [
             {"image_id": image_id, "category_id": label, "bbox": box, "score": score}
@@ -206,9 +205,9 @@ class Detections:
         Raises ConfigError if supervision is not installed.
         """
         return need_extra("supervision", "supervision").Detections(
-            xyxy=self.boxes.numpy().copy(),
-            confidence=self.scores.numpy().copy(),
-            class_id=self.labels.numpy() - 1,
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels - 1,
             data={"class_name": np.array(self.names, dtype=str)},
         )
 
@@ -242,7 +241,7 @@ class Detections:
 
         https://docs.voxel51.com/user_guide/using_datasets.html#object-detection
         """
-        shares = _xywh(self.boxes.double() / torch.tensor(self.image_size * 2))
+        shares = _xywh(self.boxes.astype(np.float64) / np.array(self.image_size * 2))
         rows = zip(shares.tolist(), self.names, self.scores.tolist(), strict=True)
         return [{"label": name, "bounding_box": box, "confidence": score} for box, name, score in rows]
 
@@ -261,7 +260,7 @@ class Detections:
         names, items = tuple(class_names), list(labels or ())
         needed = f"Each needs bounding_box (four numbers) and a label of {', '.join(names)}."
         with valid("FiftyOne's labels", needed):
-            boxes = _corners([item["bounding_box"] for item in items]) * torch.tensor(image_size * 2)
+            boxes = _corners([item["bounding_box"] for item in items]) * np.array(image_size * 2)
             scores = [1.0 if item.get("confidence") is None else item["confidence"] for item in items]
             found = [names.index(item["label"]) + 1 for item in items]
         return cls(boxes, scores, found, image_size, names, image)
@@ -271,10 +270,10 @@ class Detections:
 
         Raises ConfigError if pandas is not installed.
         """
-        corners = self.boxes.double()
+        corners = self.boxes.astype(np.float64)
         sides = corners[:, 2:] - corners[:, :2]
-        numbers = [self.scores.double(), *corners.T, *sides.T]
-        columns = [[self.image] * len(numbers[0]), self.names, *(column.numpy() for column in numbers)]
+        numbers = [self.scores.astype(np.float64), *corners.T, *sides.T]
+        columns = [[self.image] * len(numbers[0]), self.names, *numbers]
         return need_extra("pandas", "pandas").DataFrame(dict(zip(FRAME_COLUMNS, columns, strict=True)))
 
     @classmethod
@@ -310,19 +309,24 @@ class Detections:
         return cls(boxes, scores, labels, image_size, names, images[0] if images else image or "")
 
 
-def _tensor(values: Any, dtype: torch.dtype) -> Tensor:
-    return torch.as_tensor(values).detach().to("cpu", dtype).as_subclass(Tensor)
+def as_array(values: Any, dtype: type[np.generic] | None = None) -> np.ndarray:
+    """The NumPy array of a tensor on any device, a list or an array; without `dtype` of the values' own."""
+    if hasattr(values, "detach"):  # a tensor; of a type such as bfloat16 that NumPy lacks, in float32
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() and values.itemsize < 4 else values
+        values = values.numpy()
+    return np.asarray(values, dtype)
 
 
-def _xywh(xyxy: Tensor) -> Tensor:
+def _xywh(xyxy: np.ndarray) -> np.ndarray:
     """(D, 4) of the same boxes as corner, width and height."""
-    return torch.cat([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], dim=1)
+    return np.concatenate([xyxy[:, :2], xyxy[:, 2:] - xyxy[:, :2]], axis=1)
 
 
-def _corners(xywh: list[Any]) -> Tensor:
+def _corners(xywh: list[Any]) -> np.ndarray:
     """(D, 4) float64, xyxy, of boxes [x, y, width, height]."""
-    corner, size = torch.tensor(xywh, dtype=torch.float64).reshape(-1, 4).split(2, dim=1)
-    return torch.cat([corner, corner + size], dim=1)
+    boxes = np.array(xywh, np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 class Detector(Protocol):

@@ -30,7 +30,8 @@ def annotate(
     canvas = image if scratch and image.flags.writeable else np.ascontiguousarray(image).copy()
     if not len(detections):
         return canvas
-    side = float((detections.boxes[:, 2:] - detections.boxes[:, :2]).mean(dim=1).median())
+    sides = (detections.boxes[:, 2:] - detections.boxes[:, :2]).mean(axis=1)
+    side = float(np.quantile(sides, 0.5, method="lower"))
     unit = max(1.0, min(side / CELL, min(canvas.shape[:2]) / 480))
     lettered = letters and side >= LETTERED * unit
     line, size = max(1, round(1.6 * unit)) if lettered else 1, 0.42 * unit

@@ -9,7 +9,6 @@ from ssdlib.common.errors import ConfigError
 from ssdlib.config import ModelConfig
 from ssdlib.detector.model_file import read_metadata
 from ssdlib.inference.detections import Detector
-from ssdlib.inference.predictor import Predictor
 
 ENGINES = ("torch", "onnx", "onnx-int8")
 """Names that `open_predictor` knows."""
@@ -29,8 +28,10 @@ def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Detecto
             raise ConfigError(
                 f"{weights} is an ONNX file, which the engine torch cannot run: use --engine onnx"
             )
+        from ssdlib.inference.predictor import Predictor  # PyTorch takes seconds to import
+
         return Predictor.from_checkpoint(weights, **settings)
-    from ssdlib.inference.onnx.engine import OnnxPredictor  # an extra, and slow to import
+    from ssdlib.inference.onnx.engine import OnnxPredictor  # an extra
 
     predictor = OnnxPredictor(file_for(engine, weights), **settings)
     if engine == "onnx-int8" and predictor.precision != "int8":

@@ -12,8 +12,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ssdlib.data.images import crop
 from ssdlib.inference.detections import Detections, Detector
@@ -133,7 +131,7 @@ def _look(
         tiles = tiling.tiles(*size)
         found = _detect_tiles(predictor, image, tiles, found, _spread(tiles), on_tiles)
         sizes = _sizes(found, tiles, tiling)
-        times = float(sizes.median()) if _tell(sizes) else None
+        times = _median(sizes) if _tell(sizes) else None
         if times is None and tried == _ROUNDS:
             times = _climb(predictor, image, tiling, len(sizes))
         if times is None or _FITS[0] <= times <= _FITS[1]:
@@ -186,27 +184,31 @@ def _enlargement(tile: Tile, tiling: Tiling) -> float:
     return math.sqrt((tile[2] - tile[0]) * (tile[3] - tile[1]) / (width * height))
 
 
-def _sizes(found: dict[int, Detections], tiles: Sequence[Tile], tiling: Tiling) -> Tensor:
+def _sizes(found: dict[int, Detections], tiles: Sequence[Tile], tiling: Tiling) -> np.ndarray:
     """How many times as large as in training each whole cell in these tiles looks: (K,)."""
-    use, sides = tiling.use, [torch.empty(0)]
+    use, sides = tiling.use, [np.empty(0, np.float32)]
     for number, one in found.items():
         left, top, right, bottom = tiles[number]
         size = right - left, bottom - top
         label = one.class_names.index(use.reference) + 1
         boxes = one.boxes[(one.labels == label) & (one.scores >= PROBE_SCORE)]
-        boxes = boxes[torch.from_numpy(clear_of_border(boxes.numpy(), size, size))]
-        shares = (boxes[:, 2:] - boxes[:, :2]) / torch.tensor(size)
-        sides.append(shares.prod(dim=1).sqrt())
+        boxes = boxes[clear_of_border(boxes, size, size)]
+        shares = (boxes[:, 2:] - boxes[:, :2]) / np.array(size, np.float32)
+        sides.append(np.sqrt(shares.prod(axis=1)))
     usual = use.reference_side / math.sqrt(use.view[0] * use.view[1])
-    return torch.cat(sides) / usual
+    return np.concatenate(sides) / np.float32(usual)
 
 
-def _tell(sizes: Tensor) -> bool:
+def _median(sizes: np.ndarray) -> float:
+    return float(np.quantile(sizes, 0.5, method="lower"))  # one of them, as there may be five
+
+
+def _tell(sizes: np.ndarray) -> bool:
     """Whether so many cells of these sizes tell a scale: enough, and about as uniform as red cells are."""
     if len(sizes) < _ENOUGH:
         return False
-    low, high = torch.quantile(sizes, torch.tensor([0.25, 0.75])).tolist()
-    return high <= _UNIFORM * low
+    low, high = np.quantile(sizes, (0.25, 0.75))
+    return bool(high <= _UNIFORM * low)
 
 
 def _climb(predictor: Detector, image: np.ndarray, tiling: Tiling, known: int) -> float | None:
@@ -222,5 +224,5 @@ def _climb(predictor: Detector, image: np.ndarray, tiling: Tiling, known: int) -
         found = _detect_tiles(predictor, image, tiles, {}, _spread(tiles))
         sizes = _sizes(found, tiles, other)
         if len(sizes) >= most and _tell(sizes):
-            best, most = _enlargement(tiles[0], tiling) / now * float(sizes.median()), len(sizes) + 1
+            best, most = _enlargement(tiles[0], tiling) / now * _median(sizes), len(sizes) + 1
     return best

@@ -15,11 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import IO, AnyStr, TypeVar
 
-import torch
-
 from ssdlib.common.errors import DataError
 from ssdlib.common.files import MAX_BYTES, is_hidden, require_file, short_name
 from ssdlib.common.runtime import need_extra
+from ssdlib.common.threads import threads
 from ssdlib.data.images import IMAGE_SUFFIXES, fields_in, file_of, image_size
 
 PIXELS_AHEAD = 64_000_000
@@ -304,7 +303,7 @@ def read_ahead(
         except DataError as error:
             return error
 
-    pool = ThreadPoolExecutor(torch.get_num_threads(), "ssdlib-read")
+    pool = ThreadPoolExecutor(threads(), "ssdlib-read")
     waiting: deque[tuple[int, Future[Loaded | DataError]]] = deque()
     held = 0
     try:

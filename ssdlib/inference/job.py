@@ -27,7 +27,6 @@ from ssdlib.inference.fields import detect_fields
 from ssdlib.inference.inputs import PIXELS_AHEAD, ImageTask, pixels_of, read_ahead
 from ssdlib.inference.journal import Journal, open_journal
 from ssdlib.inference.quality import quality_notes
-from ssdlib.inference.report import write_report
 from ssdlib.inference.results import (
     DONE,
     OF_EACH_IMAGE,
@@ -217,6 +216,8 @@ def run_detection(
                 slides, together = slides_of(records(), names, job.group)
                 write_tables(job.out, records, names, job.formats, slides, decimal_comma=job.decimal_comma)
                 if "report" in job.formats:
+                    from ssdlib.inference.report import write_report  # with templates, slow to import
+
                     write_report(
                         job.out,
                         lambda: ((task, record) for task in job.tasks for record in journal.read([task])),

@@ -161,7 +161,7 @@ def measure(image: np.ndarray, cells: Detections, view: tuple[int, int], referen
     boxes of other classes is left out: where one large nucleus is the darkest thing by far, the threshold
     would part it from red cells and background together.
     """
-    boxes = cells.boxes.numpy()
+    boxes = cells.boxes
     own = np.array([name == reference for name in cells.names], bool)
     parts = list(_patches(image, view))
     # Every other pixel each way: a quarter of the work, and the same medians.

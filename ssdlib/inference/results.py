@@ -88,7 +88,7 @@ def save_pictures(
             out / "voc" / "Annotations" / f"{task.image_id}.xml",
             width=found.image_size[0],
             height=found.image_size[1],
-            boxes=found.boxes.double().numpy().round(2),
+            boxes=found.boxes.astype(np.float64).round(2),
             names=found.names,
             filename=copy,
             database=DATABASE,

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ssdlib.common.errors import ConfigError
 from ssdlib.config import Use
 from ssdlib.inference.detections import Detections
+from ssdlib.inference.outputs import nms
 
 RED_CELL_UM = 7.5
 """Diameter of a red cell on a dried smear, in micrometers: 7 to 8."""
@@ -146,74 +145,78 @@ def merge(found: Sequence[Detections], tiles: Sequence[Tile], image_size: tuple[
     further inside, so what a tile cuts is reported by the neighbor that has the whole. Parts of a cell too
     large for any overlap are joined. What two tiles see equally well is found twice, which NMS removes.
     """
-    width, height = image_size
-    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    limits = np.array(image_size * 2, dtype=np.float32)
     margin = MARGIN * (tiles[0][2] - tiles[0][0])
-    frames = torch.tensor(tiles, dtype=torch.float32)  # (T, 4)
-    kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    frames = np.array(tiles, dtype=np.float32)  # (T, 4)
+    kept: list[tuple[np.ndarray, ...]] = []
     for number, one in enumerate(found):
         boxes = one.boxes + frames[number, [0, 1, 0, 1]]
         # A padded tile may find something in its padding.
-        inside = ((boxes[:, :2] + boxes[:, 2:]) / 2 < limits[2:]).all(dim=1)
-        boxes = boxes.minimum(limits)
+        inside = ((boxes[:, :2] + boxes[:, 2:]) / 2 < limits[2:]).all(axis=1)
+        boxes = np.minimum(boxes, limits)
         keep = inside & ~_better_elsewhere(boxes, number, frames, limits, margin)
-        owner = torch.full((int(keep.sum()),), number)
-        kept.append((boxes[keep], one.scores[keep], one.labels[keep], owner))
-    from torchvision.ops import batched_nms  # not needed, and slow to import, where nothing is tiled
-
-    boxes, scores, labels, owner = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        kept.append((boxes[keep], one.scores[keep], one.labels[keep], np.full(keep.sum(), number)))
+    boxes, scores, labels, owner = (np.concatenate(parts) for parts in zip(*kept, strict=True))
     boxes, scores, labels = _join_parts(boxes, scores, labels, frames[owner], limits, margin)
-    best = batched_nms(boxes, scores, labels, MERGE_IOU)
+    best = nms(boxes, scores, labels, MERGE_IOU)
     return Detections(boxes[best], scores[best], labels[best], image_size, found[0].class_names)
 
 
-def _gaps(boxes: Tensor, tiles: Tensor, limits: Tensor) -> Tensor:
+def _gaps(boxes: np.ndarray, tiles: np.ndarray, limits: np.ndarray) -> np.ndarray:
     """How far each side of boxes (..., 4) lies inside tiles (..., 4), all xyxy -> (..., 4); infinite where
     the tile ends with the image, which cuts for every tile alike."""
-    gaps = torch.cat([boxes[..., :2] - tiles[..., :2], tiles[..., 2:] - boxes[..., 2:]], dim=-1)
-    outer = torch.cat([tiles[..., :2] <= 0, tiles[..., 2:] >= limits[2:]], dim=-1)
-    return gaps.masked_fill(outer.expand_as(gaps), torch.inf)
+    gaps = np.concatenate([boxes[..., :2] - tiles[..., :2], tiles[..., 2:] - boxes[..., 2:]], axis=-1)
+    outer = np.concatenate([tiles[..., :2] <= 0, tiles[..., 2:] >= limits[2:]], axis=-1)
+    return np.where(outer, np.inf, gaps)
 
 
-def _better_elsewhere(boxes: Tensor, own: int, tiles: Tensor, limits: Tensor, margin: float) -> Tensor:
+def _better_elsewhere(
+    boxes: np.ndarray, own: int, tiles: np.ndarray, limits: np.ndarray, margin: float
+) -> np.ndarray:
     """(D,) bool: whether another tile has the box at least `margin` further inside than its own tile.
 
     On the whole; or in one direction, if the two tiles are of one row or column and cut alike in the other.
     """
     mine = tiles[own]
-    near = ((tiles[:, :2] < mine[2:]) & (tiles[:, 2:] > mine[:2])).all(dim=1)
+    near = ((tiles[:, :2] < mine[2:]) & (tiles[:, 2:] > mine[:2])).all(axis=1)
     near[own] = False
     others = tiles[near]
     if not len(others):
-        return torch.zeros(len(boxes), dtype=torch.bool)
+        return np.zeros(len(boxes), dtype=bool)
     # Gaps to the left and right, above and below: (D, 2) here and (D, T, 2) there.
-    here = _gaps(boxes, mine, limits).unflatten(-1, (2, 2)).amin(dim=1).clamp(min=0)
-    there = _gaps(boxes[:, None], others[None], limits).unflatten(-1, (2, 2)).amin(dim=2)
-    aligned = (others[:, :2] == mine[:2]).flip(-1)  # of one row: compare across; of one column: down
-    on_the_whole = there.amin(dim=-1) >= here.amin(dim=-1, keepdim=True) + margin
-    in_one = (aligned & (there >= here[:, None] + margin)).any(dim=-1)
-    return (on_the_whole | in_one).any(dim=1)
+    here = np.maximum(_gaps(boxes, mine, limits).reshape(-1, 2, 2).min(axis=1), 0)
+    there = _gaps(boxes[:, None], others[None], limits)
+    there = there.reshape(len(boxes), len(others), 2, 2).min(axis=2)
+    aligned = (others[:, :2] == mine[:2])[:, ::-1]  # of one row: compare across; of one column: down
+    on_the_whole = there.min(axis=-1) >= here.min(axis=-1, keepdims=True) + margin
+    in_one = (aligned & (there >= here[:, None] + margin)).any(axis=-1)
+    return (on_the_whole | in_one).any(axis=1)
 
 
 def _join_parts(
-    boxes: Tensor, scores: Tensor, labels: Tensor, tiles: Tensor, limits: Tensor, margin: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    tiles: np.ndarray,
+    limits: np.ndarray,
+    margin: float,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Boxes of one class that both fill the strip which their tiles share become one around both.
 
     Only cells larger than the overlap are still cut here, so there are few; the score is the best part's. A
     part left alone goes if four fifths of it lie in a larger box of its class.
     """
     cut = _gaps(boxes, tiles, limits) < margin  # (D, 4): at the left, top, right, bottom edge of its tile
-    every = torch.arange(len(boxes))
-    group = every.clone()  # the index of the box that a box becomes a part of
+    every = np.arange(len(boxes))
+    group = every.copy()  # the index of the box that a box becomes a part of
     for axis in (0, 1):  # beside each other, then above each other
-        before, after = cut[:, axis + 2].nonzero().flatten(), cut[:, axis].nonzero().flatten()
+        before, after = np.flatnonzero(cut[:, axis + 2]), np.flatnonzero(cut[:, axis])
         for first in before.tolist():
             a, strip_end = boxes[first], tiles[first, axis + 2]
             b, strip_start = boxes[after], tiles[after, axis]
             other = 1 - axis
-            shared = a[other + 2].minimum(b[:, other + 2]) - a[other].maximum(b[:, other])
-            spanned = a[other + 2].maximum(b[:, other + 2]) - a[other].minimum(b[:, other])
+            shared = np.minimum(a[other + 2], b[:, other + 2]) - np.maximum(a[other], b[:, other])
+            spanned = np.maximum(a[other + 2], b[:, other + 2]) - np.minimum(a[other], b[:, other])
             linked = (
                 (labels[after] == labels[first])
                 & (tiles[first, axis] < strip_start)
@@ -222,16 +225,16 @@ def _join_parts(
                 & (b[:, axis + 2] > strip_end - margin)
                 & (shared > 0.5 * spanned)
             )
-            group[torch.isin(group, group[after[linked]])] = int(group[first])
-    pairs = group[:, None].expand(-1, 2)
-    low = boxes[:, :2].scatter_reduce(0, pairs, boxes[:, :2], "amin")
-    high = boxes[:, 2:].scatter_reduce(0, pairs, boxes[:, 2:], "amax")
-    boxes, scores = torch.cat([low, high], dim=1), scores.scatter_reduce(0, group, scores, "amax")
-    areas = (high - low).prod(dim=1)
+            group[np.isin(group, group[after[linked]])] = group[first]
+    low, high, best = boxes[:, :2].copy(), boxes[:, 2:].copy(), scores.copy()
+    np.minimum.at(low, group, boxes[:, :2])
+    np.maximum.at(high, group, boxes[:, 2:])
+    np.maximum.at(best, group, scores)
+    areas = (high - low).prod(axis=1)
     stay = group == every
-    alone = torch.bincount(group, minlength=len(boxes)) == 1
-    for index in (cut.any(dim=1) & alone).nonzero().flatten().tolist():
-        inside = (high.minimum(high[index]) - low.maximum(low[index])).clamp(min=0).prod(dim=1)
+    alone = np.bincount(group, minlength=len(boxes)) == 1
+    for index in np.flatnonzero(cut.any(axis=1) & alone).tolist():
+        inside = (np.minimum(high, high[index]) - np.maximum(low, low[index])).clip(min=0).prod(axis=1)
         larger = stay & (labels == labels[index]) & (areas > areas[index])
         stay[index] = not (larger & (inside >= 0.8 * areas[index])).any()
-    return boxes[stay], scores[stay], labels[stay]
+    return np.concatenate([low, high], axis=1)[stay], best[stay], labels[stay]

@@ -26,7 +26,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 def detected(ax: Axes, image: Any, detections: Detections, title: str | None = None) -> Axes:
     """The Axes with an image (H, W, 3) and its detections; the title is their counts unless given."""
     show_image(ax, image, counts_text(detections.counts()) if title is None else title)
-    return draw_boxes(ax, detections.boxes.numpy(), detections.labels.numpy())
+    return draw_boxes(ax, detections.boxes, detections.labels)
 
 
 def triptych(
@@ -95,7 +95,7 @@ def counts_by_threshold(
     """
     names = list(true_counts)
     for label, name in enumerate(names, start=1):
-        parts = [one.scores.numpy()[one.labels.numpy() == label] for one in detections]
+        parts = [one.scores[one.labels == label] for one in detections]
         scores = np.sort(np.concatenate([np.empty(0), *parts]))
         levels = np.linspace(0.01, 1, 200)
         count = len(scores) - np.searchsorted(scores, levels)

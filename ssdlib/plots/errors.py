@@ -44,7 +44,7 @@ def matched_image(
     A false positive has a cross at its upper left corner.
     """
     show_image(ax, image, title)
-    boxes = detections.boxes.numpy()
+    boxes = detections.boxes
     draw_boxes(ax, boxes[matches.true_positive], **TRUE_POSITIVE)
     draw_boxes(ax, np.asarray(target["boxes"]).reshape(-1, 4)[matches.missed], **MISSED)
     wrong = boxes[~matches.true_positive]

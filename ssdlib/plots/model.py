@@ -20,8 +20,8 @@ from matplotlib.ticker import LogLocator
 from PIL import Image
 from torch import nn
 
-from ssdlib.config import ModelConfig
-from ssdlib.detector.model import IMAGE_SIZE, SSD300
+from ssdlib.config import IMAGE_SIZE, ModelConfig
+from ssdlib.detector.model import SSD300
 from ssdlib.plots.boxes import as_boxes, draw_boxes, show_image, tag_boxes
 from ssdlib.plots.charts import scaled_histograms, stacked_bars
 from ssdlib.plots.style import INK, LINE_COLORS, MUTED, new_figure

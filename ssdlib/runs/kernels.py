@@ -19,7 +19,7 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.utils import run_sync
 
 from ssdlib.common import paths
-from ssdlib.common.runtime import available_cores
+from ssdlib.common.threads import share_processors
 
 BACKEND = "module://matplotlib_inline.backend_inline"
 """The one backend of matplotlib that puts figures into notebooks."""
@@ -133,9 +133,8 @@ class ChainKernels:
 def kernel_environment() -> dict[str, str]:
     """The environment of the kernels; the user's own values win, but for what would spoil the notebooks."""
     package_parent = str(Path(__file__).resolve().parents[2])
+    share_processors()  # of the whole chain, before its first kernel; the others find what it has set
     return {
-        # As many threads as the container may use, not as many as the machine has.
-        "OMP_NUM_THREADS": str(usable_cores()),
         **os.environ,
         # With any other the figures would be in no notebook and no report.
         "MPLBACKEND": BACKEND,
@@ -145,12 +144,3 @@ def kernel_environment() -> dict[str, str]:
         # The debugger warns about frozen modules in every single notebook otherwise.
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
-
-
-def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """The number of cores this process may use by its affinity and its container's quota, at least 1."""
-    cores = available_cores()
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = quota_file.read_text().split()
-        cores = min(cores, round(int(quota) / int(period)))
-    return max(1, cores)

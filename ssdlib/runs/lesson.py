@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ssdlib.common import paths
 from ssdlib.common.errors import SsdError
 from ssdlib.common.terminal import say
+from ssdlib.common.threads import share_processors
 from ssdlib.plots.style import STYLE, described
 
 MINE = "mine"
@@ -28,7 +29,11 @@ _KNOWN = {"math": math, "torch": torch, "nn": nn, "F": F, "Tensor": Tensor}
 
 
 def begin(quality: int = 90) -> None:
-    """Set the style of figures, and JPEG of this quality as their format: of photographs a fifth of a PNG."""
+    """Set the style of figures, and JPEG of this quality as their format: of photographs a fifth of a PNG.
+
+    The number of threads is set, too, by the processors that are free.
+    """
+    share_processors()
     plt.rcParams.update(STYLE)
     set_matplotlib_formats("jpeg", pil_kwargs={"quality": quality})
 

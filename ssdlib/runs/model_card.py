@@ -67,8 +67,8 @@ def choose_use(
     import torch
     from torchvision import tv_tensors
 
+    from ssdlib.config import NMS_IOU
     from ssdlib.data.transforms import Stain
-    from ssdlib.detector.nms import NMS_IOU
     from ssdlib.evaluation.counting import count_curve
     from ssdlib.evaluation.evaluate import evaluate_model
     from ssdlib.inference.detections import Detections
@@ -146,8 +146,8 @@ def write_card(
     what the file's metadata say of how it was trained. Raises CheckpointError for a bad file or one of other
     classes than the data's, DataError for bad data.
     """
+    from ssdlib.config import NMS_IOU
     from ssdlib.detector.model_file import BENCHMARK, SHIPPED, load_model, read_metadata
-    from ssdlib.detector.nms import NMS_IOU
     from ssdlib.evaluation.evaluate import evaluate_split
     from ssdlib.inference.predictor import Predictor
 

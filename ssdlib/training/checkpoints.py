@@ -136,7 +136,7 @@ def alone(run_dir: Path, lock: str = LOCK) -> Iterator[None]:
 
 
 def in_use(run_dir: Path, lock: str) -> bool:
-    """Whether another process has this lock of a run folder, or may have it because the folder is read-only."""
+    """Whether another process has this lock of a run folder, or may have it: the folder is read-only."""
     path = run_dir / lock
     try:
         if path not in _held.values() and path.exists():

@@ -37,12 +37,13 @@ from ssdlib.common.files import sha256_of, write_json
 from ssdlib.common.runtime import choose_device, choose_precision, keep_freed_memory
 from ssdlib.common.signals import StopSignals
 from ssdlib.common.terminal import say
-from ssdlib.config import Recipe
+from ssdlib.common.threads import keep_threads
+from ssdlib.config import IMAGE_SIZE, Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.loaders import make_loader, set_epoch
 from ssdlib.data.transforms import eval_transform, train_transform
 from ssdlib.detector.loss import MultiBoxLoss
-from ssdlib.detector.model import IMAGE_SIZE, SSD300
+from ssdlib.detector.model import SSD300
 from ssdlib.detector.model_file import save_model
 from ssdlib.evaluation.evaluate import evaluate_model, map_by_source
 from ssdlib.inference.predictor import Predictor
@@ -470,6 +471,7 @@ class Trainer:
             "sums": self.watch.sums,
             "seconds": self.seconds,
             "history": self.history.to_dict(),
+            "threads": torch.get_num_threads(),
             "model": self.network.state_dict(),
             "average": self.average.state_dict() if self.average else None,
             "optimizer": self.optimizer.state_dict(),
@@ -523,6 +525,7 @@ class Trainer:
         first, last = (epoch * self.batches for epoch in (state["epoch"], state["epoch"] + 1))
         if not (0 <= state["epoch"] <= self.recipe.epochs and first <= state["step"] <= last):
             raise ValueError(f"it has step {state['step']} in epoch {state['epoch']}")
+        keep_threads(state.get("threads"))  # sums of floats depend on how many share them
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.history = History.from_dict(state["history"])
         self.watch = self._new_watch(state["sums"])

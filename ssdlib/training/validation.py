@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ssdlib.common.distributed import gather, rank_and_count
-from ssdlib.config import Recipe
+from ssdlib.config import IMAGE_SIZE, Recipe
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.detector.loss import MultiBoxLoss, multibox_loss
 from ssdlib.detector.matching import match
-from ssdlib.detector.model import IMAGE_SIZE, SSD300
+from ssdlib.detector.model import SSD300
 from ssdlib.inference.predictor import Predictor
 
 
@@ -61,8 +61,8 @@ def loss_on(
     for first in range(rank * size, len(views), processes * size):
         images, targets = zip(*(views[k] for k in range(first, min(first + size, len(views)))), strict=True)
         locs, logits = predictor.raw(torch.stack(images))
-        boxes = [target["boxes"] / IMAGE_SIZE for target in targets]
-        labels = [target["labels"] for target in targets]
+        boxes = [target["boxes"].to(locs.device) / IMAGE_SIZE for target in targets]
+        labels = [target["labels"].to(locs.device) for target in targets]
         loss = recipe_loss(recipe, predictor, locs, logits, boxes, labels, background)
         # The loss is a mean over the batch's positives, and batches have different numbers of them.
         positives = int(loss.positives)

@@ -11,9 +11,9 @@ import torch
 import typer
 
 from ssdlib.common.runtime import choose_device
-from tests.benchmarks import engines, profile, suites
+from tests.benchmarks import busy, engines, profile, suites
 from tests.benchmarks.common import choose, run_command, targets_table, write_results
-from tests.benchmarks.timing import Bench
+from tests.benchmarks.timing import Bench, machine
 
 SUITES = {
     "training": suites.training,
@@ -21,6 +21,7 @@ SUITES = {
     "nms": suites.suppression,
     "profile": profile.measure,
     "engines": engines.measure,
+    "busy": busy.measure,
 }
 
 
@@ -46,8 +47,14 @@ def main(
         bench = Bench.prepare(Path(folder), choose_device(device), batch, rounds, progress)
         measured = {name: suite(bench) for name, suite in SUITES.items() if name in wanted}
     targets = [one for suite in measured.values() for one in suite.targets]
-    tables = [table for suite in measured.values() for table in suite.tables]
-    print("\n\n".join(table.to_text() for table in [*tables, targets_table(targets)]))
+    for suite in measured.values():
+        print(
+            *(table.to_text() for table in suite.tables),
+            f"({suite.conditions or machine()})",
+            sep="\n",
+            end="\n\n",
+        )
+    print(targets_table(targets).to_text())
     path = json or Path("bench") / f"results-{datetime.now(UTC):%Y-%m-%d}.json"
     settings = {"device": str(bench.device), "batch": batch, "rounds": rounds}
     values = {name: suite.values for name, suite in measured.items()}

@@ -23,8 +23,9 @@ import psutil
 import typer
 
 from ssdlib.common.errors import ConfigError
-from ssdlib.common.runtime import available_cores, need_extra
+from ssdlib.common.runtime import need_extra
 from ssdlib.common.tables import Table
+from ssdlib.common.threads import available_cores
 from ssdlib.data.images import list_images
 from ssdlib.data.smears import write_dataset
 from ssdlib.tools.cluster.parts import CELLS, IMAGES

@@ -15,7 +15,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD
 from torchvision.transforms.v2 import functional as F
 
-from ssdlib.common.runtime import choose_precision, keep_freed_memory, return_freed_memory
+from ssdlib.common.runtime import (
+    choose_precision,
+    instruction_sets,
+    keep_freed_memory,
+    return_freed_memory,
+)
 from ssdlib.common.signals import StopSignals
 from ssdlib.common.tables import Table
 from ssdlib.config import BCCD_CLASSES, RECIPES, ModelConfig
@@ -30,6 +35,7 @@ from tests.benchmarks.common import Measurement, targets
 from tests.benchmarks.timing import Bench, Timings
 
 OURS, NAIVE, TORCHVISION = "ours", "naive", "torchvision"
+MATRIX = "matrix product"
 TUNED = ", our malloc setting"
 
 NUM_CLASSES = len(BCCD_CLASSES) + 1
@@ -41,8 +47,13 @@ SURE_BACKGROUND = 6.0
 
 def compared(suite: str, timings: Timings, *others: str) -> Measurement:
     """The timings of a suite, with the targets of how many times as long as ours the `others` take."""
-    ratios = {f"{suite}: times as fast as {other}": timings.ratio(other, OURS) for other in others}
-    return Measurement({"timings": timings.to_dict()}, [timings.table()], targets(ratios))
+    ratios = {
+        f"{suite}: times as fast as {other}": timings.ratio(other, OURS) if timings.quiet else None
+        for other in others
+    }
+    return Measurement(
+        {"timings": timings.to_dict()}, [timings.table()], targets(ratios), timings.conditions()
+    )
 
 
 def training(bench: Bench) -> Measurement:
@@ -57,12 +68,17 @@ def training(bench: Bench) -> Measurement:
     if keep_freed_memory():
         functions |= {name: plain_malloc()(function) for name, function in others.items()}
         functions |= {name + TUNED: function for name, function in others.items()}
-    timings = bench.take_turns("training, per image", functions, units=bench.batch)
+    product = MatrixProduct(bench.device)
+    units = dict.fromkeys(functions, bench.batch) | {MATRIX: 1}
+    timings = bench.take_turns("training, per image", functions | {MATRIX: product}, units)
     measured = compared("training", timings, NAIVE, TORCHVISION)
-    share = measured.values["matrix"] = matrix_share(bench, timings)
+    share = measured.values["matrix"] = matrix_share(product, timings)
     measured.tables.append(matrix_table(share))
-    if bench.device.type == "cuda":
-        measured.targets.extend(targets({"share of the matrix rate": share["share_of_matrix_rate"]}))
+    names = {"cuda": "share of the matrix rate"}
+    if "avx512_bf16" in (sets := instruction_sets()):
+        names["cpu"] = f"share of the matrix rate, {'AMX' if 'amx_bf16' in sets else 'AVX-512'}"
+    if name := names.get(bench.device.type):
+        measured.targets.extend(targets({name: share["share_of_matrix_rate"] if timings.quiet else None}))
     return measured
 
 
@@ -165,22 +181,32 @@ def forward_flops(config: ModelConfig | None = None) -> int:
     return counter.get_total_flops()
 
 
-def matrix_share(bench: Bench, timings: Timings, size: int = 4096) -> dict[str, Any]:
-    """The share of the rate of a large matrix product that training reaches, from the best round of each.
+class MatrixProduct:
+    """Products of two large matrices in the number format of training, about as much work as a step."""
+
+    def __init__(self, device: torch.device, size: int = 4096, times: int = 10) -> None:
+        self.precision = choose_precision("auto", device)
+        dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[self.precision]
+        self._a, self._b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+        self._times = times
+        self.flops = times * 2 * size**3
+
+    def __call__(self) -> None:
+        for _ in range(self._times):
+            torch.mm(self._a, self._b)
+
+
+def matrix_share(product: MatrixProduct, timings: Timings) -> dict[str, Any]:
+    """The share of the rate of large matrix products that training reaches: the median of the rounds.
 
     The backward pass does the forward's work twice: once for the inputs, once for the weights.
     """
-    precision = choose_precision("auto", bench.device)
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
-    product = bench.take_turns(f"matrix product, {size} x {size}", {precision: lambda: a @ b}, units=1)
-    matrix_rate = 2 * size**3 / product.best(precision)
-    rate = 3 * forward_flops() / timings.best(OURS)
+    work = 3 * forward_flops()
     return {
-        "precision": precision,
-        "matrix_gflops_per_second": matrix_rate / 1e9,
-        "training_gflops_per_second": rate / 1e9,
-        "share_of_matrix_rate": rate / matrix_rate,
+        "precision": product.precision,
+        "matrix_gflops_per_second": product.flops / timings.median(MATRIX) / 1e9,
+        "training_gflops_per_second": work / timings.median(OURS) / 1e9,
+        "share_of_matrix_rate": timings.ratio(MATRIX, OURS) * work / product.flops,
     }
 
 

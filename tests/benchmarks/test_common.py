@@ -2,14 +2,17 @@
 
 import json
 import sys
+import time
 
 import pytest
 import torch
 import typer
 
 from ssdlib.common.errors import ConfigError
-from tests.benchmarks import common
-from tests.benchmarks.timing import Bench, Timings
+from ssdlib.common.runtime import instruction_sets
+from tests.benchmarks import common, timing
+from tests.benchmarks.suites import NAIVE, OURS, compared
+from tests.benchmarks.timing import Bench, Others, Timings
 
 
 def test_a_ratio_is_taken_within_each_round():
@@ -17,8 +20,51 @@ def test_a_ratio_is_taken_within_each_round():
     timings = Timings("t", {"ours": [1.0, 10.0, 1.0], "naive": [3.0, 30.0, 4.0]})
     assert timings.ratio("naive", "ours") == 3.0
     assert timings.median("ours") == timings.best("ours") == 1.0
-    assert timings.to_dict()["naive"]["times_as_long_as_the_first"] == 3.0
+    assert timings.to_dict()["of_each"]["naive"]["times_as_long_as_the_first"] == 3.0
     assert timings.table().rows[1] == ("naive", "4000.00", "3000.00", "3.00x")
+
+
+@pytest.mark.parametrize(
+    ("others", "quiet"), [((0.0, 0.9, 0.05), True), ((0.5, 0.0, 0.6), False), ((None, None, None), True)]
+)
+def test_a_busy_machine_gives_no_ratio(others, quiet):
+    timings = Timings("training", {OURS: [1.0] * 3, NAIVE: [4.0] * 3}, others)
+    measured = compared("training", timings, NAIVE)
+    assert measured.tables[0].rows[1][-1] == ("4.00x" if quiet else "busy")
+    assert timings.to_dict()["of_each"][NAIVE]["times_as_long_as_the_first"] == (4.0 if quiet else None)
+    (target,) = measured.targets
+    assert (target["measured"], target["passed"]) == ((4.0, True) if quiet else (None, None))
+    assert ("busy" in common.targets_table([target]).to_text()) is not quiet
+    assert instruction_sets() in measured.conditions and "threads" in measured.conditions
+    said = "not known" if others[0] is None else f"others used {sorted(others)[1]:.2f} processors"
+    assert said in measured.conditions
+
+
+@pytest.mark.parametrize(("idle", "own", "others"), [(500, 4.0, 0.6), (500, 10.0, 0.0), (0, 0.0, 2.0)])
+def test_what_others_use_is_all_that_is_not_ours(monkeypatch, idle, own, others):
+    """Two processors for ten seconds: each idle for so many of a thousand units."""
+    times = iter([{0: (0, 0), 1: (7, 7)}, {0: (idle, 1000), 1: (idle + 7, 1007)}])
+    monkeypatch.setattr(timing, "processor_times", lambda: next(times))
+    used, clock = iter([1.0, 1.0 + own]), iter([100.0, 110.0])
+    monkeypatch.setattr(Others, "_used", staticmethod(lambda: next(used)))
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: next(clock))
+    assert Others().used() == pytest.approx(others)
+
+
+def test_where_the_system_does_not_tell_nothing_is_refused(monkeypatch):
+    def fail():
+        raise OSError
+
+    monkeypatch.setattr(timing, "processor_times", fail)
+    assert Others().used() is None
+
+
+def test_what_this_process_uses_is_its_own():
+    watched = Others._used()
+    until = time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    assert Others._used() - watched >= 0.15
 
 
 def bench(rounds):

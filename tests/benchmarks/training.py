@@ -19,8 +19,9 @@ import typer
 
 from ssdlib.common.errors import CheckpointError, SsdError, TrainingError
 from ssdlib.common.files import read_json
-from ssdlib.common.runtime import available_cores, choose_device, cpu_name
+from ssdlib.common.runtime import choose_device, cpu_name
 from ssdlib.common.tables import Table, number
+from ssdlib.common.threads import available_cores
 from ssdlib.data.source import resolve
 from ssdlib.evaluation.evaluate import evaluate_model
 from ssdlib.plots.training import time_to_accuracy

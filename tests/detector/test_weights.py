@@ -17,6 +17,7 @@ from torchvision.models import vgg16, vgg16_bn
 
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.config import SMALL_PRIORS, ModelConfig, PriorConfig
+from ssdlib.detector import model as detector
 from ssdlib.detector import model_file, weights
 from ssdlib.detector.model import SSD300
 from ssdlib.detector.model_file import load_model, read_metadata, save_model
@@ -364,9 +365,7 @@ def test_files_that_are_not_ours_are_named(tmp_path, header, monkeypatch):
     path = tmp_path / "other.safetensors"
     safetensors.torch.save_file(tensors, path, header)
     built = []
-    monkeypatch.setattr(
-        model_file, "SSD300", lambda config: built.append(config.num_classes) or SSD300(config)
-    )
+    monkeypatch.setattr(detector, "SSD300", lambda config: built.append(config.num_classes) or SSD300(config))
     with pytest.raises(CheckpointError, match=r"other\.safetensors"):
         load_model(path)
     assert max(built, default=0) < 10

@@ -77,7 +77,7 @@ def test_images_and_classes_are_matched_alike(seed):
         matches = match_class(detections, targets, label, VOC, [0.4, 0.9])
         assert matches.objects.tolist() == [int((target["labels"] == label).sum()) for target in targets]
         right = [
-            int(one.true_positive[image.labels.numpy() == label].sum())
+            int(one.true_positive[image.labels == label].sum())
             for one, image in zip(of_images, detections, strict=True)
         ]
         assert matches.true_positives()[0].tolist() == right

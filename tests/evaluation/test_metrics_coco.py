@@ -48,7 +48,10 @@ def of_torchmetrics(detections, targets, backend) -> tuple[dict, dict]:
     )
     metric.warn_on_many_detections = False
     metric.update(
-        [{"boxes": one.boxes, "scores": one.scores, "labels": one.labels} for one in detections],
+        [
+            {name: torch.from_numpy(getattr(one, name)) for name in ("boxes", "scores", "labels")}
+            for one in detections
+        ],
         [
             {
                 "boxes": torch.as_tensor(target["boxes"]).float().reshape(-1, 4),

@@ -1,5 +1,6 @@
 """Detections that tests of their conversions share."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,8 +19,8 @@ def random_detections(count: int, seed: int = 0) -> Detections:
 
 
 def assert_same(a: Detections, b: Detections, atol: float = 0.0) -> None:
-    torch.testing.assert_close(a.boxes, b.boxes, atol=atol, rtol=0)
-    torch.testing.assert_close(a.scores, b.scores, atol=min(atol, 1e-6), rtol=0)
+    np.testing.assert_allclose(a.boxes, b.boxes, atol=atol, rtol=0)
+    np.testing.assert_allclose(a.scores, b.scores, atol=min(atol, 1e-6), rtol=0)
     assert a.labels.tolist() == b.labels.tolist()
     assert (a.image_size, a.class_names, a.image) == (b.image_size, b.class_names, b.image)
 

@@ -200,8 +200,9 @@ def test_int8_of_first_use_says_what_it_was_calibrated_on(shipped, cache, no_dat
         write_header(made, replace(read_header(made), calibration=name))
         return made
 
-    monkeypatch.setattr("ssdlib.inference.onnx.engine.quantize", quick)
-    monkeypatch.setattr("ssdlib.inference.onnx.engine.IMAGES", 2)
+    monkeypatch.setattr("ssdlib.inference.onnx.engine.is_shipped_int8", lambda path: False)
+    monkeypatch.setattr("ssdlib.inference.onnx.quantization.quantize", quick)
+    monkeypatch.setattr("ssdlib.inference.onnx.quantization.IMAGES", 2)
     path = cached_onnx(SHIPPED, int8=True, folder=cache)
     assert asked == [2] and path.name.endswith("int8-smears.onnx")
     assert "calibrated on smears train" in capsys.readouterr().err

@@ -75,9 +75,9 @@ def assert_close(a, b, atol=0.05):
     """Each of `a` is in `b` and the reverse, but for those at the top-k cut, where rounding decides."""
     assert (a.image_size, len(a)) == (b.image_size, len(b))
     np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
-    same = (a.labels[:, None] == b.labels) & ((a.scores[:, None] - b.scores).abs() < 1e-4)
-    same &= (a.boxes[:, None] - b.boxes).abs().amax(dim=2) < atol
-    for one, found in ((a, same.any(dim=1)), (b, same.any(dim=0))):
+    same = (a.labels[:, None] == b.labels) & (np.abs(a.scores[:, None] - b.scores) < 1e-4)
+    same &= np.abs(a.boxes[:, None] - b.boxes).max(axis=2) < atol
+    for one, found in ((a, same.any(axis=1)), (b, same.any(axis=0))):
         assert found[one.scores > one.scores.min() + 1e-4].all()
 
 
@@ -99,7 +99,7 @@ def test_boxes_are_pixels_of_the_original_image(model, expected):
     for image, found, (width, height) in zip(PICTURES, expected, SIZES, strict=True):
         assert found.image_size == (width, height)
         assert (found.boxes >= 0).all()
-        assert (found.boxes <= torch.tensor([width, height, width, height])).all()
+        assert (found.boxes <= [width, height, width, height]).all()
         pixels = eval_transform()(tv_tensors.Image(torch.from_numpy(image).permute(2, 0, 1)))
         with torch.no_grad():
             outputs = model.eval()(pixels[None])
@@ -181,7 +181,7 @@ def test_thresholds_and_top_k_are_obeyed(model, expected):
     assert len(found) == 5
     assert (found.scores > cut).all()
     loose = Predictor(model, device="cpu", precision="fp32", top_k=50, iou_threshold=0.95)
-    assert not torch.equal(loose.detect(PICTURES[:1])[0].boxes, expected[0].boxes)
+    assert not np.array_equal(loose.detect(PICTURES[:1])[0].boxes, expected[0].boxes)
     nothing = Predictor(model, device="cpu", precision="fp32", score_threshold=1.0).detect(PICTURES[:3])
     assert [len(one) for one in nothing] == [0, 0, 0]
     assert [one.image_size for one in nothing] == list(SIZES[:3])
@@ -217,13 +217,13 @@ def test_bf16_is_near_fp32(batch_norm):
         assert b.dtype == torch.bfloat16
         assert 0 < (a - b.float()).abs().mean() < 0.02 * a.abs().max()
     found = Predictor(model, device="cpu", precision="bf16").detect(PICTURES[:1])[0]
-    assert found.boxes.dtype == found.scores.dtype == torch.float32
+    assert found.boxes.dtype == found.scores.dtype == np.float32
 
 
 def test_results_may_be_changed_in_place(predictor):
     found = predictor.detect(PICTURES[:1])[0]
     for values in (found.boxes, found.scores, found.labels):
-        values.mul_(2)  # tensors made in inference mode would refuse
+        values *= 2  # arrays of tensors made in inference mode might refuse
 
 
 def test_from_checkpoint(model, expected, tmp_path):

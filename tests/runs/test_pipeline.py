@@ -23,7 +23,6 @@ from ssdlib.common import paths
 from ssdlib.common.errors import ConfigError, SsdError, StageError
 from ssdlib.data.smears import write_dataset
 from ssdlib.runs.folder import read_stages
-from ssdlib.runs.kernels import usable_cores
 from ssdlib.runs.pipeline import (
     ChainInterrupted,
     StageRecord,
@@ -383,15 +382,6 @@ def test_a_record_is_written_at_every_change(tmp_path):
         assert json.loads(record.path.read_text())["stages"][0]["state"] == "running"
         raise KeyError("why")
     assert states(tmp_path) == ["failed", "not run"] and "why" in read_stages(tmp_path)[0]["error"]
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("", None), ("max 100000", None), ("100000 100000", 1), ("1000 100000", 1)]
-)
-def test_cores_heed_a_containers_quota(tmp_path, quota, expected):
-    file = tmp_path / "cpu.max"
-    file.write_text(quota)
-    assert usable_cores(file) == (expected or usable_cores(tmp_path / "missing"))
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not json"])

@@ -9,31 +9,32 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, ConfigError, DataError, shell
-from ssdlib.common.files import sha256_of
-from ssdlib.common.runtime import need_extra
+from ssdlib.common.files import read_limited, sha256_of
+from ssdlib.common.runtime import keep_freed_memory, need_extra
 from ssdlib.common.terminal import say
-from ssdlib.config import BCCD_CLASSES, ModelConfig
-from ssdlib.data.source import extra_smears, resolve
-from ssdlib.detector.model import IMAGE_SIZE
-from ssdlib.detector.priors import make_priors
+from ssdlib.common.threads import threads
+from ssdlib.config import BCCD_CLASSES, IMAGE_SIZE, ModelConfig
+from ssdlib.detector.model_file import SHIPPED, SHIPPED_INT8, is_shipped_int8
+from ssdlib.detector.priors import prior_array
+from ssdlib.inference.image_detector import Found, ImageDetector
 from ssdlib.inference.onnx.export import (
     RAW,
+    OnnxHeader,
     export_weights,
     load_onnx,
     read_header,
     save_onnx,
     with_nms,
 )
-from ssdlib.inference.onnx.quantization import IMAGES, quantize
-from ssdlib.inference.predictor import ImageDetector
+from ssdlib.inference.outputs import detect_objects
 
 if TYPE_CHECKING:
     import onnx
+    import torch
 
 EXPORT_VERSION = 2
 """To be raised when export or quantization changes, so that files cached before are not used."""
@@ -42,8 +43,9 @@ EXPORT_VERSION = 2
 class OnnxPredictor(ImageDetector):
     """A network in a file of `ssdlib export` (without NMS inside) that detects objects in images of any size.
 
-    It has as many threads as PyTorch; `settings` are those of `ImageDetector`. Raises CheckpointError that
-    names the file if it cannot be used, ConfigError for impossible settings or without the extra.
+    It has as many threads as `ssdlib.common.threads` says; `settings` are those of `ImageDetector`. Raises
+    CheckpointError that names the file if it cannot be used, ConfigError for impossible settings or without
+    the extra.
     """
 
     def __init__(
@@ -60,9 +62,15 @@ class OnnxPredictor(ImageDetector):
             raise CheckpointError(
                 f"no file {path}: make it with `{shell('ssdlib', 'export', '--out', path)}`"
             )
-        need_extra("onnx", "onnxruntime")
-        model = load_onnx(path)
-        header = read_header(model, path)
+        ort = need_extra("onnx", "onnxruntime")
+        # The package onnx, to look into a stranger's file, takes as long to import as all the rest.
+        model = None if is_shipped_int8(path) else load_onnx(path)
+        if model is None:
+            content = read_limited(path)
+            session = _open_session(ort, content)
+            header = OnnxHeader.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+        else:
+            header = read_header(model, path)
         if header.outputs != RAW:
             raise CheckpointError(
                 f"{path} has NMS inside, with settings of its own: export it without --with-nms for this"
@@ -70,30 +78,47 @@ class OnnxPredictor(ImageDetector):
         if precision not in ("auto", header.precision):
             raise ConfigError(f"{path} computes in {header.precision}, not in {precision}: leave that out")
         try:
-            _check_graph(model, header.config)
-            self._session = _open_session(model)
+            if model is not None:
+                _check_graph(model, header.config)
+                session = _open_session(ort, model.SerializeToString())
         except Exception as error:  # those of ONNX and of its runtime have no common base but this
             raise CheckpointError(
                 f"{path} cannot be run ({str(error)[:1000]}). Export the weights again."
             ) from error
-        self._path = path
+        self._path, self._session = path, session
+        self._priors = prior_array(header.config.priors)
         self.header, self.precision = header, header.precision
-        super().__init__(header.config, make_priors(header.config.priors, IMAGE_SIZE), **settings)
+        super().__init__(header.config, **settings)
 
-    def raw(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    def raw(self, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Network outputs for resized images (N, 3, 300, 300) uint8: locs (N, P, 4), logits (N, P, C)."""
         try:
-            locs, logits = self._session.run(None, {"images": pixels.cpu().contiguous().numpy()})
+            locs, logits = self._session.run(None, {"images": np.ascontiguousarray(pixels)})
         except Exception as error:  # ONNX Runtime's errors have no common base but this
             raise CheckpointError(
                 f"{self._path} cannot be run ({str(error)[:1000]}). Export the weights again, or free some "
                 "memory."
             ) from error
-        shape = (len(pixels), len(self.priors))
+        shape = (len(pixels), len(self._priors))
         expected = ((*shape, 4), (*shape, self.header.config.num_classes))
         if (locs.shape, logits.shape) != expected or {locs.dtype.kind, logits.dtype.kind} != {"f"}:
             raise CheckpointError(f"{self._path} is no detector of ours: export the weights again.")
-        return torch.from_numpy(locs), torch.from_numpy(logits)
+        return locs, logits
+
+    def find(self, pixels: np.ndarray) -> list[Found]:
+        """What is found in each of the resized images (N, 3, 300, 300) uint8: see `ImageDetector.find`."""
+        locs, logits = self.raw(pixels)
+        if not (np.isfinite(locs).all() and np.isfinite(logits).all()):
+            raise FloatingPointError("the network's outputs")
+        return detect_objects(
+            locs,
+            logits,
+            self._priors,
+            variances=self.config.variances,
+            score_threshold=self.score_threshold,
+            iou_threshold=self.iou_threshold,
+            top_k=self.top_k,
+        )
 
 
 _OPERATORS = {
@@ -177,21 +202,23 @@ def _shapes(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
     return given
 
 
-def _open_session(model: onnx.ModelProto) -> Any:
-    import onnxruntime as ort
-
+def _open_session(ort: Any, content: bytes) -> Any:
+    # Its own pool of memory asks for new pages where glibc has some: a third of the first batch's time.
+    keep_freed_memory()
     options = ort.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.intra_op_num_threads = threads()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 4  # what is the matter, its errors say as well
     # Threads that wait for the next layer by spinning would take the cores from those that decode images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
 def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path | None = None) -> Path:
     """The path of the weights as a raw ONNX file in `folder` (data/cache/onnx), made now if it is not there.
 
+    In int8 the shipped weights have one beside them.
     The name holds the hash of the weights, so changed weights are exported anew. int8 is calibrated on BCCD's
     train images where BCCD is at hand (nothing is downloaded), else on synthetic smears; the name says which.
     Raises ConfigError for int8 of a network for other classes than BCCD's, which neither would suit.
@@ -199,6 +226,10 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     folder = Path(folder) if folder is not None else paths.data_folder() / "cache" / "onnx"
     if not Path(weights).is_file():
         raise CheckpointError(f"no weights at {weights}. Check the path.")
+    if int8 and Path(weights).resolve() == SHIPPED and is_shipped_int8(SHIPPED_INT8):
+        return SHIPPED_INT8
+    from ssdlib.data.source import extra_smears, resolve
+
     bccd = None
     if int8:
         with suppress(DataError):
@@ -209,6 +240,8 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     if path.exists():
         return path
     if int8:
+        from ssdlib.inference.onnx.quantization import IMAGES, quantize
+
         model = load_onnx(cached_onnx(weights, folder=folder))
         names = read_header(model).config.class_names
         if names != BCCD_CLASSES:
@@ -243,6 +276,9 @@ def export_file(
     cannot be read or written.
     """
     need_extra("onnx", "onnx", "onnxscript", "onnxruntime")
+    from ssdlib.data.source import resolve
+    from ssdlib.inference.onnx.quantization import quantize
+
     out = Path(out)
     if out.suffix.lower() != ".onnx":
         raise ConfigError(f"{out} is to be an ONNX file: let its name end in .onnx")

@@ -14,18 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ssdlib.common.errors import CheckpointError, ConfigError
 from ssdlib.common.files import read_limited, sha256_of, write_bytes
 from ssdlib.common.runtime import need_extra
-from ssdlib.config import ModelConfig
-from ssdlib.detector.boxes import MAX_LOG_RATIO
-from ssdlib.detector.model import IMAGE_SIZE
+from ssdlib.config import CANDIDATES, IMAGE_SIZE, MAX_LOG_RATIO, NMS_IOU, ModelConfig
 from ssdlib.detector.model_file import MAX_BYTES, load_model, parse_config
-from ssdlib.detector.nms import CANDIDATES, NMS_IOU
-from ssdlib.detector.priors import make_priors
-from ssdlib.inference.predictor import fold_batch_norm
+from ssdlib.detector.priors import prior_array
 
 if TYPE_CHECKING:
     import onnx
@@ -84,6 +79,10 @@ def export_weights(weights: str | Path) -> onnx.ModelProto:
     Raises CheckpointError for weights that cannot be read, ConfigError without the extra.
     """
     need_extra("onnx", "onnx", "onnxscript")
+    import torch  # files that are there already are read and run without it
+
+    from ssdlib.inference.predictor import fold_batch_norm
+
     model = load_model(weights)
     example = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
     with warnings.catch_warnings():
@@ -251,14 +250,14 @@ def _detection_graph(config: ModelConfig, ir_version: int, settings: Mapping[str
     """locs (N, P, 4), logits (N, P, C) -> boxes, scores, labels, counts, by the settings of `with_nms`."""
     import onnx
 
-    centers, sizes = make_priors(config.priors, IMAGE_SIZE).split(2, dim=1)
+    centers, sizes = np.split(prior_array(config.priors), 2, axis=1)
     classes = config.num_classes - 1
     candidates = min(CANDIDATES, len(centers))
     rows = min(settings["top_k"] or math.inf, classes * candidates)
     floats = {
-        "centers": centers.numpy(),
-        "center_steps": (sizes * config.variances[0]).numpy(),
-        "half_sizes": (sizes / 2).numpy(),
+        "centers": centers,
+        "center_steps": sizes * np.float32(config.variances[0]),
+        "half_sizes": sizes / 2,
         "size_step": config.variances[1],
         "growth_limit": MAX_LOG_RATIO,
         "zero": 0.0,

@@ -41,7 +41,7 @@ KEPT_FLOAT = ("loc_heads.", "class_heads.")
 def calibration_images(dataset: DetectionDataset, count: int = IMAGES) -> np.ndarray:
     """(N, 3, 300, 300) uint8, N at most `count`, evenly spread over the data set. Labels play no part."""
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    return np.stack([resize_to(dataset[index][0]).contiguous().numpy() for index in chosen.tolist()])
+    return np.stack([resize_to(dataset.image(index)) for index in chosen.tolist()])
 
 
 def quantize(

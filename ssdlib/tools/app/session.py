@@ -224,8 +224,8 @@ class Session:
         """The sizes of the cells of each class in a field, in `unit`: the mean of a box's width and height,
         which for what is round is the diameter."""
         found, um = self.shown[number], self.scale_of(self.fields[number])
-        sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(dim=1).numpy() * (um or 1.0)
-        labels = found.labels.numpy()
+        sizes = (found.boxes[:, 2:] - found.boxes[:, :2]).mean(axis=1) * (um or 1.0)
+        labels = found.labels
         return {name: sizes[labels == label] for label, name in enumerate(self.class_names, start=1)}
 
     def slide(self) -> Slide:

@@ -24,7 +24,8 @@ from typing import Any
 from tqdm import tqdm
 
 from ssdlib.common.errors import ConfigError, SsdError
-from ssdlib.common.runtime import MALLOC_SETTINGS, available_cores, need_extra
+from ssdlib.common.runtime import MALLOC_SETTINGS, need_extra
+from ssdlib.common.threads import available_cores
 from ssdlib.inference.engines import file_for
 from ssdlib.inference.job import Summary
 from ssdlib.inference.journal import save_settings

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ssdlib.common.errors import SsdError
+from ssdlib.common.threads import use_threads
 from ssdlib.inference.detections import Detector
 from ssdlib.inference.engines import open_predictor
 from ssdlib.inference.job import DetectJob, detect_images, in_groups
@@ -61,7 +61,7 @@ class Worker:
     def _predictor(self) -> Detector:
         with suppress(OSError):  # then its images will be missing, and said to be
             os.chdir(self._folder)
-        torch.set_num_threads(self._threads)
+        use_threads(self._threads)
         with tempfile.TemporaryDirectory(prefix="ssdlib-worker-") as folder:
             file = Path(folder) / self._job.weights.name
             file.write_bytes(self._weights)

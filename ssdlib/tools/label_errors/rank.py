@@ -181,8 +181,8 @@ class ImageLabels:
     def __init__(self, sample: Sample, detections: Detections) -> None:
         self.sample, self.labels = sample, sample.objects
         boxes = np.array([label.box or (0, 0, 0, 0) for label in self.labels]).reshape(-1, 4)
-        self.found = detections.boxes.double().numpy()
-        self.scores = detections.scores.double().numpy()
+        self.found = detections.boxes.astype(np.float64)
+        self.scores = detections.scores.astype(np.float64)
         self.names = detections.names
         self.between_labels = iou_matrix(boxes, boxes)
         self.overlap = iou_matrix(boxes, self.found)  # (G, D)
