@@ -838,6 +838,10 @@ def model_card(
             stain = (recipe.get("augment") or {}).get("stain", 0.0)
             choose = partial(choose_use, data=counted, seen=seen, stain=stain, device=device)
         path = ship_weights(find_weights(ship), shipped_path(place), training, choose)
+        if path == shipped_path():
+            from ssdlib.inference.onnx.engine import renew_shipped_int8
+
+            say(f"written: {renew_shipped_int8()}")
     else:
         path = find_weights(weights)
     say(f"written: {write_card(path, sources, **options)}")

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +22,13 @@ from ssdlib.common.paths import project_root
 from ssdlib.config import ModelConfig
 from ssdlib.data.dataset import DetectionDataset
 from ssdlib.data.source import open_folder
-from ssdlib.detector.model_file import SHIPPED, load_model, save_model
+from ssdlib.detector import model_file
+from ssdlib.detector.model_file import SHIPPED, SHIPPED_INT8, is_shipped_int8, load_model, save_model
 from ssdlib.detector.nms import detect_objects
 from ssdlib.detector.weights import build_model
 from ssdlib.evaluation.evaluate import evaluate_model
 from ssdlib.inference.engines import open_predictor
+from ssdlib.inference.onnx import engine
 from ssdlib.inference.onnx.engine import OnnxPredictor, cached_onnx
 from ssdlib.inference.onnx.export import load_onnx, read_header, save_onnx, with_nms, write_header
 from ssdlib.inference.onnx.quantization import METHODS, calibration_images, quantize
@@ -372,3 +377,53 @@ def test_evaluate_takes_an_engine(shipped, tmp_path):
     assert result.exit_code == 0, result.output
     written = json.loads(out.read_text())
     assert (written["engine"], written["weights"]) == ("onnx", str(shipped)) and written["map_50"] > 0.5
+
+
+WITHOUT_TORCH = """
+import sys
+
+sys.modules["torch"] = sys.modules["torchvision"] = sys.modules["onnx"] = None  # as if not installed
+from ssdlib.__main__ import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(not SHIPPED.is_file(), reason="no shipped weights")
+def test_the_shipped_int8_file_detects_without_pytorch_and_counts_as_ever(tmp_path):
+    samples = str(project_root() / "data/samples/JPEGImages")
+    command = ["detect", "--engine", "onnx-int8", samples, "--json", str(tmp_path / "found.json"), "--quiet"]
+    result = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *command], capture_output=True, text=True, cwd=project_root()
+    )
+    assert result.returncode == 0, result.stderr
+    assert "made" not in result.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    counts = [tuple(one["counts"].values()) for one in found]
+    assert counts == [(1, 13, 0), (1, 11, 0), (2, 15, 1), (1, 10, 1), (1, 20, 1), (1, 0, 2)]
+
+
+def test_the_shipped_int8_file_is_of_the_shipped_weights():
+    assert is_shipped_int8(SHIPPED_INT8)
+    header = read_header(load_onnx(SHIPPED_INT8))
+    assert (header.weights_sha256, header.precision) == (sha256_of(SHIPPED), "int8")
+    assert header.calibration == "48 images of bccd train, minmax"
+    assert cached_onnx(SHIPPED, int8=True) == SHIPPED_INT8
+
+
+def test_weights_that_are_shipped_anew_get_an_int8_file_of_their_own(tmp_path, monkeypatch, int8, shipped):
+    weights, beside = tmp_path / SHIPPED.name, tmp_path / SHIPPED_INT8.name
+    shutil.copy(SHIPPED, weights)
+    for module in (model_file, engine):
+        monkeypatch.setattr(module, "SHIPPED", weights)
+        monkeypatch.setattr(module, "SHIPPED_INT8", beside)
+    save_onnx(load_onnx(int8), made := tmp_path / "made.onnx")
+    monkeypatch.setattr(engine, "cached_onnx", lambda *_, **__: made)
+    is_shipped_int8.cache_clear()
+    assert not is_shipped_int8(beside)
+    assert engine.renew_shipped_int8() == beside and is_shipped_int8(beside)
+    with weights.open("ab") as stream:
+        stream.write(b" ")
+    is_shipped_int8.cache_clear()
+    assert not is_shipped_int8(beside), "of other weights"
+    is_shipped_int8.cache_clear()

@@ -35,11 +35,13 @@ def tables(page: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_shipped_checkpoint_and_its_card(shipped, checkpoint, smears_root, tmp_path, capsys):
+def test_a_shipped_checkpoint_and_its_card(shipped, checkpoint, smears_root, tmp_path, capsys, monkeypatch):
+    int8 = shipped.with_name("cells-int8.onnx")
+    monkeypatch.setattr("ssdlib.inference.onnx.engine.renew_shipped_int8", lambda: int8)
     (tmp_path / "how.md").write_text("`make it` on a potato: 3 h.", encoding="utf-8")
     data = ["--data", str(smears_root), "--quiet"]
     assert ssdlib(["model-card", "--ship", str(checkpoint), "--notes", str(tmp_path / "how.md"), *data]) == 0
-    assert capsys.readouterr().out == f"written: {shipped.with_suffix('.md')}\n"
+    assert capsys.readouterr().out == f"written: {int8}\nwritten: {shipped.with_suffix('.md')}\n"
 
     stored = safetensors.torch.load_file(shipped)
     assert {t.dtype for t in stored.values()} == {torch.float16, torch.int64}

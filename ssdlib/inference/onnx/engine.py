@@ -13,12 +13,12 @@ import numpy as np
 
 from ssdlib.common import paths
 from ssdlib.common.errors import CheckpointError, ConfigError, DataError, shell
-from ssdlib.common.files import read_limited, sha256_of
+from ssdlib.common.files import read_limited, sha256_of, write_bytes, write_text
 from ssdlib.common.runtime import keep_freed_memory, need_extra
 from ssdlib.common.terminal import say
 from ssdlib.common.threads import threads
 from ssdlib.config import BCCD_CLASSES, IMAGE_SIZE, ModelConfig
-from ssdlib.detector.model_file import SHIPPED, SHIPPED_INT8, is_shipped_int8
+from ssdlib.detector.model_file import SHIPPED, SHIPPED_INT8, int8_sums, is_shipped_int8
 from ssdlib.detector.priors import prior_array
 from ssdlib.inference.image_detector import Found, ImageDetector
 from ssdlib.inference.onnx.export import (
@@ -258,6 +258,16 @@ def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path |
     calibration = read_header(model).calibration
     say(f"made {path}, once{f', calibrated on {calibration}' if calibration else ''}", file=sys.stderr)
     return path
+
+
+def renew_shipped_int8() -> Path:
+    """The shipped int8 file, made anew from the shipped weights, with its sums beside it."""
+    made = cached_onnx(SHIPPED, int8=True)
+    if made != SHIPPED_INT8:
+        is_shipped_int8.cache_clear()
+        write_bytes(SHIPPED_INT8, made.read_bytes())
+        write_text(SHIPPED_INT8.with_suffix(".sha256"), int8_sums(SHIPPED_INT8))
+    return SHIPPED_INT8
 
 
 def export_file(
