@@ -8,6 +8,7 @@
 # make bench                    speed: ours, a naive SSD300 and torchvision's
 # make bench-training           time to accuracy of the same, drawn; hours (ARGS="--images 400" for less)
 # make notebooks                run the notebooks in place and save their outputs, after a change
+# make notebooks-ru             the notebooks in Russian, into build/notebooks-ru
 # make address REPO=owner/name  the course's address on GitHub, into badges and first cells; REPO= takes it out
 PYTHON  ?= python3
 PROFILE ?= quick
@@ -18,7 +19,7 @@ ARGS    ?=
 BIN       := .venv/bin
 NOTEBOOKS := $(wildcard notebooks/[0-9][0-9]_*.ipynb notebooks/solutions/[0-9][0-9]_*.ipynb)
 
-.PHONY: run setup test test-slow fuzz test-browser bench bench-training notebooks address clean
+.PHONY: run setup test test-slow fuzz test-browser bench bench-training notebooks notebooks-ru address clean
 .DEFAULT_GOAL := run
 
 run: .venv/.stamp
@@ -64,6 +65,9 @@ bench-training: .venv/.stamp
 
 notebooks: .venv/.stamp
 	$(BIN)/python .ci/refresh_notebooks.py $(NOTEBOOKS)
+
+notebooks-ru: .venv/.stamp
+	$(BIN)/python .ci/translate_notebooks.py ru build/notebooks-ru
 
 # Without REPO, what pyproject.toml has: for a notebook that was added or replaced.
 address:

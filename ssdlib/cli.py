@@ -104,6 +104,9 @@ def run(
     settings: Settings = None,
     sweep: Sweep = None,
     force: Force = False,
+    language: Annotated[
+        str, typer.Option(help="Of the notebooks' prose, the figures and the report: en or ru.")
+    ] = "",
     quiet: Quiet = False,
 ) -> None:
     """Run the notebooks with papermill into a run folder and write its report.
@@ -112,10 +115,13 @@ def run(
     compares them. The same command with the same --run goes on where it stopped, however that was; a run that
     had come to its end is run anew.
     """
+    from ssdlib.common.language import use_language
     from ssdlib.common.signals import StopSignals
     from ssdlib.runs.lookup import run_folder
     from ssdlib.runs.pipeline import find_stages, run_chain, select_stages
 
+    if language:
+        use_language(language)
     stages = select_stages(find_stages(), from_stage=from_stage, to_stage=to_stage, only=only)
     folder, overrides = run_folder(run, profile=profile, data=data), _overrides(settings)
     options = {"stages": stages, "force": force, "progress": not quiet}

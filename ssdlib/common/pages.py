@@ -11,6 +11,8 @@ from urllib.parse import quote
 
 import jinja2
 
+from ssdlib.common.language import language, translate
+
 IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".svg": "image/svg+xml"}
 
 
@@ -31,8 +33,13 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.i18n"],
     )
-    environment.filters |= {"data_uri": data_uri, "duration": duration, "size": size, "urlencode": url_path}
+    environment.install_gettext_callables(
+        translate, lambda one, many, count: translate(one if count == 1 else many), newstyle=True
+    )
+    environment.globals["language"] = language
+    environment.filters |= {"t": translate, "data_uri": data_uri, "duration": duration, "size": size, "urlencode": url_path}
     return environment
 
 

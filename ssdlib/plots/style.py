@@ -12,6 +12,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from ssdlib.common.language import translate
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 
@@ -80,9 +83,21 @@ def mark_synthetic(figure: Figure) -> None:
     figure.supxlabel("synthetic smears, not BCCD", fontsize=9, color="#9a3412", style="italic")
 
 
+def in_language(figure: Figure) -> Figure:
+    """The same figure, its titles, labels and legends in the language in use."""
+    for text in figure.findobj(Text):
+        english = text.get_text()
+        translated = translate(english)
+        if translated == english:
+            translated = "\n".join(map(translate, english.split("\n")))
+        if translated != english:
+            text.set_text(translated)
+    return figure
+
+
 def described(text: str) -> dict[str, dict[str, str]]:
     """The metadata that gives a figure a text, by which those who cannot see it know what it shows."""
-    return {f"image/{kind}": {"alt": text} for kind in ("jpeg", "png")}
+    return {f"image/{kind}": {"alt": translate(text)} for kind in ("jpeg", "png")}
 
 
 def say_missing(ax: Axes, what: str) -> Axes:

@@ -280,7 +280,9 @@ class RunFolder:
         if not path.is_relative_to(self.path):
             raise ConfigError(f"{name!r} leads out of the run folder {self.path}")
         if hasattr(content, "savefig"):
-            form = path.suffix.lstrip(".") or "png"
+            from ssdlib.plots.style import in_language
+
+            form, content = path.suffix.lstrip(".") or "png", in_language(content)
             files.write_with(path, lambda stream: content.savefig(stream, format=form, bbox_inches="tight"))
         elif isinstance(content, bytes):
             files.write_bytes(path, content)

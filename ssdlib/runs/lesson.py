@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from ssdlib.common import paths
 from ssdlib.common.errors import SsdError
+from ssdlib.common.language import translate
 from ssdlib.common.terminal import say
 from ssdlib.common.threads import share_processors
-from ssdlib.plots.style import STYLE, described
+from ssdlib.plots.style import STYLE, described, in_language
 
 MINE = "mine"
 """The tag of a cell whose functions and classes other notebooks use."""
@@ -40,7 +41,7 @@ def begin(quality: int = 90) -> None:
 
 def show(figure: Figure, text: str) -> None:
     """Display a figure with a description of it for those who cannot see it, and close it."""
-    display(figure, metadata=described(text))
+    display(in_language(figure), metadata=described(text))
     plt.close(figure)
 
 
@@ -54,13 +55,13 @@ def show_table(header: Sequence[str], rows: Sequence[Sequence[Any]], caption: st
     """
 
     def line(tag: str, cells: Sequence[Any]) -> str:
-        first, *others = (html.escape(str(cell)) for cell in cells)
+        first, *others = (html.escape(translate(str(cell))) for cell in cells)
         right = "".join(f'<{tag} align="right" style="text-align:right">{cell}</{tag}>' for cell in others)
         scope = "row" if tag == "td" else "col"
         return f'<tr><th scope="{scope}" align="left" style="text-align:left">{first}</th>{right}</tr>'
 
     head, body = line("th", header), "".join(line("td", row) for row in rows)
-    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    title = f"<caption>{html.escape(translate(caption))}</caption>" if caption else ""
     display(HTML(f"<table>{title}<thead>{head}</thead><tbody>{body}</tbody></table>"))
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from ssdlib.common import files, paths
 from ssdlib.common.errors import StageError, shell
+from ssdlib.common.language import LANGUAGES, language
 from ssdlib.common.terminal import printable, say
 from ssdlib.runs.folder import RunFolder, read_stages
 
@@ -256,11 +257,17 @@ def _execute(
     from ssdlib.runs.engine import ENGINE
 
     output.parent.mkdir(parents=True, exist_ok=True)
+    source = stage
+    if language() != LANGUAGES[0]:  # where it goes, as executing it begins with a copy there
+        from ssdlib.runs.translation import build
+
+        source = output
+        build(stage, stage.parent, language(), source)
     log, last_line, failed = output.with_suffix(".log"), _LastLine(enabled=progress), True
     try:
         log.unlink(missing_ok=True)
         papermill.execute_notebook(
-            _unformatted(stage),
+            _unformatted(source),
             _unformatted(output),
             parameters=dict(parameters),
             kernel_name="python3",

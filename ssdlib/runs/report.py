@@ -20,6 +20,7 @@ from jinja2 import TemplateError
 
 from ssdlib.common import files, pages
 from ssdlib.common.errors import StageError
+from ssdlib.common.language import translate
 from ssdlib.common.tables import Table, number
 from ssdlib.config import flatten
 from ssdlib.evaluation.tables import (
@@ -311,10 +312,10 @@ def _code_title(source: str) -> str:
     """
     first = source.strip().partition("\n")[0].strip()
     if title := re.match(r"#\s*@title\s+(.+?)\s*(\{.*\})?$", first):
-        return title[1][:100]
+        return translate(title[1][:100])
     comment = re.match(r"#+(?![@%])\s*(.+)", first)
     named = comment or re.search(r"^((?:def|class) \w+)", source, re.MULTILINE)
-    return f"code: {named[1][:70]}" if named else "code"
+    return translate(f"code: {named[1][:70]}" if named else "code")
 
 
 _PROGRESS_BAR = re.compile(r"\d+%\|.*\||\d+(it|\w*) \[\d\d:\d\d")
@@ -327,7 +328,7 @@ def _describe_figures(page: BeautifulSoup) -> None:
         above = image.find_previous("div", class_="text")
         first = above and above.find(["h1", "h2", "h3", "h4", "h5", "h6", "p", "li", "td"])
         line = shorten(first.get_text(), 200, placeholder=" …") if first else ""
-        image["alt"] = f"Figure: {line}" if line else "Figure"
+        image["alt"] = translate(f"Figure: {line}" if line else "Figure")
 
 
 _ALIGNED = re.compile(r"text-align:\s*(left|center|right)")
@@ -386,4 +387,4 @@ def _number_headings(page: BeautifulSoup, name: str) -> tuple[str, dict[str, str
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
+    return re.sub(r"[\W_]+", "-", text.lower()).strip("-") or "section"
