@@ -40,6 +40,10 @@ def translate(text: str) -> str:
     for pattern, translated in patterns:
         if found := pattern.fullmatch(plain):
             return translated.format(*map(translate, found.groups()))
+    if os.environ.get("TRLOG"):
+        with open(os.environ["TRLOG"], "a") as f:
+            import json
+            f.write(json.dumps(plain, ensure_ascii=False) + "\n")
     return text
 
 
