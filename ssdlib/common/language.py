@@ -15,6 +15,10 @@ VARIABLE = "SSDLIB_LANGUAGE"
 LANGUAGES = ("en", "ru")
 
 
+_PARTS = re.compile(r"(\{#?\})")
+_AS_PATTERN = {"{}": "(.+?)", "{#}": r"([-+]?\d[\d.,]*)"}
+
+
 def language() -> str:
     """The language in use, one of `LANGUAGES`. Raises ConfigError for another."""
     return _known(os.environ.get(VARIABLE) or LANGUAGES[0])
@@ -29,7 +33,8 @@ def translate(text: str) -> str:
     """The text in the language in use; what its catalog lacks stays as it is.
 
     Spaces and line breaks in a row count as one space. A catalog maps English to the language; `{}` in both
-    stands for any part, which is translated by itself, in the same order or as numbered (`{0}`).
+    stands for any part, which is translated by itself, in the same order or as numbered (`{0}`); `{#}` in the
+    English stands for a number.
     """
     if language() == LANGUAGES[0] or not text.strip():
         return text
@@ -57,9 +62,9 @@ def _known(name: str) -> str:
 def _catalog(name: str) -> tuple[dict[str, str], list[tuple[re.Pattern[str], str]]]:
     """The texts without `{}`, and the patterns of those with one, longest first."""
     texts = read_json(Path(__file__).with_name(f"{name}.json"), shape=dict[str, str])
-    exact = {text: translated for text, translated in texts.items() if "{}" not in text}
+    exact = {text: translated for text, translated in texts.items() if not _PARTS.search(text)}
     patterns = [
-        (re.compile(re.escape(text).replace(r"\{\}", "(.+?)")), translated)
+        (re.compile("".join(_AS_PATTERN.get(part, re.escape(part)) for part in _PARTS.split(text))), translated)
         for text, translated in sorted(texts.items(), key=lambda item: -len(item[0]))
         if text not in exact
     ]

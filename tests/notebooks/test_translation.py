@@ -185,9 +185,11 @@ def test_pages_speak_the_language_in_use(monkeypatch):
 def test_texts_with_values_in_them(russian, monkeypatch):
     _catalog.cache_clear()
     texts = {"{} of {}": "{1}: {0}", "cells": "клеток", "{} of {} images": "{} из {} изображений"}
+    texts["{#} to {#}"] = "от {} до {}"
     monkeypatch.setattr("ssdlib.common.language.read_json", lambda path, shape: texts)
     assert translate("3 of cells") == "клеток: 3"
     assert translate("3 of\n  5 images") == "3 из 5 изображений"
+    assert translate("-1.5 to +2") == "от -1.5 до +2" and translate("left to right") == "left to right"
     _catalog.cache_clear()
 
 
@@ -195,5 +197,6 @@ def test_the_catalog_keeps_values_and_says_everything_once():
     texts = json.loads((project_root() / "ssdlib/common/ru.json").read_text(encoding="utf-8"))
     for english, russian in texts.items():
         assert english == " ".join(english.split()), english
-        assert len(re.findall(r"\{\d?\}", russian)) == english.count("{}"), english
-        russian.format(*["x"] * english.count("{}"))
+        parts = len(re.findall(r"\{#?\}", english))
+        assert len(re.findall(r"\{\d?\}", russian)) == parts, english
+        russian.format(*["x"] * parts)
