@@ -31,6 +31,7 @@ from ssdlib.runs.pipeline import (
     run_chain,
     select_stages,
 )
+from ssdlib.runs.translation import MARK, OPEN, key_of
 from tests.spawned import Process
 
 PARAMETERS = 'PROFILE = "smoke"\nDATA = "smears"\nRUN_DIR = ""'
@@ -389,3 +390,22 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path, folder, text):
     (folder / "01_broken.ipynb").write_text(text)
     with pytest.raises(StageError, match=r"01_broken\.ipynb is not a notebook that can be run"):
         run_chain("smoke", "smears", tmp_path / "run")
+
+
+def test_the_chain_in_another_language(tmp_path, folder, smears, monkeypatch):
+    monkeypatch.setenv("SSDLIB_LANGUAGE", "en")  # put back afterwards
+    write_notebook(folder / "01_first.ipynb", "import os\nprint('in', os.environ['SSDLIB_LANGUAGE'])")
+    notebook = nbformat.read(folder / "01_first.ipynb", 4)
+    notebook.cells.insert(1, new_markdown_cell("## One\n\nText."))
+    notebook.cells.insert(2, new_markdown_cell("## Two"))
+    nbformat.write(notebook, folder / "01_first.ipynb")
+    blocks = f"<!-- cell {key_of('')} -->\n\n# Раз\n\n<!-- cell {key_of(notebook.cells[1].source)} -->\n\n## Один\n"
+    (folder / "ru").mkdir()
+    (folder / "ru/01.md").write_text(blocks, encoding="utf-8")
+    run = tmp_path / "run"
+    assert main(["run", "--profile=smoke", "--data", smears, "--run", str(run), "-q", "--language", "ru"]) == 0
+    texts = [cell.source for cell in nbformat.read(run / "notebooks/01_first.ipynb", 4).cells]
+    assert texts[0] == f"{OPEN}\n\n# Раз" and "## Один" in texts and f"{MARK}## Two" in texts
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert '<html lang="ru">' in page and "Содержание" in page and "in ru" in page and "выполнен" in page
+    assert main(["run", "--language", "xx"]) == 1
