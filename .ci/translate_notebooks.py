@@ -2,8 +2,8 @@
 
     python .ci/translate_notebooks.py ru build/notebooks-ru
 
-Prose whose English has changed since it was translated is shown in English, marked, and listed here. Ends with 1
-if there are more than five such cells.
+Prose whose English has changed since it was translated is shown in English, marked, and listed here. The exit
+code is 1 if there are more than five such cells.
 """
 
 from __future__ import annotations

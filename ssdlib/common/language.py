@@ -44,12 +44,13 @@ def translate(text: str) -> str:
         return exact[plain]
     for pattern, translated in patterns:
         if found := pattern.fullmatch(plain):
-            return translated.format(*map(translate, found.groups()))
-    if os.environ.get("TRLOG"):
-        with open(os.environ["TRLOG"], "a") as f:
-            import json
-            f.write(json.dumps(plain, ensure_ascii=False) + "\n")
+            return _filled(translated, [translate(part) for part in found.groups()])
     return text
+
+
+def _filled(text: str, parts: list[str]) -> str:
+    rest = iter(parts)
+    return re.sub(r"\{(\d?)\}", lambda at: parts[int(at[1])] if at[1] else next(rest), text)
 
 
 def _known(name: str) -> str:
@@ -64,8 +65,12 @@ def _catalog(name: str) -> tuple[dict[str, str], list[tuple[re.Pattern[str], str
     texts = read_json(Path(__file__).with_name(f"{name}.json"), shape=dict[str, str])
     exact = {text: translated for text, translated in texts.items() if not _PARTS.search(text)}
     patterns = [
-        (re.compile("".join(_AS_PATTERN.get(part, re.escape(part)) for part in _PARTS.split(text))), translated)
+        (_pattern(text), translated)
         for text, translated in sorted(texts.items(), key=lambda item: -len(item[0]))
         if text not in exact
     ]
     return exact, patterns
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile("".join(_AS_PATTERN.get(part, re.escape(part)) for part in _PARTS.split(text)))

@@ -35,11 +35,20 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         extensions=["jinja2.ext.i18n"],
     )
+    # Jinja doubles the percent signs of its texts, since values might be filled in by them.
     environment.install_gettext_callables(
-        translate, lambda one, many, count: translate(one if count == 1 else many), newstyle=True
+        lambda text: translate(text.replace("%%", "%")).replace("%", "%%"),
+        lambda one, many, count: translate(one if count == 1 else many),
+        newstyle=True,
     )
     environment.globals["language"] = language
-    environment.filters |= {"t": translate, "data_uri": data_uri, "duration": duration, "size": size, "urlencode": url_path}
+    environment.filters |= {
+        "t": translate,
+        "data_uri": data_uri,
+        "duration": duration,
+        "size": size,
+        "urlencode": url_path,
+    }
     return environment
 
 

@@ -1,8 +1,8 @@
 """The notebooks in another language: English code and outputs, prose from `notebooks/<language>/`.
 
-A file such as `notebooks/ru/04.md` (or `notebooks/ru/solutions/04.md`) holds the prose of one notebook as blocks of
-Markdown. Each begins with a line `<!-- cell KEY -->`, where KEY is `key_of` the English cell; so a block whose
-English has changed is known to be stale, and the English is shown in its place, marked.
+A file such as `notebooks/ru/04.md` (or `notebooks/ru/solutions/04.md`) holds the prose of one notebook as
+blocks of Markdown. Each begins with a line `<!-- cell KEY -->`, where KEY is `key_of` the English cell. So a
+block whose English has changed is known to be stale, and the English is shown in its place, marked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OPEN = (
     "*В [Colab](https://colab.research.google.com) выберите File > Upload notebook. Первая ячейка с кодом "
     "попросит zip-архив с папкой курса.*"
 )
-"""The first line of a translated notebook. The English one may be a badge, which would open the English one."""
+"""The first line of a translated notebook, where the English one may have a badge that opens itself."""
 
 _BLOCK = re.compile(r"^<!-- cell ([0-9a-f]{12}) -->$", re.MULTILINE)
 

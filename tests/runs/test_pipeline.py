@@ -399,11 +399,16 @@ def test_the_chain_in_another_language(tmp_path, folder, smears, monkeypatch):
     notebook.cells.insert(1, new_markdown_cell("## One\n\nText."))
     notebook.cells.insert(2, new_markdown_cell("## Two"))
     nbformat.write(notebook, folder / "01_first.ipynb")
-    blocks = f"<!-- cell {key_of('')} -->\n\n# Раз\n\n<!-- cell {key_of(notebook.cells[1].source)} -->\n\n## Один\n"
+    known = {"": "# Раз", "## One\n\nText.": "## Один"}
+    blocks = "\n".join(
+        f"<!-- cell {key_of(english)} -->\n\n{russian}\n" for english, russian in known.items()
+    )
     (folder / "ru").mkdir()
     (folder / "ru/01.md").write_text(blocks, encoding="utf-8")
     run = tmp_path / "run"
-    assert main(["run", "--profile=smoke", "--data", smears, "--run", str(run), "-q", "--language", "ru"]) == 0
+    assert (
+        main(["run", "--profile=smoke", "--data", smears, "--run", str(run), "-q", "--language", "ru"]) == 0
+    )
     texts = [cell.source for cell in nbformat.read(run / "notebooks/01_first.ipynb", 4).cells]
     assert texts[0] == f"{OPEN}\n\n# Раз" and "## Один" in texts and f"{MARK}## Two" in texts
     page = (run / "report.html").read_text(encoding="utf-8")
