@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from ssdlib.common.language import translate
+from ssdlib.common.language import LANGUAGES, language, translate
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 
@@ -92,6 +92,12 @@ def in_language(figure: Figure) -> Figure:
             translated = "\n".join(map(translate, english.split("\n")))
         if translated != english:
             text.set_text(translated)
+    if language() != LANGUAGES[0]:
+        figure.canvas.draw()  # names of ticks are known only then, and written anew each time
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+            names = [label.get_text() for label in axis.get_ticklabels()]
+            if (translated := [translate(name) for name in names]) != names:
+                axis.set_ticks(axis.get_ticklocs(), labels=translated)
     return figure
 
 

@@ -124,7 +124,7 @@ def _result(section: Mapping[str, Any]) -> dict[str, Any]:
     facts = {k: v for k, v in section.items() if not isinstance(v, dict | list)}
     return {
         "table": result_table(section),
-        "facts": " · ".join(f"{key} {_value(value)}" for key, value in facts.items()),
+        "facts": " · ".join(f"{translate(key)} {_value(value)}" for key, value in facts.items()),
         "intervals": interval_table(intervals) if "classes" in intervals else None,
     }
 

@@ -41,7 +41,6 @@ GLOSSARY = {
     "white cells": "лейкоцит",
     "red cells": "эритроцит",
     "platelets": "тромбоцит",
-    "confidence interval": "доверительн",
     "confusion matrix": "матриц",
 }
 """Terms by how they begin: where the English has one, the Russian has its translation."""
