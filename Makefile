@@ -35,6 +35,7 @@ setup: .venv/.stamp
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint .ci/constraints.txt --editable '.[dev]' || \
 		$(BIN)/python -c 'import platform, sys; sys.exit("Nothing was installed for Python %s of .venv; Python 3.11 to 3.14 can install all: if pip misses a version above, rm -r .venv and make $(or $(MAKECMDGOALS),run) PYTHON=python3.12" % platform.python_version())'
 	$(BIN)/python .ci/setup_check.py --constraints .ci/constraints.txt
+	$(BIN)/python -m compileall -q ssdlib
 	@touch $@
 
 test: .venv/.stamp
