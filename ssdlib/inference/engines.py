@@ -28,8 +28,13 @@ def open_predictor(engine: str, weights: str | Path, **settings: Any) -> Detecto
             raise ConfigError(
                 f"{weights} is an ONNX file, which the engine torch cannot run: use --engine onnx"
             )
-        from ssdlib.inference.predictor import Predictor  # PyTorch takes seconds to import
-
+        try:
+            from ssdlib.inference.predictor import Predictor  # PyTorch takes seconds to import
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"the engine torch needs the package {error.name}, which is not installed: pip install torch "
+                "torchvision, or take --engine onnx-int8"
+            ) from error
         return Predictor.from_checkpoint(weights, **settings)
     from ssdlib.inference.onnx.engine import OnnxPredictor  # an extra
 

@@ -401,6 +401,9 @@ def test_the_shipped_int8_file_detects_without_pytorch_and_counts_as_ever(tmp_pa
     found = json.loads((tmp_path / "found.json").read_text())
     counts = [tuple(one["counts"].values()) for one in found]
     assert counts == [(1, 13, 0), (1, 11, 0), (2, 15, 1), (1, 10, 1), (1, 20, 1), (1, 0, 2)]
+    command = [sys.executable, "-c", WITHOUT_TORCH, "detect", samples, "--quiet"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=project_root())
+    assert result.returncode == 1 and "pip install torch" in result.stderr
 
 
 def test_the_shipped_int8_file_is_of_the_shipped_weights():
