@@ -63,7 +63,10 @@ Device = Annotated[
 ]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Engine = Annotated[
-    str, typer.Option(help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use).")
+    str,
+    typer.Option(
+        help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use; int8 of the shipped weights is there)."
+    ),
 ]
 
 
