@@ -65,7 +65,7 @@ Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16.")]
 Engine = Annotated[
     str,
     typer.Option(
-        help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, made on first use; int8 of the shipped weights is there)."
+        help="torch; onnx or onnx-int8 (ONNX Runtime on the CPU, its file made if it is not there)."
     ),
 ]
 
