@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sized
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -68,6 +69,16 @@ class ImageDetector(ABC):
         self.batch_size = batch_size
         self.config = config
         self.class_names = config.class_names
+
+    @property
+    def _limits(self) -> dict[str, Any]:
+        """What `detect_objects` of either engine is told."""
+        return {
+            "variances": self.config.variances,
+            "score_threshold": self.score_threshold,
+            "iou_threshold": self.iou_threshold,
+            "top_k": self.top_k,
+        }
 
     @abstractmethod
     def find(self, pixels: np.ndarray) -> list[Found]:

@@ -71,15 +71,7 @@ class Predictor(ImageDetector):
         locs, logits = self.raw(torch.from_numpy(pixels))
         if not (torch.isfinite(locs).all() and torch.isfinite(logits).all()):
             raise FloatingPointError("the network's outputs")
-        found = detect_objects(
-            locs,
-            logits,
-            self.priors,
-            variances=self.config.variances,
-            score_threshold=self.score_threshold,
-            iou_threshold=self.iou_threshold,
-            top_k=self.top_k,
-        )
+        found = detect_objects(locs, logits, self.priors, **self._limits)
         return [tuple(values.cpu().numpy() for values in one) for one in found]
 
 

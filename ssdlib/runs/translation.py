@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +72,7 @@ def prose_file(notebook: Path, folder: Path, language: str) -> Path:
 
 def translated(notebook: Path, folder: Path, language: str) -> Translated:
     """A notebook in `folder`, the course's `notebooks/`, with its prose in the language."""
-    result = deepcopy(read_json(notebook))
+    result = read_json(notebook)
     blocks, stale = read_blocks(prose_file(notebook, folder, language)), []
     left = set(blocks)
     for number, (cell, source) in enumerate(prose_of(result)):

@@ -64,12 +64,12 @@ class OnnxPredictor(ImageDetector):
             )
         ort = need_extra("onnx", "onnxruntime")
         # The package onnx, to look into a stranger's file, takes as long to import as all the rest.
-        model = None if is_shipped_int8(path) else load_onnx(path)
-        if model is None:
-            content = read_limited(path)
-            session = _open_session(ort, content)
-            header = OnnxHeader.from_metadata(session.get_modelmeta().custom_metadata_map, path)
+        if is_shipped_int8(path):
+            self._session = _open_session(ort, read_limited(path), path)
+            header = OnnxHeader.from_metadata(self._session.get_modelmeta().custom_metadata_map, path)
+            model = None
         else:
+            model = load_onnx(path)
             header = read_header(model, path)
         if header.outputs != RAW:
             raise CheckpointError(
@@ -77,15 +77,13 @@ class OnnxPredictor(ImageDetector):
             )
         if precision not in ("auto", header.precision):
             raise ConfigError(f"{path} computes in {header.precision}, not in {precision}: leave that out")
-        try:
-            if model is not None:
+        if model is not None:
+            try:
                 _check_graph(model, header.config)
-                session = _open_session(ort, model.SerializeToString())
-        except Exception as error:  # those of ONNX and of its runtime have no common base but this
-            raise CheckpointError(
-                f"{path} cannot be run ({str(error)[:1000]}). Export the weights again."
-            ) from error
-        self._path, self._session = path, session
+            except Exception as error:  # those of ONNX have no common base but this
+                raise _unusable(path, error) from error
+            self._session = _open_session(ort, model.SerializeToString(), path)
+        self._path = path
         self._priors = prior_array(header.config.priors)
         self.header, self.precision = header, header.precision
         super().__init__(header.config, **settings)
@@ -110,15 +108,7 @@ class OnnxPredictor(ImageDetector):
         locs, logits = self.raw(pixels)
         if not (np.isfinite(locs).all() and np.isfinite(logits).all()):
             raise FloatingPointError("the network's outputs")
-        return detect_objects(
-            locs,
-            logits,
-            self._priors,
-            variances=self.config.variances,
-            score_threshold=self.score_threshold,
-            iou_threshold=self.iou_threshold,
-            top_k=self.top_k,
-        )
+        return detect_objects(locs, logits, self._priors, **self._limits)
 
 
 _OPERATORS = {
@@ -202,7 +192,12 @@ def _shapes(model: onnx.ModelProto, batch: int) -> dict[str, tuple[int, ...]]:
     return given
 
 
-def _open_session(ort: Any, content: bytes) -> Any:
+def _unusable(path: str | Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be run ({str(error)[:1000]}). Export the weights again.")
+
+
+def _open_session(ort: Any, content: bytes, path: str | Path) -> Any:
+    """A session of the model in these bytes of `path`. Raises CheckpointError if there can be none."""
     # Its own pool of memory asks for new pages where glibc has some: a third of the first batch's time.
     keep_freed_memory()
     options = ort.SessionOptions()
@@ -212,7 +207,10 @@ def _open_session(ort: Any, content: bytes) -> Any:
     options.log_severity_level = 4  # what is the matter, its errors say as well
     # Threads that wait for the next layer by spinning would take the cores from those that decode images.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no common base but this
+        raise _unusable(path, error) from error
 
 
 def cached_onnx(weights: str | Path, *, int8: bool = False, folder: str | Path | None = None) -> Path:
