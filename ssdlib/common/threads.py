@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 _CHOSEN = "SSDLIB_CHOSE_THREADS"
@@ -71,7 +72,12 @@ def threads() -> int:
         return max(1, int(os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]))
     if torch := sys.modules.get("torch"):
         return torch.get_num_threads()
-    return free_cores()
+    return _free_at_first()
+
+
+@cache
+def _free_at_first() -> int:
+    return free_cores()  # once: it takes a tenth of a second, and this is asked for every batch
 
 
 def use_threads(number: int) -> None:

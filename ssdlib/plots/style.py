@@ -85,6 +85,8 @@ def mark_synthetic(figure: Figure) -> None:
 
 def in_language(figure: Figure) -> Figure:
     """The same figure, its titles, labels and legends in the language in use."""
+    if language() == LANGUAGES[0]:
+        return figure
     for text in figure.findobj(Text):
         english = text.get_text()
         translated = translate(english)
@@ -92,12 +94,11 @@ def in_language(figure: Figure) -> Figure:
             translated = "\n".join(map(translate, english.split("\n")))
         if translated != english:
             text.set_text(translated)
-    if language() != LANGUAGES[0]:
-        figure.canvas.draw()  # names of ticks are known only then, and written anew each time
-        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
-            names = [label.get_text() for label in axis.get_ticklabels()]
-            if (translated := [translate(name) for name in names]) != names:
-                axis.set_ticks(axis.get_ticklocs(), labels=translated)
+    figure.canvas.draw()  # names of ticks are known only then, and written anew each time
+    for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis)):
+        names = [label.get_text() for label in axis.get_ticklabels()]
+        if (translated := [translate(name) for name in names]) != names:
+            axis.set_ticks(axis.get_ticklocs(), labels=translated)
     return figure
 
 

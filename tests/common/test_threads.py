@@ -102,6 +102,20 @@ def test_what_the_user_has_set_stays(user, kept, expected):
     assert result.stdout.split() == expected
 
 
+def test_without_settings_the_free_processors_are_looked_at_once():
+    code = """
+from ssdlib.common import threads
+asked = []
+threads.free_cores = lambda: asked.append(1) or 3
+print(threads.threads(), threads.threads(), len(asked))
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "SSDLIB_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["3", "3", "1"]
+
+
 def test_a_change_reaches_pytorch():
     import torch
 
